@@ -1,0 +1,4 @@
+//! The running process: tasks, RabbitMQ, SQL, HTTP and the configuration.
+
+pub mod bus;
+pub mod store;

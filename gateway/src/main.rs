@@ -1,0 +1,3 @@
+//! `pons`: arguments, then the configuration, then one subcommand.
+
+fn main() {}
