@@ -478,12 +478,14 @@ pub trait Store: Send + Sync + 'static {
     /// count as repeats too.
     async fn append(&self, batch: Vec<NewMessage>) -> Result<Vec<Appended>, StoreError>;
 
-    /// The next open messages on these lanes, lowest first.
+    /// The next open messages that touch these lanes, lowest first: at most `limit`, and beyond the first at most
+    /// `bytes_max` bytes, so that a backlog of large messages stays within memory.
     async fn open_messages(
         &self,
         lanes: LaneSet,
         after: Seq,
         limit: usize,
+        bytes_max: usize,
     ) -> Result<Vec<OpenMessage>, StoreError>;
 
     /// Which of these messages are still open; asked for those that another replica works.
