@@ -1,4 +1,5 @@
 //! The running process: tasks, RabbitMQ, SQL, HTTP and the configuration.
 
 pub mod bus;
+pub mod lifecycle;
 pub mod store;
