@@ -4,11 +4,95 @@
 //! delivery at a time and says what became of it. Invariant: an adapter knows its wire and nothing of mappings, store
 //! or bus.
 
+pub mod settings;
+
 use async_trait::async_trait;
 use schemas::message::{DeliveryId, MessageId};
+use schemas::yaml::Fields;
+use settings::Setting;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+/// Every adapter. One row makes it exist: the configuration, `pons check` and the documentation derive from it.
+pub const ADAPTERS: &[AdapterSpec] = &[];
+
+/// One kind of outside system.
+#[derive(Debug)]
+pub struct AdapterSpec {
+    /// What a configuration calls it, such as `mllp`.
+    pub name: &'static str,
+    /// One line for lists.
+    pub summary: &'static str,
+    /// Its inbound side, if it has one.
+    pub source: Option<SourceSpec>,
+    /// Its outbound side, if it has one.
+    pub destination: Option<DestinationSpec>,
+}
+
+/// The inbound side of an adapter, as data.
+#[derive(Debug)]
+pub struct SourceSpec {
+    /// The keys that it reads beside the common ones.
+    pub settings: &'static [Setting],
+    /// Reads them. Every mistake goes to `fields`; `None` if there was one. The caller has taken the common keys and calls
+    /// [`Fields::finish`] afterwards. Opens no socket.
+    pub read: fn(&mut Fields, &SourceContext) -> Option<Box<dyn Source>>,
+    /// The smallest configuration that works, in YAML, without the common keys.
+    pub example: &'static str,
+}
+
+/// The outbound side of an adapter, as data.
+#[derive(Debug)]
+pub struct DestinationSpec {
+    /// The keys that it reads beside the common ones.
+    pub settings: &'static [Setting],
+    /// Reads them, as [`SourceSpec::read`] does. Opens no socket.
+    pub read: fn(&mut Fields, &Path) -> Option<Arc<dyn Destination>>,
+    /// The smallest configuration that works, in YAML, without the common keys.
+    pub example: &'static str,
+}
+
+/// What a source is told beside its own keys.
+#[derive(Clone, Debug)]
+pub struct SourceContext {
+    /// The name of the source in the configuration; goes into every [`Received`].
+    pub name: Arc<str>,
+    /// The folder from which relative file names count: that of the configuration file.
+    pub folder: Arc<Path>,
+}
+
+/// The row of an adapter.
+pub fn adapter(name: &str) -> Option<&'static AdapterSpec> {
+    ADAPTERS.iter().find(|spec| spec.name == name)
+}
+
+/// A configured source that does not listen yet.
+#[async_trait]
+pub trait Source: Send + Sync + std::fmt::Debug {
+    /// Takes its address and begins to hand messages to `intake`. When `stop` is cancelled it takes nothing new, answers
+    /// what it has handed over, closes, and its task ends.
+    ///
+    /// # Errors
+    /// When the address cannot be had, such as a port in use.
+    async fn start(
+        self: Box<Self>,
+        intake: Arc<dyn Intake>,
+        stop: CancellationToken,
+    ) -> std::io::Result<RunningSource>;
+}
+
+/// A source at work.
+#[derive(Debug)]
+pub struct RunningSource {
+    /// Where it listens; the port is the real one even if the configuration said 0.
+    pub address: Option<SocketAddr>,
+    /// Ends once everything taken has been answered.
+    pub task: JoinHandle<()>,
+}
 
 /// What a source received: the bytes of one message and what the wire knows about its sender.
 #[derive(Clone, Debug)]
@@ -68,6 +152,9 @@ pub struct Rejection {
     pub text: String,
     /// Whether the connection should be closed after the answer.
     pub close: bool,
+    /// When the message was first received, so that a repeat gets the same answer; `None` when it was not kept, then
+    /// the answer carries the time at which it is given.
+    pub received_at: Option<jiff::Timestamp>,
 }
 
 /// The two kinds of refusal that HL7 v2 knows.
@@ -79,11 +166,31 @@ pub enum RejectionKind {
     Reject,
 }
 
+/// What normalizing made of a stored message; an application acknowledgement says so.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// It was mapped and recorded.
+    Normalized,
+    /// It waits in quarantine for a person. The rejection says why, in the sender's terms.
+    Quarantined(Rejection),
+    /// Nobody can say: the gateway stops, or the message is not known here.
+    Unknown,
+}
+
 /// The gateway's side of a source: accepts messages and makes them durable.
 #[async_trait]
 pub trait Intake: Send + Sync {
-    /// Accepts one message. Returns once it is durable or refused; the caller bounds its own wait.
+    /// Accepts one message. Returns once it is durable or refused; the caller bounds its own wait and may drop the
+    /// call, which promises nothing to anybody.
+    ///
+    /// Order: a connection may have several calls under way. Each is polled for the first time in the order in which its
+    /// message arrived, so the intake takes its place in line before its first await. When it answers
+    /// [`Verdict::Unavailable`] to one, it must not store a later one of the same connection that was handed in before
+    /// that answer.
     async fn accept(&self, received: Received) -> Verdict;
+
+    /// Waits until a stored message has been normalized or quarantined. The caller bounds its own wait.
+    async fn outcome(&self, message: MessageId) -> Outcome;
 
     /// Keeps what never became a message (a frame over its limit, bytes outside of any frame) for the operator.
     /// `head` is at most its first 64 KiB.
@@ -137,7 +244,7 @@ pub enum DeliverError {
 
 /// The outbound side of an adapter: one instance a subscription, kept for its life.
 #[async_trait]
-pub trait Destination: Send + Sync {
+pub trait Destination: Send + Sync + std::fmt::Debug {
     /// Tries once. Must be safe to cancel and to repeat: the delivery id lets the other side recognise a repeat.
     async fn deliver(&self, outgoing: &Outgoing) -> Result<Receipt, DeliverError>;
 }
