@@ -1,1 +1,20 @@
 //! HL7 v2: reading, addressing and writing messages of every version from 2.1 to 2.8.2.
+//!
+//! ```text
+//! bytes ─ split ─► the bytes of one message ─ charset ─► text ─ Message::parse ─► segments and leaves ─► Element, Path
+//! ```
+//! Invariant: nothing of a message is dropped without a word, and no reader here panics, whatever the bytes are.
+
+pub mod element;
+pub mod escape;
+pub mod header;
+pub mod message;
+pub mod path;
+mod scan;
+pub mod separators;
+
+pub use element::{Element, Level};
+pub use header::Header;
+pub use message::{Answer, Leaf, Limits, Message, Segment, Unreadable};
+pub use path::{Path, PathError, SegmentName};
+pub use separators::Separators;
