@@ -5,6 +5,7 @@
 //! ```
 //! Invariant: nothing of a message is dropped without a word, and no reader here panics, whatever the bytes are.
 
+pub mod definitions;
 pub mod element;
 pub mod escape;
 pub mod header;
