@@ -1,0 +1,152 @@
+//! PostgreSQL and RabbitMQ as the tests have them: those that `tests/run` started, or a pair of one's own to kill.
+
+use anyhow::{Context, Result, bail};
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use tokio::process::Command;
+
+/// Which of the two.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// The database.
+    Postgres,
+    /// The broker.
+    Rabbitmq,
+}
+
+impl Part {
+    fn name(self) -> &'static str {
+        match self {
+            Part::Postgres => "postgres",
+            Part::Rabbitmq => "rabbitmq",
+        }
+    }
+}
+
+/// The two servers, by their URLs.
+#[derive(Clone, Debug)]
+pub struct Services {
+    /// A URL of a PostgreSQL where databases may be created.
+    pub postgres: String,
+    /// A URL of a RabbitMQ.
+    pub amqp: String,
+}
+
+impl Services {
+    /// Those that `tests/run` started.
+    ///
+    /// # Errors
+    /// When `PONS_TEST_POSTGRES` or `PONS_TEST_AMQP` is not set.
+    pub fn from_environment() -> Result<Services> {
+        let read =
+            |name: &str| std::env::var(name).with_context(|| format!("{name} is not set: tests/run sets it"));
+        Ok(Services { postgres: read("PONS_TEST_POSTGRES")?, amqp: read("PONS_TEST_AMQP")? })
+    }
+
+    /// A new, empty database, named by `prefix`; answers its URL.
+    ///
+    /// # Errors
+    /// When PostgreSQL cannot be reached.
+    pub async fn new_database(&self, prefix: &str) -> Result<String> {
+        let name = format!("{prefix}_{}", uuid::Uuid::now_v7().simple());
+        let client = connect(&self.postgres).await?;
+        client.batch_execute(&format!("create database {name}")).await.context("create a database")?;
+        let (server, _) = self.postgres.rsplit_once('/').context("a URL with a database")?;
+        Ok(format!("{server}/{name}"))
+    }
+}
+
+/// Connects to PostgreSQL.
+///
+/// # Errors
+/// When it cannot be reached.
+pub async fn connect(url: &str) -> Result<tokio_postgres::Client> {
+    let (client, connection) =
+        tokio_postgres::connect(url, tokio_postgres::NoTls).await.context("PostgreSQL")?;
+    // The client's own calls report what goes wrong on the connection.
+    tokio::spawn(async move {
+        let _ = connection.await;
+    });
+    Ok(client)
+}
+
+/// A PostgreSQL and a RabbitMQ of one's own, to be killed, wiped and started again. They end with this value.
+#[derive(Debug)]
+pub struct OwnServices {
+    folder: PathBuf,
+    /// Where they are.
+    pub urls: Services,
+}
+
+impl OwnServices {
+    /// Starts both in a folder, which `tests/services` makes if it is not there.
+    ///
+    /// # Errors
+    /// When one does not start, most likely because it is not installed.
+    pub async fn start(folder: &Path) -> Result<OwnServices> {
+        let mut started = OwnServices {
+            folder: folder.to_owned(),
+            urls: Services { postgres: String::new(), amqp: String::new() },
+        };
+        started.script(&["start"], None).await?;
+        let env = tokio::fs::read_to_string(folder.join("env")).await.context("the services' addresses")?;
+        let mut values: HashMap<&str, &str> = env.lines().filter_map(|line| line.split_once('=')).collect();
+        let mut take =
+            |name| values.remove(name).map(str::to_owned).with_context(|| format!("{name} in env"));
+        started.urls = Services { postgres: take("PONS_TEST_POSTGRES")?, amqp: take("PONS_TEST_AMQP")? };
+        Ok(started)
+    }
+
+    /// Ends one with SIGKILL.
+    ///
+    /// # Errors
+    /// When the script cannot be run.
+    pub async fn kill(&self, part: Part) -> Result<()> {
+        self.script(&["kill"], Some(part)).await
+    }
+
+    /// Starts one again.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub async fn restart(&self, part: Part) -> Result<()> {
+        self.script(&["start"], Some(part)).await
+    }
+
+    /// Ends the broker with SIGKILL and throws its data away.
+    ///
+    /// # Errors
+    /// When the script cannot be run.
+    pub async fn wipe_broker(&self) -> Result<()> {
+        self.script(&["wipe"], Some(Part::Rabbitmq)).await
+    }
+
+    async fn script(&self, verb: &[&str], part: Option<Part>) -> Result<()> {
+        let output = Command::new(script())
+            .args(verb)
+            .arg(&self.folder)
+            .args(part.map(Part::name))
+            .stdin(Stdio::null())
+            // Not a pipe: the servers would keep its other end open.
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .status()
+            .await
+            .context("tests/services")?;
+        if !output.success() {
+            bail!("tests/services {verb:?} {part:?} failed; see {}/log", self.folder.display());
+        }
+        Ok(())
+    }
+}
+
+fn script() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("services")
+}
+
+impl Drop for OwnServices {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new(script()).arg("stop").arg(&self.folder).status();
+    }
+}
