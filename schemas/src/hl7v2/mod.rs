@@ -13,6 +13,7 @@ pub mod message;
 pub mod path;
 mod scan;
 pub mod separators;
+pub mod time;
 
 pub use element::{Element, Level};
 pub use header::Header;
