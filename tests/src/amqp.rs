@@ -339,7 +339,7 @@ impl Drop for Subscriber {
 }
 
 impl Subscriber {
-    /// Declares the queue and reads from it for as long as this lives.
+    /// Reads from the queue, which the gateway declares, for as long as this lives.
     pub fn start(url: String, queue: String, run: Run) -> Subscriber {
         let arrivals = Arc::new(Mutex::new(Vec::new()));
         let task = tokio::spawn({
@@ -372,7 +372,6 @@ impl Subscriber {
 
 async fn read(url: &str, queue: &str, run: Run, arrivals: &Mutex<Vec<Arrival>>) -> Result<()> {
     let mut client = Client::open(url).await?;
-    client.declare(queue).await?;
     client.consume(queue, 100).await?;
     loop {
         let message = client.next().await?;

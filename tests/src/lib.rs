@@ -7,8 +7,11 @@
 pub mod amqp;
 pub mod checker;
 pub mod disk;
+pub mod gateway;
 pub mod generate;
+pub mod lab;
 pub mod proxy;
+pub mod receiver;
 pub mod sender;
 pub mod services;
 pub mod webhook;
