@@ -4,7 +4,10 @@
 //! delivery at a time and says what became of it. Invariant: an adapter knows its wire and nothing of mappings, store
 //! or bus.
 
+mod connect;
+pub mod mllp;
 pub mod settings;
+pub mod tls;
 
 use async_trait::async_trait;
 use schemas::message::{DeliveryId, MessageId};
@@ -18,7 +21,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 /// Every adapter. One row makes it exist: the configuration, `pons check` and the documentation derive from it.
-pub const ADAPTERS: &[AdapterSpec] = &[];
+pub const ADAPTERS: &[AdapterSpec] = &[mllp::SPEC];
 
 /// One kind of outside system.
 #[derive(Debug)]

@@ -224,6 +224,11 @@ impl<'f, 'n, 'm> SettingsReader<'f, 'n, 'm> {
         self.fields.wrong(place, key, text);
     }
 
+    /// Whether a key stands there, whatever its value.
+    pub fn is_given(&mut self, key: &'static str) -> bool {
+        self.fields.take(key).is_some()
+    }
+
     fn setting(&self, key: &'static str) -> &'static Setting {
         self.table
             .iter()
