@@ -5,10 +5,13 @@
 //! ```
 //! Invariant: nothing of a message is dropped without a word, and no reader here panics, whatever the bytes are.
 
+pub mod charset;
+mod continuation;
 pub mod definitions;
 pub mod element;
 pub mod escape;
 pub mod header;
+mod iso2022;
 pub mod message;
 pub mod path;
 mod scan;
