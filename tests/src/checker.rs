@@ -7,7 +7,7 @@
 use crate::generate::{Kind, Marker};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// What a sender knows about one message.
 #[derive(Clone, Debug)]
@@ -16,6 +16,8 @@ pub struct Sent {
     pub marker: Marker,
     /// Its kind.
     pub kind: Kind,
+    /// When its first attempt began.
+    pub began: Instant,
     /// How often it was put on the wire.
     pub attempts: u32,
     /// How long the last attempt waited for its positive acknowledgement; `None` if there never was one.
@@ -269,6 +271,7 @@ mod tests {
             .map(|marker| Sent {
                 marker: *marker,
                 kind: Kind::Admit,
+                began: Instant::now(),
                 attempts: 1,
                 acknowledged: Some(Duration::ZERO),
             })

@@ -208,7 +208,8 @@ async fn one_connection(
         let patient = patients[turn as usize % patients.len()];
         let kind = load.kind.unwrap_or_else(|| population.next_kind(patient));
         let message = population.message(kind, patient);
-        let mut sent = Sent { marker: message.marker, kind, attempts: 0, acknowledged: None };
+        let mut sent =
+            Sent { marker: message.marker, kind, began: Instant::now(), attempts: 0, acknowledged: None };
         while sent.acknowledged.is_none() && Instant::now() < deadline {
             sent.attempts += 1;
             match attempt(&mut wire, load.to[replica % load.to.len()], &message, load.patience).await {

@@ -122,6 +122,15 @@ impl OwnServices {
         self.script(&["wipe"], Some(Part::Rabbitmq)).await
     }
 
+    /// The process that stands for one of them: the postmaster, or the shell that runs the broker.
+    ///
+    /// # Errors
+    /// When it is not running.
+    pub fn pid(&self, part: Part) -> Result<u32> {
+        let file = self.folder.join(part.name()).with_extension("pid");
+        std::fs::read_to_string(file).context("not running")?.trim().parse().context("a process id")
+    }
+
     async fn script(&self, verb: &[&str], part: Option<Part>) -> Result<()> {
         let output = Command::new(script())
             .args(verb)

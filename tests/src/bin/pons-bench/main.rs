@@ -1,0 +1,78 @@
+//! Figures, each beside a floor that is measured in the same run: the least that the same machine needs for the same job.
+//!
+//! `cargo run --release -p tests --bin pons-bench -- parse|ack|end-to-end|memory|start|all`. Wall time moves with whatever
+//! else the machine does, so processor time, allocations, rows and WAL bytes a message stand beside it.
+
+#![expect(clippy::print_stdout, reason = "a command for people")]
+
+mod ack;
+mod cost;
+mod end_to_end;
+mod micro;
+mod start;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand, ValueEnum};
+use tests::generate::Kind;
+
+/// Benchmarks of Pons.
+#[derive(Parser)]
+struct Arguments {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Subcommand)]
+enum What {
+    /// Reading HL7 v2; floor: one pass of memchr that visits every separator
+    Parse,
+    /// Durable acknowledgements; floor: an MLLP echo that group-commits one row a message into the same database
+    Ack(ack::Arguments),
+    /// MLLP to PostgreSQL to RabbitMQ to a webhook: rate, latencies, cost; nothing may be lost
+    EndToEnd(end_to_end::Arguments),
+    /// Memory at rest, under load and after hostile input
+    Memory,
+    /// From start to ready on the embedded default
+    Start,
+    /// All of them, the timed ones for some seconds each
+    All,
+}
+
+/// The kinds of message that the figures are about.
+#[derive(Clone, Copy, ValueEnum)]
+enum Sort {
+    /// ADT^A01, some 1 KB.
+    Admit,
+    /// ORU^R01, 3.5 KB, 20 OBX.
+    Result,
+}
+
+impl Sort {
+    fn kind(self) -> Kind {
+        match self {
+            Sort::Admit => Kind::Admit,
+            Sort::Result => Kind::Result,
+        }
+    }
+}
+
+#[tokio::main]
+async fn main() -> Result<()> {
+    match Arguments::parse().what {
+        What::Parse => micro::parse(),
+        What::Ack(arguments) => ack::run(&arguments).await?,
+        What::EndToEnd(arguments) => end_to_end::run(&arguments).await?,
+        What::Memory => start::memory().await?,
+        What::Start => start::start().await?,
+        What::All => {
+            micro::parse();
+            start::start().await?;
+            start::memory().await?;
+            ack::run(&ack::Arguments::default()).await?;
+            for sort in [Sort::Admit, Sort::Result] {
+                end_to_end::run(&end_to_end::Arguments::of(sort)).await?;
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,108 @@
+//! Functions of their input, measured in this process.
+
+use crate::Sort;
+use schemas::hl7v2::{Limits, Message};
+use std::hint::black_box;
+use std::time::Instant;
+use tests::generate::{Population, Run};
+
+/// How often the subject and its floor are measured in turn; the median of the ratios is what counts.
+const ROUNDS: usize = 41;
+
+/// What one call costs.
+struct Cost {
+    nanoseconds: f64,
+    allocations: u64,
+    bytes: u64,
+}
+
+/// Measures two functions in turn, so that a neighbour's load hits both alike. Answers the costs (the best round of each)
+/// and the median ratio of the first to the second.
+fn against(mut subject: impl FnMut(), mut floor: impl FnMut()) -> (Cost, Cost, f64) {
+    let calls = calls_for_two_milliseconds(&mut subject);
+    let floor_calls = calls_for_two_milliseconds(&mut floor);
+    let mut best = (f64::MAX, f64::MAX);
+    let mut ratios = Vec::new();
+    for _ in 0..ROUNDS {
+        let one = time(&mut subject, calls);
+        let other = time(&mut floor, floor_calls);
+        best = (best.0.min(one), best.1.min(other));
+        ratios.push(one / other);
+    }
+    ratios.sort_by(f64::total_cmp);
+    (cost(subject, best.0), cost(floor, best.1), ratios[ROUNDS / 2])
+}
+
+fn time(call: &mut impl FnMut(), calls: u32) -> f64 {
+    let began = Instant::now();
+    for _ in 0..calls {
+        call();
+    }
+    began.elapsed().as_nanos() as f64 / f64::from(calls)
+}
+
+fn calls_for_two_milliseconds(call: &mut impl FnMut()) -> u32 {
+    let mut calls = 1;
+    while time(call, calls) * f64::from(calls) < 2e6 && calls < 1 << 20 {
+        calls *= 2;
+    }
+    calls
+}
+
+fn cost(call: impl FnMut(), nanoseconds: f64) -> Cost {
+    let counted = allocation_counter::measure(call);
+    Cost { nanoseconds, allocations: counted.count_total, bytes: counted.bytes_total }
+}
+
+fn show(name: &str, subject: &Cost, floor: &Cost, ratio: f64) {
+    println!(
+        "{name}: {:.2} us, {} allocations of {} bytes; floor {:.2} us, {} allocations; ratio {ratio:.2}",
+        subject.nanoseconds / 1e3,
+        subject.allocations,
+        subject.bytes,
+        floor.nanoseconds / 1e3,
+        floor.allocations
+    );
+}
+
+fn text(sort: Sort) -> String {
+    let mut population = Population::new(Run::new(1), 1, 1);
+    String::from_utf8(population.message(sort.kind(), 0).bytes).expect("our messages are UTF-8")
+}
+
+fn name(sort: Sort) -> &'static str {
+    match sort {
+        Sort::Admit => "ADT^A01",
+        Sort::Result => "ORU^R01 with 20 OBX",
+    }
+}
+
+/// Visits every separator of a message: the least that reading it can take.
+fn visit_separators(text: &str) -> usize {
+    let bytes = text.as_bytes();
+    let mut sum = 0;
+    for at in memchr::memchr3_iter(b'|', b'^', b'\r', bytes) {
+        sum += at;
+    }
+    for at in memchr::memchr2_iter(b'~', b'&', bytes) {
+        sum += at;
+    }
+    sum
+}
+
+/// Prints what reading costs.
+pub(crate) fn parse() {
+    let limits = Limits::default();
+    for sort in [Sort::Admit, Sort::Result] {
+        let text = text(sort);
+        let (subject, floor, ratio) = against(
+            || {
+                black_box(Message::parse(black_box(&text), &limits).is_ok());
+            },
+            || {
+                black_box(visit_separators(black_box(&text)));
+            },
+        );
+        show(&format!("parse {} ({} bytes)", name(sort), text.len()), &subject, &floor, ratio);
+    }
+}
