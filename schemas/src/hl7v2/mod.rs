@@ -10,6 +10,7 @@ mod continuation;
 pub mod definitions;
 pub mod element;
 pub mod escape;
+pub mod grammar;
 pub mod header;
 mod iso2022;
 pub mod message;

@@ -1,6 +1,7 @@
 //! Message structures: which segments stand in which groups, in which order.
 
 use super::{Version, spans};
+use crate::hl7v2::SegmentName;
 use std::collections::HashMap;
 use std::sync::OnceLock;
 
@@ -15,6 +16,22 @@ pub struct Structure {
     pub version: Version,
     /// The nodes, a parent before its children.
     pub nodes: Vec<Node>,
+    /// What it takes to come to each node and to leave it, by the node's index.
+    needs: Vec<Needs>,
+}
+
+/// How many segments a message would leave out that the structure needs: for entering a node from the head of a group
+/// around it, and for leaving it to the end of that group. Kept as sums from the root, so that a difference is a cost.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Needs {
+    /// Among its siblings before it.
+    pub before: u16,
+    /// Itself: 1 or 0.
+    pub own: u16,
+    /// The sum of `before` from the root to here.
+    pub enter: u16,
+    /// The sum, from the root to here, of what stands after.
+    pub leave: u16,
 }
 
 /// A node of a [`Structure`], counted from 0.
@@ -34,6 +51,8 @@ pub struct Node {
     pub name: &'static str,
     /// The segment (`ROL`); `ANY` where any segment may stand; empty for a group.
     pub segment: &'static str,
+    /// The segment as messages name it; `None` for a group and for `ANY`.
+    pub code: Option<SegmentName>,
     /// Whether it must be there.
     pub required: bool,
     /// Whether it may repeat.
@@ -133,6 +152,7 @@ impl Structure {
         let root = Node {
             name,
             segment: "",
+            code: None,
             required: true,
             repeats: false,
             choice: 0,
@@ -140,14 +160,62 @@ impl Structure {
             end: NodeId(0),
             place: 0,
         };
-        let mut made = Structure { name, version, nodes: vec![root] };
+        let mut made = Structure { name, version, nodes: vec![root], needs: Vec::new() };
         let mut open = vec![(NodeId::ROOT, 0u8)];
         for word in text.split(' ') {
             made.read_word(word, &mut open);
         }
         made.nodes[0].end = made.next_id();
         made.nodes.shrink_to_fit();
+        made.count_needs();
         made
+    }
+
+    /// What entering and leaving a node skips.
+    pub(crate) fn needs(&self, id: NodeId) -> Needs {
+        self.needs[usize::from(id.0)]
+    }
+
+    /// Senders leave out ORC, though the standard wants it at the head of each order: where it heads what is ordered (an
+    /// OBR, an RXA), the structure is entered without it as if it were optional, and an OBR after an OBR is the next order.
+    fn may_be_left_out(&self, node: &Node) -> bool {
+        let group = usize::from(node.parent.0)..usize::from(self.node(node.parent).end.0);
+        let mut inside = self.nodes[group].iter();
+        node.segment == "ANY"
+            || (node.segment == "ORC"
+                && inside.any(|n| matches!(n.segment, "OBR" | "ODS" | "ODT") || n.segment.starts_with("RX")))
+    }
+
+    fn count_needs(&mut self) {
+        let mut needs = vec![Needs::default(); self.nodes.len()];
+        // From the leaves up: a group is needed when it is required and something in it is.
+        for index in (1..self.nodes.len()).rev() {
+            let node = &self.nodes[index];
+            let filled = if node.is_group() { needs[index].own > 0 } else { !self.may_be_left_out(node) };
+            needs[index].own = u16::from(node.required && filled);
+            let parent = usize::from(node.parent.0);
+            needs[parent].own |= needs[index].own;
+        }
+        for group in (0..self.nodes.len()).filter(|index| self.nodes[*index].is_group()) {
+            let group = NodeId(u16::try_from(group).expect("read() bounds the nodes"));
+            let children: Vec<_> = self.children(group).map(|id| usize::from(id.0)).collect();
+            let (mut count, mut choice) = (0, 0);
+            for child in &children {
+                let node = &self.nodes[*child];
+                // Alternatives are one need: each has the others neither before nor after it.
+                let again = node.choice != 0 && node.choice == choice;
+                needs[*child].before = if again { count - needs[*child].own } else { count };
+                count += if again { 0 } else { needs[*child].own };
+                choice = node.choice;
+            }
+            let outer = needs[usize::from(group.0)];
+            for child in children {
+                let inner = &mut needs[child];
+                inner.enter = outer.enter + inner.before;
+                inner.leave = outer.leave + count - inner.before - inner.own;
+            }
+        }
+        self.needs = needs;
     }
 
     fn next_id(&self) -> NodeId {
@@ -203,7 +271,18 @@ impl Structure {
         let (parent, place) = (*parent, *count);
         *count += 1;
         let end = NodeId(id.0 + 1);
-        self.nodes.push(Node { name, segment, required: true, repeats: false, choice, parent, end, place });
+        let code = if segment == "ANY" { None } else { SegmentName::new(segment) };
+        self.nodes.push(Node {
+            name,
+            segment,
+            code,
+            required: true,
+            repeats: false,
+            choice,
+            parent,
+            end,
+            place,
+        });
         id
     }
 }
