@@ -1,0 +1,811 @@
+//! The configuration file: read once at start, every mistake told at once with file, line, key and the nearest spelling.
+//!
+//! Invariant: nothing here opens a socket or a database. The tables below are what is read, what the defaults are and what
+//! the documentation says; the adapters bring tables of their own.
+
+use adapters::settings::{Fallback, Kind, Secret, Setting, SettingsReader};
+use adapters::{Destination, Source, SourceContext};
+use jiff::tz::TimeZone;
+use schemas::yaml::{self, Fields, Mistake, Node, Place, Value};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+use uuid::Uuid;
+
+const fn row(key: &'static str, kind: Kind, default: Fallback, help: &'static str) -> Setting {
+    Setting { key, kind, default, help }
+}
+
+const DAY: Duration = Duration::from_secs(86_400);
+const HOUR: Duration = Duration::from_secs(3_600);
+const MILLISECOND: Duration = Duration::from_millis(1);
+
+/// The keys at the top of the file.
+pub const TOP: &[Setting] = &[
+    row("data_dir", Kind::File, Fallback::Value("pons-data"), "the folder of the embedded store"),
+    row(
+        "store",
+        Kind::Text,
+        Fallback::Value("embedded"),
+        "embedded (SQLite in data_dir) or postgres://...; a secret may stand as {file: NAME}",
+    ),
+    row(
+        "bus",
+        Kind::Text,
+        Fallback::Value("embedded"),
+        "embedded (in process) or amqp://..., amqps://...; a secret may stand as {file: NAME}",
+    ),
+    row(
+        "namespace",
+        Kind::Text,
+        Fallback::Absent,
+        "the UUID namespace of resource ids; made and kept in the store if left out",
+    ),
+    row("log", Kind::Choice(&["text", "json"]), Fallback::Value("text"), "how log lines look"),
+    row("otlp", Kind::Url, Fallback::Absent, "where traces, metrics and logs go by OTLP over HTTP"),
+    row(
+        "mappings_dir",
+        Kind::File,
+        Fallback::Absent,
+        "a folder of mappings, overlays and tables beside the built-in ones",
+    ),
+    row(
+        "shutdown_wait",
+        Kind::Span(MILLISECOND, HOUR),
+        Fallback::Value("20s"),
+        "how long a stop waits for what is in flight",
+    ),
+    row(
+        "store_hold",
+        Kind::Span(MILLISECOND, HOUR),
+        Fallback::Value("8s"),
+        "how long a message waits for a store that is away",
+    ),
+    row("http", Kind::Map(HTTP), Fallback::Absent, "the HTTP listener: FHIR, metrics, health"),
+    row(
+        "storage",
+        Kind::Map(STORAGE),
+        Fallback::Absent,
+        "how long things are kept and how much room is left alone",
+    ),
+];
+
+/// The keys under `http`.
+pub const HTTP: &[Setting] = &[
+    row(
+        "listen",
+        Kind::Listen,
+        Fallback::Value("127.0.0.1:8080"),
+        "where FHIR, metrics and health are served",
+    ),
+    row("enabled", Kind::Flag, Fallback::Value("true"), "false serves no HTTP at all"),
+    row("tls", Kind::Map(adapters::tls::SERVER_SETTINGS), Fallback::Absent, "TLS; needed off loopback"),
+    row(
+        "plain_text_waiver",
+        Kind::Flag,
+        Fallback::Value("false"),
+        "serves plain text off loopback, knowingly",
+    ),
+    row("body_max", Kind::Bytes(1 << 10, 1 << 30), Fallback::Value("16MiB"), "the largest request body"),
+    row(
+        "timeout",
+        Kind::Span(MILLISECOND, HOUR),
+        Fallback::Value("30s"),
+        "how long a FHIR write waits for its result",
+    ),
+];
+
+/// The keys under `storage`.
+pub const STORAGE: &[Setting] = &[
+    row(
+        "retention_days",
+        Kind::Count(0, 36_500),
+        Fallback::Value("0"),
+        "a day whose every row is final is dropped after so many days; 0 keeps everything",
+    ),
+    row(
+        "reserve",
+        Kind::Bytes(0, 1 << 50),
+        Fallback::Value("512MiB"),
+        "intake stops when less than this is free on the disk of the embedded store",
+    ),
+];
+
+/// The keys of every source, beside those of its adapter.
+pub const SOURCE: &[Setting] = &[
+    row("name", Kind::Text, Fallback::Required, "its name, as shown everywhere"),
+    row("adapter", Kind::Text, Fallback::Required, "which adapter"),
+    row(
+        "zone",
+        Kind::Text,
+        Fallback::Absent,
+        "the IANA zone of times without an offset; UTC and flagged if left out",
+    ),
+    row("production", Kind::Flag, Fallback::Value("true"), "true takes MSH-11 `P`, false takes `T` and `D`"),
+];
+
+/// The keys of every sender.
+pub const SENDER: &[Setting] = &[
+    row("name", Kind::Text, Fallback::Required, "its name, as shown everywhere and as subscriptions list it"),
+    row("application", Kind::Text, Fallback::Absent, "MSH-3.1, one or a list"),
+    row("facility", Kind::Text, Fallback::Absent, "MSH-4.1, one or a list"),
+    row("certificate", Kind::Text, Fallback::Absent, "names in its client certificate, one or a list"),
+    row("token", Kind::Secret, Fallback::Absent, "its bearer token on HTTP"),
+    row("sources", Kind::Text, Fallback::Absent, "the sources it may use; any if left out"),
+    row(
+        "types",
+        Kind::Text,
+        Fallback::Absent,
+        "the message types it may send, such as ADT or ADT^A01; any that has a mapping if left out",
+    ),
+    row(
+        "zone",
+        Kind::Text,
+        Fallback::Absent,
+        "the IANA zone of its times without an offset; goes before the source's",
+    ),
+    row("systems", Kind::Text, Fallback::Absent, "a map from its assigning authorities to URIs"),
+];
+
+/// The keys of every subscription, beside `destination` with those of its adapter.
+pub const SUBSCRIPTION: &[Setting] = &[
+    row("name", Kind::Text, Fallback::Required, "its name: part of routing keys and delivery ids"),
+    row("topics", Kind::Text, Fallback::Required, "a list of topics"),
+    row("senders", Kind::Text, Fallback::Required, "a list of senders; `*` for any"),
+    row("destination", Kind::Text, Fallback::Required, "a map: `adapter` and the keys of that adapter"),
+    row(
+        "on_parked",
+        Kind::Choice(&["pass", "block"]),
+        Fallback::Value("pass"),
+        "what a dead letter does to the same patient's later events",
+    ),
+    row(
+        "block_max",
+        Kind::Span(MILLISECOND, Duration::from_secs(86_400 * 366)),
+        Fallback::Value("24h"),
+        "how long `block` blocks at most",
+    ),
+    row(
+        "attempts_max",
+        Kind::Count(1, 1_000_000),
+        Fallback::Value("50"),
+        "attempts before a delivery is parked",
+    ),
+    row(
+        "retry_base",
+        Kind::Span(MILLISECOND, HOUR),
+        Fallback::Value("500ms"),
+        "the first wait between attempts; it doubles",
+    ),
+    row(
+        "retry_cap",
+        Kind::Span(MILLISECOND, DAY),
+        Fallback::Value("5min"),
+        "the longest wait between attempts",
+    ),
+    row("in_flight_max", Kind::Count(1, 4_096), Fallback::Value("64"), "deliveries in flight at once"),
+    row(
+        "attempt_timeout",
+        Kind::Span(MILLISECOND, HOUR),
+        Fallback::Value("60s"),
+        "how long one attempt may take as a whole",
+    ),
+];
+
+/// Everything that one start of Pons goes by.
+#[derive(Debug)]
+pub struct Config {
+    /// The folder of the embedded store.
+    pub data_dir: PathBuf,
+    /// `sqlite:PATH` or `postgres://...`; may hold a password.
+    pub store: Hidden,
+    /// `embedded` or `amqp://...`; may hold a password.
+    pub bus: Hidden,
+    /// The namespace of resource ids; the store's own secret one if absent.
+    pub namespace: Option<Uuid>,
+    /// Whether log lines are JSON.
+    pub log_json: bool,
+    /// Where traces, metrics and logs go by OTLP over HTTP, such as `http://127.0.0.1:4318`.
+    pub otlp: Option<String>,
+    /// The HTTP listener: FHIR, metrics and health.
+    pub http: Http,
+    /// Days after which a day whose every row is final is dropped; `None` keeps everything.
+    pub retention_days: Option<u32>,
+    /// Bytes that intake leaves free on the disk of the embedded store.
+    pub reserve_bytes: u64,
+    /// Where messages come in, ready to start.
+    pub sources: Vec<ConfiguredSource>,
+    /// Who may send. Empty: any sender on loopback, under its own name.
+    pub senders: Vec<Sender>,
+    /// Who is told of what.
+    pub subscriptions: Vec<Subscription>,
+    /// Further mappings, overlays and tables, beside the built-in ones.
+    pub mappings_dir: Option<PathBuf>,
+    /// How long a stop waits for what is in flight.
+    pub shutdown_wait: Duration,
+    /// How long a message waits for a store that is away.
+    pub store_hold: Duration,
+}
+
+/// A text that is never shown.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Hidden(String);
+
+impl Hidden {
+    /// Wraps a text.
+    pub fn new(text: impl Into<String>) -> Self {
+        Hidden(text.into())
+    }
+
+    /// The text itself.
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl std::fmt::Debug for Hidden {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("[hidden]")
+    }
+}
+
+/// The HTTP listener.
+#[derive(Clone, Debug)]
+pub struct Http {
+    /// Where it listens; `None` switches it off.
+    pub listen: Option<SocketAddr>,
+    /// Its certificate and whom it asks for one.
+    pub tls: Option<Arc<adapters::tls::ServerTls>>,
+    /// The largest body, in bytes.
+    pub body_max: usize,
+    /// How long a FHIR write waits for its result.
+    pub timeout: Duration,
+}
+
+/// One way in: what the gateway knows of it, and the adapter's side.
+#[derive(Debug)]
+pub struct ConfiguredSource {
+    /// What the gateway knows.
+    pub common: SourceConfig,
+    /// The adapter's side, not listening yet.
+    pub source: Box<dyn Source>,
+}
+
+/// What the gateway knows of a source.
+#[derive(Clone, Debug, Default)]
+pub struct SourceConfig {
+    /// Its name, as shown everywhere.
+    pub name: Arc<str>,
+    /// The zone of times without an offset, if this source is known to mean one.
+    pub zone: Option<Zone>,
+    /// Whether MSH-11 should be `P` (else `T` or `D`).
+    pub production: bool,
+}
+
+/// An IANA time zone by name.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Zone {
+    /// `Europe/Berlin`
+    pub name: String,
+    /// The rules.
+    pub rules: TimeZone,
+}
+
+/// Who may send, and how it is known.
+#[derive(Clone, Debug, Default)]
+pub struct Sender {
+    /// Its name, as shown everywhere and as subscriptions list it.
+    pub name: Arc<str>,
+    /// MSH-3.1, any of these; empty takes any.
+    pub applications: Vec<String>,
+    /// MSH-4.1, any of these; empty takes any.
+    pub facilities: Vec<String>,
+    /// Names of its client certificate, any of these; empty asks for none.
+    pub certificates: Vec<String>,
+    /// The sources it may use; empty allows any.
+    pub sources: Vec<String>,
+    /// Its bearer token on HTTP, read anew at each use.
+    pub token: Option<Secret>,
+    /// The zone of its times without an offset; goes before that of the source.
+    pub zone: Option<Zone>,
+    /// Its assigning authorities: HD text to system URI.
+    pub systems: Vec<(String, String)>,
+    /// Message types it may send, such as `ADT` or `ADT^A01`; empty allows every one that has a mapping.
+    pub types: Vec<String>,
+}
+
+/// Who is told of what.
+#[derive(Clone, Debug)]
+pub struct Subscription {
+    /// Its name: part of the routing key and of every delivery id.
+    pub name: Arc<str>,
+    /// Which topics, by name.
+    pub topics: Vec<String>,
+    /// From which senders; `*` for any.
+    pub senders: Vec<String>,
+    /// Where its events go.
+    pub to: To,
+    /// What a dead letter does to the same patient's later events: pass on, or block them for at most so long.
+    pub block_for: Option<Duration>,
+    /// How many attempts before a delivery is parked.
+    pub attempts_max: u32,
+    /// The first wait between attempts; it doubles.
+    pub retry_base: Duration,
+    /// The longest wait between attempts.
+    pub retry_cap: Duration,
+    /// How many deliveries are in flight at once.
+    pub in_flight_max: usize,
+    /// How long one attempt may take as a whole.
+    pub attempt_timeout: Duration,
+}
+
+/// Where the events of a subscription go.
+#[derive(Clone, Debug)]
+pub enum To {
+    /// Out by an adapter.
+    Adapter(Arc<dyn Destination>),
+    /// Into the subscriber's own queue on our broker, by this name.
+    Queue(String),
+}
+
+/// The destination that is no adapter: the subscriber's own queue on our broker.
+const QUEUE: &str = "amqp";
+
+/// The keys of the destination `amqp`.
+pub const QUEUE_SETTINGS: &[Setting] = &[row(
+    "queue",
+    Kind::Text,
+    Fallback::Required,
+    "the subscriber's own queue on our broker; made as a quorum queue if missing",
+)];
+
+impl Config {
+    /// The embedded default: SQLite and the in-process bus, MLLP and HTTP on loopback, nobody subscribed.
+    pub fn embedded() -> Self {
+        let text = "sources: [{name: mllp, adapter: mllp, listen: '127.0.0.1:2575'}]\n";
+        Config::parse(text, Path::new("")).expect("the embedded default is valid: a test reads it")
+    }
+
+    /// Reads a configuration. Relative file names count from `folder`.
+    ///
+    /// # Errors
+    /// Every mistake in the file, in the order in which they stand.
+    pub fn parse(text: &str, folder: &Path) -> Result<Self, Vec<Mistake>> {
+        let mut documents = yaml::read(text).map_err(|mistake| vec![mistake])?;
+        let root = match documents.len() {
+            0 => Node { place: Place { line: 1, column: 1 }, value: Value::Empty },
+            1 => documents.remove(0),
+            _ => {
+                let text = "expected one document, found several".to_owned();
+                return Err(vec![Mistake { place: documents[1].place, key: String::new(), text }]);
+            }
+        };
+        let mut mistakes = Vec::new();
+        let config = read(&root, folder, &mut mistakes);
+        if mistakes.is_empty() {
+            return Ok(config);
+        }
+        mistakes.sort_by_key(|mistake| mistake.place);
+        mistakes.dedup();
+        Err(mistakes)
+    }
+}
+
+fn read(root: &Node, folder: &Path, mistakes: &mut Vec<Mistake>) -> Config {
+    let mut fields = Fields::new(root, "", mistakes);
+    let sources: Vec<ConfiguredSource> =
+        each(&mut fields, "sources", |node, path, out| source(node, path, folder, out));
+    let senders: Vec<Sender> =
+        each(&mut fields, "senders", |node, path, out| sender(node, path, folder, out));
+    let subscriptions: Vec<Subscription> =
+        each(&mut fields, "subscriptions", |node, path, out| subscription(node, path, folder, out));
+    let source_names: Vec<&str> = sources.iter().map(|s| &*s.common.name).collect();
+    let sender_names: Vec<&str> = senders.iter().map(|s| &*s.name).collect();
+    known_names(&mut fields, root, ("senders", "sources"), "source", &source_names);
+    known_names(&mut fields, root, ("subscriptions", "senders"), "sender", &sender_names);
+    let store = url(&mut fields, "store", folder, &["sqlite:", "postgres://", "postgresql://"]);
+    let bus = url(&mut fields, "bus", folder, &["amqp://", "amqps://"]);
+    let mut reader = SettingsReader::new(&mut fields, TOP, folder);
+    let data_dir = reader.file("data_dir").unwrap_or_default();
+    let namespace = reader.text("namespace").and_then(|text| {
+        let namespace = text.parse().ok();
+        if namespace.is_none() {
+            reader.wrong("namespace", "expected a UUID");
+        }
+        namespace
+    });
+    let http = reader.map("http", |reader| Some(http(reader)));
+    let (retention_days, reserve_bytes) = reader
+        .map("storage", |reader| {
+            let days = reader.count("retention_days") as u32;
+            Some(((days > 0).then_some(days), reader.bytes("reserve") as u64))
+        })
+        .unwrap_or((None, 512 << 20));
+    let config = Config {
+        store: match store.reveal() {
+            "embedded" => Hidden::new(format!("sqlite:{}", data_dir.join("pons.db").display())),
+            _ => store,
+        },
+        bus,
+        namespace,
+        log_json: reader.choice("log") == "json",
+        otlp: reader.url("otlp").map(|url| url.to_string()),
+        http: http.unwrap_or_default(),
+        retention_days,
+        reserve_bytes,
+        sources,
+        senders,
+        subscriptions,
+        mappings_dir: reader.file("mappings_dir"),
+        shutdown_wait: reader.span("shutdown_wait"),
+        store_hold: reader.span("store_hold"),
+        data_dir,
+    };
+    fields.finish();
+    config
+}
+
+impl Default for Http {
+    fn default() -> Self {
+        let listen = SocketAddr::from(([127, 0, 0, 1], 8080));
+        Http { listen: Some(listen), tls: None, body_max: 16 << 20, timeout: Duration::from_secs(30) }
+    }
+}
+
+fn http(reader: &mut SettingsReader<'_, '_, '_>) -> Http {
+    let enabled = reader.flag("enabled");
+    let listen = reader.listen("listen").filter(|_| enabled);
+    let tls = reader.map("tls", |reader| adapters::tls::ServerTls::read(reader, &["http/1.1"]));
+    let waiver = reader.flag("plain_text_waiver");
+    let exposed = listen.is_some_and(|address| !address.ip().is_loopback());
+    if exposed && tls.is_none() && !waiver {
+        reader.wrong(
+            "listen",
+            "is off loopback in plain text: give `tls`, or set `plain_text_waiver: true` knowingly",
+        );
+    }
+    Http {
+        listen,
+        tls: tls.map(Arc::new),
+        body_max: reader.bytes("body_max"),
+        timeout: reader.span("timeout"),
+    }
+}
+
+fn source(node: &Node, path: &str, folder: &Path, mistakes: &mut Vec<Mistake>) -> Option<ConfiguredSource> {
+    let mut fields = Fields::new(node, path, mistakes);
+    let mut reader = SettingsReader::new(&mut fields, SOURCE, folder);
+    let name: Arc<str> = reader.text("name").unwrap_or_default().into();
+    let adapter = reader.text("adapter");
+    let production = reader.flag("production");
+    plain_name(&mut fields, &name);
+    let zone = zone(&mut fields);
+    let spec = adapter.and_then(|adapter| {
+        let known = adapters::ADAPTERS.iter().filter(|spec| spec.source.is_some()).map(|spec| spec.name);
+        known_adapter(&mut fields, node, &adapter, known.collect());
+        adapters::adapter(&adapter)?.source.as_ref()
+    });
+    let context = SourceContext { name: name.clone(), folder: folder.into() };
+    // Without a known adapter nobody can say which of the other keys are right.
+    let source = (spec?.read)(&mut fields, &context);
+    fields.finish();
+    Some(ConfiguredSource { common: SourceConfig { name, zone, production }, source: source? })
+}
+
+fn sender(node: &Node, path: &str, folder: &Path, mistakes: &mut Vec<Mistake>) -> Option<Sender> {
+    let mut fields = Fields::new(node, path, mistakes);
+    let owned = |texts: Vec<&str>| texts.into_iter().map(str::to_owned).collect::<Vec<_>>();
+    let mut reader = SettingsReader::new(&mut fields, SENDER, folder);
+    let name: Arc<str> = reader.text("name").unwrap_or_default().into();
+    let token = reader.secret("token");
+    plain_name(&mut fields, &name);
+    let mut systems = Vec::new();
+    if let Some(node) = fields.take("systems") {
+        match &node.value {
+            Value::Map(entries) => {
+                for (key, value) in entries {
+                    match value.text() {
+                        Some(uri) if uri.contains(':') => systems.push((key.name.clone(), uri.to_owned())),
+                        _ => fields.wrong(value.place, "systems", "expected a URI such as urn:oid:1.2.3"),
+                    }
+                }
+            }
+            _ => fields.wrong(node.place, "systems", "expected a map from assigning authority to URI"),
+        }
+    }
+    let sender = Sender {
+        name,
+        applications: owned(fields.take_texts("application")),
+        facilities: owned(fields.take_texts("facility")),
+        certificates: owned(fields.take_texts("certificate")),
+        sources: owned(fields.take_texts("sources")),
+        types: owned(fields.take_texts("types")),
+        zone: zone(&mut fields),
+        token,
+        systems,
+    };
+    let known_by = [&sender.applications, &sender.facilities, &sender.certificates];
+    if known_by.iter().all(|list| list.is_empty()) && fields.take("token").is_none() {
+        let place = fields.place();
+        fields.wrong(
+            place,
+            "application",
+            "say how this sender is known: application, facility, certificate or token",
+        );
+    }
+    fields.finish();
+    Some(sender)
+}
+
+fn subscription(node: &Node, path: &str, folder: &Path, mistakes: &mut Vec<Mistake>) -> Option<Subscription> {
+    let mut fields = Fields::new(node, path, mistakes);
+    let mut reader = SettingsReader::new(&mut fields, SUBSCRIPTION, folder);
+    let name: Arc<str> = reader.text("name").unwrap_or_default().into();
+    let block = reader.choice("on_parked") == "block";
+    let block_max = reader.span("block_max");
+    let attempts_max = reader.count("attempts_max") as u32;
+    let (retry_base, retry_cap) = (reader.span("retry_base"), reader.span("retry_cap"));
+    let in_flight_max = reader.count("in_flight_max");
+    let attempt_timeout = reader.span("attempt_timeout");
+    plain_name(&mut fields, &name);
+    fields.take_required("topics");
+    let topics = fields.take_texts("topics");
+    let known = crate::route::topics::names();
+    for topic in &topics {
+        if !known.contains(topic) {
+            let place = place_of(node.get("topics"), topic).unwrap_or(fields.place());
+            fields.wrong(place, "topics", format!("unknown topic; {}", hint(topic, &known)));
+        }
+    }
+    fields.take_required("senders");
+    let senders = fields.take_texts("senders");
+    let destination = fields.take_required("destination");
+    let path = fields.path_of("destination");
+    let to = destination.and_then(|node| destination_of(node, &path, folder, fields.mistakes()));
+    fields.finish();
+    Some(Subscription {
+        name,
+        topics: topics.into_iter().map(str::to_owned).collect(),
+        senders: senders.into_iter().map(str::to_owned).collect(),
+        to: to?,
+        block_for: block.then_some(block_max),
+        attempts_max,
+        retry_base,
+        retry_cap,
+        in_flight_max,
+        attempt_timeout,
+    })
+}
+
+fn destination_of(node: &Node, path: &str, folder: &Path, mistakes: &mut Vec<Mistake>) -> Option<To> {
+    let mut fields = Fields::new(node, path, mistakes);
+    fields.take_required("adapter")?;
+    let adapter = fields.take_text("adapter")?;
+    let outbound = adapters::ADAPTERS.iter().filter(|spec| spec.destination.is_some()).map(|spec| spec.name);
+    known_adapter(&mut fields, node, adapter, outbound.chain([QUEUE]).collect());
+    let to = if adapter == QUEUE {
+        SettingsReader::new(&mut fields, QUEUE_SETTINGS, folder).text("queue").map(To::Queue)
+    } else {
+        let spec = adapters::adapter(adapter)?.destination.as_ref()?;
+        (spec.read)(&mut fields, folder).map(To::Adapter)
+    };
+    fields.finish();
+    to
+}
+
+trait Named {
+    fn name(&self) -> &str;
+}
+
+impl Named for ConfiguredSource {
+    fn name(&self) -> &str {
+        &self.common.name
+    }
+}
+
+impl Named for Sender {
+    fn name(&self) -> &str {
+        &self.name
+    }
+}
+
+impl Named for Subscription {
+    fn name(&self) -> &str {
+        &self.name
+    }
+}
+
+/// Reads the items of a list and refuses two of one name.
+fn each<T: Named>(
+    fields: &mut Fields<'_, '_>,
+    key: &'static str,
+    read: impl Fn(&Node, &str, &mut Vec<Mistake>) -> Option<T>,
+) -> Vec<T> {
+    let mut items: Vec<T> = Vec::new();
+    for (index, node) in fields.take_list(key).iter().enumerate() {
+        let path = format!("{key}[{index}]");
+        let Some(item) = read(node, &path, fields.mistakes()) else { continue };
+        if items.iter().any(|other| other.name() == item.name()) {
+            fields.wrong(node.place, key, format!("the name `{}` stands here twice", item.name()));
+        }
+        items.push(item);
+    }
+    items
+}
+
+/// A name goes into routing keys, queue names and metric labels, so it is plain.
+fn plain_name(fields: &mut Fields<'_, '_>, name: &str) {
+    let plain = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+    let Some(node) = fields.take("name") else { return };
+    if name.is_empty() || name.len() > 64 || !name.chars().all(plain) {
+        fields.wrong(node.place, "name", "expected 1 to 64 letters, digits, `-` or `_`");
+    }
+}
+
+fn known_adapter(fields: &mut Fields<'_, '_>, node: &Node, name: &str, known: Vec<&'static str>) {
+    if !known.contains(&name) {
+        let place = node.get("adapter").map_or(node.place, |adapter| adapter.place);
+        fields.wrong(place, "adapter", format!("unknown adapter; {}", hint(name, &known)));
+    }
+}
+
+fn zone(fields: &mut Fields<'_, '_>) -> Option<Zone> {
+    let name = fields.take_text("zone")?;
+    let rules = TimeZone::get(name).ok();
+    if rules.is_none() {
+        let place = fields.take("zone").map_or(fields.place(), |node| node.place);
+        fields.wrong(place, "zone", "expected an IANA time zone such as Europe/Berlin");
+    }
+    Some(Zone { name: name.to_owned(), rules: rules? })
+}
+
+/// An address that may hold a password: as text, or kept elsewhere as `{file: NAME}` or `{env: NAME}`.
+fn url(fields: &mut Fields<'_, '_>, key: &'static str, folder: &Path, schemes: &[&str]) -> Hidden {
+    let embedded = "embedded";
+    let Some(node) = fields.take(key) else { return Hidden::new(embedded) };
+    let path = fields.path_of(key);
+    let text = match &node.value {
+        Value::Text(text) => text.clone(),
+        _ => match Secret::read(node, &path, folder, fields.mistakes()).map(|secret| secret.value()) {
+            Some(Ok(text)) => text,
+            _ => return Hidden::new(embedded),
+        },
+    };
+    if text != embedded && !schemes.iter().any(|scheme| text.starts_with(scheme)) {
+        let expected =
+            format!("expected `{embedded}` or an address that begins with {}", schemes.join(" or "));
+        fields.wrong(node.place, key, expected);
+    }
+    Hidden::new(text)
+}
+
+/// Reports each name that one part of the file uses and no other part makes.
+fn known_names(
+    fields: &mut Fields<'_, '_>,
+    root: &Node,
+    (section, key): (&'static str, &str),
+    what: &str,
+    known: &[&str],
+) {
+    let Some(Value::List(items)) = root.get(section).map(|node| &node.value) else { return };
+    for listed in items.iter().filter_map(|item| item.get(key)) {
+        let names: Vec<&Node> = match &listed.value {
+            Value::List(names) => names.iter().collect(),
+            _ => vec![listed],
+        };
+        for (place, name) in names.into_iter().filter_map(|node| Some((node.place, node.text()?))) {
+            if name != "*" && !known.contains(&name) {
+                fields.wrong(place, section, format!("there is no {what} `{name}`; {}", hint(name, known)));
+            }
+        }
+    }
+}
+
+fn hint(name: &str, known: &[&str]) -> String {
+    match yaml::nearest(name, known.iter().copied()) {
+        Some(near) => format!("did you mean `{near}`?"),
+        None if known.is_empty() => "none is configured".to_owned(),
+        None => format!("known: {}", known.join(", ")),
+    }
+}
+
+fn place_of(node: Option<&Node>, text: &str) -> Option<Place> {
+    match &node?.value {
+        Value::List(items) => items.iter().find(|item| item.text() == Some(text)).map(|item| item.place),
+        _ => node.map(|node| node.place),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn folder() -> tempfile::TempDir {
+        let folder = tempfile::tempdir().expect("a folder");
+        std::fs::write(folder.path().join("token"), "s3cret\n").expect("written");
+        folder
+    }
+
+    fn mistakes(text: &str) -> Vec<String> {
+        match Config::parse(text, folder().path()) {
+            Ok(_) => Vec::new(),
+            Err(mistakes) => mistakes.iter().map(ToString::to_string).collect(),
+        }
+    }
+
+    const GOOD: &str = "\
+store: postgres://pons@127.0.0.1/pons
+bus: amqp://127.0.0.1:5672
+sources:
+  - {name: main, adapter: mllp, listen: '127.0.0.1:2575', zone: Europe/Berlin}
+senders:
+  - {name: genhosp, application: ADT1, facility: GENHOSP, systems: {GENHOSP: 'urn:oid:1.2.3'}}
+  - {name: portal, token: {file: token}}
+subscriptions:
+  - name: insurer
+    topics: [encounter-start, encounter-end]
+    senders: [genhosp]
+    destination: {adapter: mllp, connect: '127.0.0.1:2576'}
+";
+
+    #[test]
+    fn a_whole_file_is_read() {
+        let folder = folder();
+        let config = Config::parse(GOOD, folder.path()).expect("valid");
+        assert_eq!(config.store.reveal(), "postgres://pons@127.0.0.1/pons");
+        assert_eq!(config.sources[0].common.zone.as_ref().map(|z| z.name.as_str()), Some("Europe/Berlin"));
+        assert_eq!(config.senders[0].systems, [("GENHOSP".to_owned(), "urn:oid:1.2.3".to_owned())]);
+        let token = config.senders[1].token.as_ref().and_then(|token| token.value().ok());
+        assert_eq!(token.as_deref(), Some("s3cret"));
+        assert_eq!(config.subscriptions[0].topics, ["encounter-start", "encounter-end"]);
+        assert!(matches!(config.subscriptions[0].to, To::Adapter(_)));
+        assert!(!format!("{config:?}").contains("s3cret"), "a secret is never shown");
+    }
+
+    #[test]
+    fn the_embedded_default_listens_on_loopback_only() {
+        let config = Config::embedded();
+        assert_eq!(config.store.reveal(), "sqlite:pons-data/pons.db");
+        assert_eq!(config.bus.reveal(), "embedded");
+        assert!(config.http.listen.expect("on").ip().is_loopback());
+        assert_eq!(config.sources.len(), 1);
+    }
+
+    #[test]
+    fn every_mistake_is_told_at_once_with_its_place() {
+        let text = GOOD
+            .replace("sources:\n", "sourcs: []\nsources:\n")
+            .replace("Europe/Berlin", "Europe/Berlinn")
+            .replace("senders: [genhosp]", "senders: [genhsop]")
+            .replace("encounter-end]", "encounter-ende]")
+            .replace("{adapter: mllp, connect", "{adapter: mlpp, connect")
+            .replace("amqp://", "ampq://");
+        assert_eq!(
+            mistakes(&text),
+            [
+                "2:6: bus: expected `embedded` or an address that begins with amqp:// or amqps://",
+                "3:1: sourcs: unknown key; did you mean `sources`?",
+                "5:65: sources[0].zone: expected an IANA time zone such as Europe/Berlin",
+                "11:31: subscriptions[0].topics: unknown topic; did you mean `encounter-end`?",
+                "12:15: subscriptions: there is no sender `genhsop`; did you mean `genhosp`?",
+                "13:28: subscriptions[0].destination.adapter: unknown adapter; did you mean `mllp`?",
+            ]
+        );
+    }
+
+    #[test]
+    fn a_listener_off_loopback_needs_tls_or_a_waiver() {
+        assert_eq!(mistakes("http: {listen: '0.0.0.0:8080'}").len(), 1);
+        assert!(mistakes("http: {listen: '0.0.0.0:8080', plain_text_waiver: true}").is_empty());
+        assert!(mistakes("http: {enabled: false}").is_empty());
+    }
+
+    #[test]
+    fn a_secret_that_leads_nowhere_and_a_name_used_twice_are_mistakes() {
+        assert_eq!(mistakes("senders: [{name: a, token: {file: none}}]").len(), 1);
+        assert_eq!(mistakes("senders: [{name: a, facility: X}, {name: a, facility: Y}]").len(), 1);
+        assert_eq!(mistakes("senders: [{name: 'a b', facility: X}]").len(), 1);
+        assert_eq!(mistakes("senders: [{name: a}]").len(), 1, "a sender must be known by something");
+    }
+}

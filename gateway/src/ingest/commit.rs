@@ -1,0 +1,127 @@
+//! Group commit: while one transaction commits, the next batch gathers; nobody waits for a timer.
+
+use crate::store::{Appended, NewMessage, Store, StoreError};
+use schemas::message::Seq;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+use tokio::sync::{mpsc, oneshot, watch};
+
+/// The most messages of one transaction.
+const BATCH_MESSAGES: usize = 256;
+/// The most bytes of one transaction, beyond its first message.
+const BATCH_BYTES: usize = 8 << 20;
+/// How many messages may wait for their transaction; senders beyond that wait unread.
+const WAITING_MAX: usize = 1024;
+
+/// What became of one message, or why it could not be written in time.
+pub type Written = Result<Appended, String>;
+
+struct Waiting {
+    message: NewMessage,
+    since: Instant,
+    answer: oneshot::Sender<Written>,
+}
+
+/// The writing end, shared by every source.
+#[derive(Clone, Debug)]
+pub struct Committer {
+    queue: mpsc::Sender<Waiting>,
+}
+
+impl Committer {
+    /// Starts the one task that writes. `hold` is how long a message waits for a store that is away; `wake` tells the
+    /// next station that there is something new.
+    /// `room` is false while the disk reserve is reached: nothing is written then.
+    pub fn start(
+        store: Arc<dyn Store>,
+        room: Arc<AtomicBool>,
+        hold: Duration,
+        wake: watch::Sender<Seq>,
+    ) -> Self {
+        let (queue, waiting) = mpsc::channel(WAITING_MAX);
+        tokio::spawn(run(store, room, hold, wake, waiting));
+        Committer { queue }
+    }
+
+    /// Writes one message; returns once it is durable, or once it is known that it is not.
+    pub async fn write(&self, message: NewMessage) -> Written {
+        let (answer, written) = oneshot::channel();
+        let gone = || "the gateway is stopping".to_owned();
+        self.queue.send(Waiting { message, since: Instant::now(), answer }).await.map_err(|_| gone())?;
+        written.await.map_err(|_| gone())?
+    }
+}
+
+async fn run(
+    store: Arc<dyn Store>,
+    room: Arc<AtomicBool>,
+    hold: Duration,
+    wake: watch::Sender<Seq>,
+    mut waiting: mpsc::Receiver<Waiting>,
+) {
+    let mut pending = Vec::new();
+    while let Some(first) = waiting.recv().await {
+        let mut bytes = 0;
+        pending.push(first);
+        while pending.len() < BATCH_MESSAGES && bytes < BATCH_BYTES {
+            let Ok(next) = waiting.try_recv() else { break };
+            bytes += next.message.bytes.len();
+            pending.push(next);
+        }
+        commit(&*store, &room, hold, &wake, &mut pending, &mut waiting).await;
+    }
+}
+
+/// Writes one batch, trying again while the store is away, and answers each once it is decided.
+async fn commit(
+    store: &dyn Store,
+    room: &AtomicBool,
+    hold: Duration,
+    wake: &watch::Sender<Seq>,
+    pending: &mut Vec<Waiting>,
+    waiting: &mut mpsc::Receiver<Waiting>,
+) {
+    let mut pause = Duration::from_millis(20);
+    loop {
+        let batch = pending.iter().map(|waiting| waiting.message.clone()).collect();
+        let written = match room.load(Ordering::Relaxed) {
+            true => store.append(batch).await,
+            false => Err(StoreError::Full),
+        };
+        match written {
+            Ok(appended) => {
+                let newest = appended.iter().filter_map(|one| match one {
+                    Appended::New { seq, .. } => Some(*seq),
+                    Appended::Repeat { .. } => None,
+                });
+                if let Some(newest) = newest.max() {
+                    wake.send_replace(newest);
+                }
+                for (waiting, one) in pending.drain(..).zip(appended) {
+                    // A source that stopped waiting has closed its connection: the sender will send it again.
+                    let _ = waiting.answer.send(Ok(one));
+                }
+                return;
+            }
+            Err(error) => {
+                let reason = crate::chain(&error);
+                tracing::warn!(error = %reason, messages = pending.len(), "the store did not take a batch");
+                let again = matches!(error, StoreError::Away(_) | StoreError::Conflict | StoreError::Full);
+                if !again || pending.iter().any(|waiting| waiting.since.elapsed() >= hold) {
+                    // Refused together with everything that was handed in before this answer: a later message must not
+                    // be stored when an earlier one of the same connection was not.
+                    while let Ok(later) = waiting.try_recv() {
+                        pending.push(later);
+                    }
+                    for waiting in pending.drain(..) {
+                        let _ = waiting.answer.send(Err(reason.clone()));
+                    }
+                    return;
+                }
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(Duration::from_secs(1));
+            }
+        }
+    }
+}

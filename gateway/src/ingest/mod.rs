@@ -1,0 +1,329 @@
+//! The first station of the path: accept, recognise the sender, make durable, answer.
+//!
+//! Invariant (custody): a positive verdict is made after the row is committed, and only here. Nothing is mapped here:
+//! the sender waits for the disk and for nothing else.
+
+pub mod commit;
+pub mod keys;
+pub mod senders;
+
+use crate::normalize::waiters::{Done, Waiters};
+use crate::store::{Appended, Format, NewMessage, Refused, Store};
+use adapters::{Intake, Outcome, Received, Rejection, RejectionKind, Stored, Verdict};
+use async_trait::async_trait;
+use commit::Committer;
+use schemas::hl7v2::{Answer, Header, Limits, Message, Unreadable, charset};
+use schemas::message::MessageId;
+use senders::{Known, Senders};
+use std::borrow::Cow;
+use std::sync::Arc;
+use uuid::Uuid;
+
+/// Says whether there is a mapping for a message, so that what cannot be used is refused while its sender listens.
+pub trait Takes: Send + Sync {
+    /// `Ok`, or the code of table 0357 (200 type, 201 event, 203 version) that says what is not taken.
+    fn takes(&self, code: &str, trigger: &str, structure: &str, version: &str) -> Result<(), u16>;
+}
+
+/// The intake of one gateway.
+pub struct Ingest {
+    senders: Senders,
+    committer: Committer,
+    store: Arc<dyn Store>,
+    waiters: Arc<Waiters>,
+    takes: Arc<dyn Takes>,
+    limits: Limits,
+}
+
+impl Ingest {
+    /// `takes` says which messages have a mapping.
+    pub fn new(
+        senders: Senders,
+        committer: Committer,
+        store: Arc<dyn Store>,
+        waiters: Arc<Waiters>,
+        takes: Arc<dyn Takes>,
+        limits: Limits,
+    ) -> Self {
+        Ingest { senders, committer, store, waiters, takes, limits }
+    }
+
+    /// Who is known; the HTTP listener asks it for its clients.
+    pub fn senders(&self) -> &Senders {
+        &self.senders
+    }
+
+    /// Writes a message that is ready and turns what the store says into a verdict.
+    pub async fn keep(&self, message: NewMessage) -> Verdict {
+        let (id, received_at) = (message.id, message.received_at);
+        match self.committer.write(message).await {
+            Ok(Appended::New { control_id_reused, .. }) => {
+                if control_id_reused {
+                    tracing::warn!(message = %id, "a control id came again with other content; taken as a new message");
+                }
+                Verdict::Stored(Stored { message: id, received_at, repeat: false })
+            }
+            Ok(Appended::Repeat { id, received_at, rejected: None }) => {
+                tracing::info!(message = %id, "a repeat; its first answer is given again");
+                Verdict::Stored(Stored { message: id, received_at, repeat: true })
+            }
+            Ok(Appended::Repeat { rejected: Some(refused), received_at, .. }) => {
+                Verdict::Rejected(Rejection { received_at: Some(received_at), ..refused.into_rejection() })
+            }
+            Err(reason) => Verdict::Unavailable { reason },
+        }
+    }
+
+    /// Waits until a stored message has been normalized; the caller bounds its wait. `None` if it is not known here.
+    pub async fn result(&self, message: MessageId) -> Option<Done> {
+        let waiting = self.waiters.register(message);
+        // It may have been done before we began to wait.
+        match self.store.timeline(message).await {
+            Ok(Some(timeline)) => {
+                if let Some((_, result)) = timeline.results.into_iter().next_back() {
+                    return Some(Done { quarantined: result.quarantined, resources: Vec::new() });
+                }
+                waiting.await.ok()
+            }
+            Ok(None) => None,
+            Err(error) => {
+                tracing::warn!(%message, error = %crate::chain(&error), "a result could not be looked up");
+                waiting.await.ok()
+            }
+        }
+    }
+
+    async fn accept_hl7v2(&self, received: Received) -> Verdict {
+        let decoded = charset::decode(&received.bytes, None);
+        let message = match Message::parse(&decoded.text, &self.limits) {
+            Ok(message) => message,
+            Err(unreadable) => return self.refuse_unreadable(&received, &unreadable).await,
+        };
+        let header = message.header();
+        let known = match self.check(&received, &header) {
+            Ok(known) => known,
+            Err(rejection) => {
+                let new = self.new_message(&received, &header, "", String::new());
+                return self.refuse(new, rejection).await;
+            }
+        };
+        let keys = keys::of_hl7v2(&message, &known.name);
+        let mut new = self.new_message(&received, &header, &known.name, known.context());
+        (new.keys, new.patient_hashes) = (keys.order, keys.patients);
+        self.keep(new).await
+    }
+
+    /// Everything that can be said about a message before it is mapped, as design section 6 has it.
+    fn check(&self, received: &Received, header: &Header<'_>) -> Result<Known, Rejection> {
+        let reject = |kind, code, location: &str, text: &str| Rejection {
+            kind,
+            code,
+            location: location.to_owned(),
+            text: text.to_owned(),
+            close: false,
+            received_at: None,
+        };
+        if header.control_id().is_none_or(|id| id.trim().is_empty() || id == "\"\"") {
+            return Err(reject(RejectionKind::Error, 101, "MSH-10", "a message control id is required"));
+        }
+        let or_empty = |value: Option<Cow<'_, str>>| value.unwrap_or_default().into_owned();
+        let (application, facility) =
+            (or_empty(header.sending_application()), or_empty(header.sending_facility()));
+        let known = self
+            .senders
+            .recognise(received, &application, &facility)
+            .map_err(|why| reject(RejectionKind::Reject, 103, why.location(), why.text()))?;
+        let (code, trigger) = (or_empty(header.message_code()), or_empty(header.trigger()));
+        let (structure, version) = (or_empty(header.structure()), or_empty(header.version()));
+        let not_taken = |code: u16| {
+            let (location, text) = match code {
+                200 => ("MSH-9.1", "this message type is not taken here"),
+                201 => ("MSH-9.2", "this trigger event is not taken here"),
+                _ => ("MSH-12", "this version is not taken here"),
+            };
+            reject(RejectionKind::Reject, code, location, text)
+        };
+        if !known.may_send(&code, &trigger) {
+            return Err(not_taken(200));
+        }
+        self.takes.takes(&code, &trigger, &structure, &version).map_err(not_taken)?;
+        let training = matches!(header.processing_id().as_deref(), Some("T" | "D"));
+        if training == known.production {
+            return Err(reject(
+                RejectionKind::Reject,
+                202,
+                "MSH-11",
+                if training {
+                    "test messages are not taken on a production source"
+                } else {
+                    "only test messages are taken here"
+                },
+            ));
+        }
+        Ok(known)
+    }
+
+    fn new_message(
+        &self,
+        received: &Received,
+        header: &Header<'_>,
+        sender: &str,
+        context: String,
+    ) -> NewMessage {
+        NewMessage {
+            id: MessageId(Uuid::now_v7()),
+            received_at: jiff::Timestamp::now(),
+            sender: if sender.is_empty() { UNKNOWN.into() } else { sender.into() },
+            source: received.source.clone(),
+            format: Format::Hl7v2,
+            control_id: bounded(&header.control_id().unwrap_or_default()),
+            message_type: bounded(&message_type(header)),
+            version: bounded(&header.version().unwrap_or_default()),
+            bytes: received.bytes.clone(),
+            keys: Vec::new(),
+            patient_hashes: Vec::new(),
+            rejected: None,
+            context,
+        }
+    }
+
+    /// Keeps a refused message as a final row, then refuses it. If even that cannot be written, the sender gets no
+    /// answer and sends again.
+    async fn refuse(&self, mut new: NewMessage, rejection: Rejection) -> Verdict {
+        tracing::warn!(message = %new.id, code = rejection.code, location = %rejection.location, "message refused");
+        new.rejected = Some(Refused::from_rejection(&rejection));
+        match self.keep(new).await {
+            Verdict::Stored(stored) => {
+                Verdict::Rejected(Rejection { received_at: Some(stored.received_at), ..rejection })
+            }
+            other => other,
+        }
+    }
+
+    async fn refuse_unreadable(&self, received: &Received, unreadable: &Unreadable) -> Verdict {
+        let rejection = Rejection {
+            kind: if unreadable.answer() == Answer::Error {
+                RejectionKind::Error
+            } else {
+                RejectionKind::Reject
+            },
+            code: unreadable.code(),
+            location: unreadable.location(),
+            text: unreadable.to_string(),
+            close: unreadable.answer() != Answer::Error,
+            received_at: None,
+        };
+        let answered = unreadable.answer() != Answer::Close;
+        match self.keep(unnamed(received, &rejection, answered)).await {
+            Verdict::Unavailable { reason } => Verdict::Unavailable { reason },
+            _ if !answered => Verdict::Unreadable { reason: unreadable.to_string() },
+            Verdict::Stored(stored) => {
+                Verdict::Rejected(Rejection { received_at: Some(stored.received_at), ..rejection })
+            }
+            other => other,
+        }
+    }
+}
+
+#[async_trait]
+impl Intake for Ingest {
+    async fn accept(&self, received: Received) -> Verdict {
+        self.accept_hl7v2(received).await
+    }
+
+    async fn outcome(&self, message: MessageId) -> Outcome {
+        match self.result(message).await {
+            None => Outcome::Unknown,
+            Some(Done { quarantined: None, .. }) => Outcome::Normalized,
+            Some(Done { quarantined: Some(why), .. }) => Outcome::Quarantined(Rejection {
+                kind: RejectionKind::Error,
+                code: 207,
+                location: String::new(),
+                text: why,
+                close: false,
+                received_at: None,
+            }),
+        }
+    }
+
+    async fn keep_refused(&self, received: Received, rejection: Rejection) {
+        let new = unnamed(&received, &rejection, true);
+        let id = new.id;
+        match self.keep(new).await {
+            Verdict::Unavailable { reason } => {
+                tracing::error!(source = %received.source, error = %reason, "refused bytes could not be kept");
+            }
+            _ => {
+                tracing::warn!(message = %id, source = %received.source, text = %rejection.text, "bytes refused and kept")
+            }
+        }
+    }
+}
+
+/// The sender's name of what could not be attributed to anybody.
+pub const UNKNOWN: &str = "unknown";
+
+/// A row for bytes that never became a message.
+fn unnamed(received: &Received, rejection: &Rejection, answered: bool) -> NewMessage {
+    let mut refused = Refused::from_rejection(rejection);
+    if !answered {
+        refused.answer = String::new();
+    }
+    NewMessage {
+        id: MessageId(Uuid::now_v7()),
+        received_at: jiff::Timestamp::now(),
+        sender: UNKNOWN.into(),
+        source: received.source.clone(),
+        format: Format::Hl7v2,
+        control_id: String::new(),
+        message_type: String::new(),
+        version: String::new(),
+        bytes: received.bytes.slice(..received.bytes.len().min(KEPT_MAX)),
+        keys: Vec::new(),
+        patient_hashes: Vec::new(),
+        rejected: Some(refused),
+        context: String::new(),
+    }
+}
+
+/// How much of what never became a message is kept, in bytes.
+const KEPT_MAX: usize = 64 << 10;
+
+/// MSH-9.1 and MSH-9.2 as `ADT^A01`, or what there is of it.
+fn message_type(header: &Header<'_>) -> String {
+    match (header.message_code(), header.trigger()) {
+        (Some(code), Some(trigger)) => format!("{code}^{trigger}"),
+        (code, _) => code.unwrap_or_default().into_owned(),
+    }
+}
+
+/// A header field as it goes into a row: 199 characters are the standard's bound for a control id.
+fn bounded(text: &str) -> String {
+    text.chars().take(199).collect()
+}
+
+impl Refused {
+    fn from_rejection(rejection: &Rejection) -> Self {
+        let answer = match rejection.kind {
+            RejectionKind::Error => "AE",
+            RejectionKind::Reject => "AR",
+        };
+        Refused {
+            answer: answer.to_owned(),
+            code: rejection.code,
+            location: rejection.location.clone(),
+            text: rejection.text.clone(),
+        }
+    }
+
+    fn into_rejection(self) -> Rejection {
+        Rejection {
+            kind: if self.answer == "AR" { RejectionKind::Reject } else { RejectionKind::Error },
+            code: self.code,
+            location: self.location,
+            text: self.text,
+            close: self.answer.is_empty(),
+            received_at: None,
+        }
+    }
+}
