@@ -9,7 +9,9 @@ pub mod charset;
 mod continuation;
 pub mod definitions;
 pub mod element;
+pub mod emit;
 pub mod escape;
+mod findings;
 pub mod grammar;
 pub mod header;
 mod iso2022;
@@ -17,6 +19,7 @@ pub mod message;
 pub mod path;
 mod scan;
 pub mod separators;
+pub mod split;
 pub mod time;
 
 pub use element::{Element, Level};

@@ -3,19 +3,17 @@
 //! The text is taken in blocks of 64 bytes; each block becomes a mask of the bytes that are separators or control
 //! characters (a form that the compiler turns into vector instructions), and only those are looked at one by one.
 
+use super::findings::Findings;
 use super::header;
 use super::message::{Leaf, Limits, Message, Segment, Unreadable};
 use super::path::{Path, SegmentName};
 use super::separators::Separators;
-use crate::issue::{Issue, Severity};
+use crate::issue::Severity;
 use std::collections::HashMap;
 
 const MSH: SegmentName = SegmentName::of("MSH");
 
 const SMALL_LETTERS: &str = "a segment name in small letters is read as capitals";
-
-/// How many issues of one code are listed one by one; the rest is counted.
-const ISSUES_OF_A_KIND_MAX: usize = 10;
 
 /// A separator of the message or a control character is looked at one by one, at most this many in a block.
 const BLOCK: usize = 64;
@@ -33,7 +31,7 @@ pub(crate) fn message<'t>(text: &'t str, limits: &Limits) -> Result<Message<'t>,
     let encoding_end =
         rest.iter().position(|b| *b == field || matches!(b, b'\r' | b'\n')).unwrap_or(rest.len());
     let (separators, issue) = Separators::read(field, &rest[..encoding_end])?;
-    findings.issues.extend(issue);
+    findings.extend(issue);
     if &bytes[start..start + 3] != b"MSH" {
         findings.note(Severity::Warning, "segment-name", Path::segment(MSH, 1), SMALL_LETTERS);
     }
@@ -459,41 +457,5 @@ impl Names {
         let count = self.many.entry(name).or_insert(0);
         *count += add;
         *count + 1 - add
-    }
-}
-
-/// Collects issues. The first of each code are listed, the others counted, so that their number does not depend on the
-/// sender.
-#[derive(Default)]
-pub(crate) struct Findings {
-    issues: Vec<Issue>,
-    kinds: Vec<(Severity, &'static str, usize)>,
-}
-
-impl Findings {
-    /// One finding at a place.
-    pub(crate) fn note(&mut self, severity: Severity, code: &'static str, path: Path, text: &'static str) {
-        let count = match self.kinds.iter_mut().find(|kind| kind.1 == code) {
-            Some(kind) => {
-                kind.2 += 1;
-                kind.2
-            }
-            None => {
-                self.kinds.push((severity, code, 1));
-                1
-            }
-        };
-        if count <= ISSUES_OF_A_KIND_MAX {
-            self.issues.push(Issue::new(severity, code, path.to_string(), text));
-        }
-    }
-
-    pub(crate) fn into_issues(mut self) -> Vec<Issue> {
-        for (severity, code, count) in self.kinds {
-            if let Some(more) = count.checked_sub(ISSUES_OF_A_KIND_MAX).filter(|more| *more > 0) {
-                self.issues.push(Issue::new(severity, code, "", format!("{more} more of the same")));
-            }
-        }
-        self.issues
     }
 }
