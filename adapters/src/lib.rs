@@ -4,9 +4,15 @@
 //! delivery at a time and says what became of it. Invariant: an adapter knows its wire and nothing of mappings, store
 //! or bus.
 
+#[cfg(test)]
+mod authority;
 mod connect;
+mod http_client;
 pub mod mllp;
+pub mod rest_hook;
 pub mod settings;
+#[cfg(test)]
+mod tests;
 pub mod tls;
 
 use async_trait::async_trait;
@@ -21,7 +27,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 /// Every adapter. One row makes it exist: the configuration, `pons check` and the documentation derive from it.
-pub const ADAPTERS: &[AdapterSpec] = &[mllp::SPEC];
+pub const ADAPTERS: &[AdapterSpec] = &[mllp::SPEC, rest_hook::SPEC];
 
 /// One kind of outside system.
 #[derive(Debug)]

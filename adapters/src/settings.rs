@@ -452,3 +452,76 @@ impl Secret {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct SecretError(String);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_and_times_carry_their_unit() {
+        for (text, expected) in [
+            ("0", Some(0)),
+            ("512KiB", Some(1 << 19)),
+            ("8 MiB", Some(8 << 20)),
+            ("8MB", None),
+            ("-1", None),
+            ("", None),
+        ] {
+            assert_eq!(parse_bytes(text), expected, "{text}");
+        }
+        for (text, expected) in [
+            ("250ms", Some(250)),
+            ("8s", Some(8_000)),
+            ("5 min", Some(300_000)),
+            ("2h", Some(7_200_000)),
+            ("8", None),
+            ("1.5s", None),
+            ("99999999999999999999s", None),
+        ] {
+            assert_eq!(parse_span(text), expected.map(Duration::from_millis), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_expected_is_said_in_the_form_that_is_taken() {
+        for count in [1, 1_000, 1 << 10, 8 << 20, 3 << 30] {
+            assert_eq!(parse_bytes(&bytes(count)), Some(count));
+        }
+        for time in [
+            Duration::from_millis(250),
+            Duration::from_secs(8),
+            Duration::from_secs(60),
+            Duration::from_secs(7_200),
+        ] {
+            assert_eq!(parse_span(&span(time)), Some(time));
+        }
+    }
+
+    #[test]
+    fn a_target_has_a_host_and_a_port() {
+        for (text, host, loopback) in [
+            ("lab.example:2575", "lab.example", false),
+            ("localhost:1", "localhost", true),
+            ("127.0.0.2:1", "127.0.0.2", true),
+            ("[::1]:1", "::1", true),
+            ("localhost.example:1", "localhost.example", false),
+        ] {
+            let target: HostPort = text.parse().expect(text);
+            assert_eq!((target.host.as_str(), target.is_loopback()), (host, loopback), "{text}");
+            assert_eq!(target.to_string(), text);
+        }
+        for text in ["lab", "lab:", ":1", "::1:1", "lab:70000", "la b:1", "user@lab:1", "[lab:1"] {
+            assert_eq!(text.parse::<HostPort>(), Err(()), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_secret_comes_from_its_file_without_the_line_end() {
+        let folder = tempfile::tempdir().expect("a folder");
+        std::fs::write(folder.path().join("token"), "s3cret\r\n").expect("written");
+        std::fs::write(folder.path().join("empty"), "\n").expect("written");
+        assert_eq!(Secret::File(folder.path().join("token")).value().as_deref(), Ok("s3cret"));
+        assert!(Secret::File(folder.path().join("empty")).value().is_err());
+        assert!(Secret::File(folder.path().join("absent")).value().is_err());
+    }
+}

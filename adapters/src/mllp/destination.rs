@@ -72,6 +72,8 @@ impl MllpDestination {
 
     /// A connection that is silent, as one must be between messages, or a new one.
     async fn line(&self) -> Result<Line, DeliverError> {
+        // Lets the runtime look at its sockets, so that what has arrived is seen.
+        tokio::task::yield_now().await;
         loop {
             let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
             match idle {

@@ -1,0 +1,26 @@
+//! FHIR Bundles by HTTP POST: the channel `rest-hook` of a FHIR Subscription.
+
+mod config;
+mod destination;
+#[cfg(test)]
+mod tests;
+
+use crate::settings::SettingsReader;
+use crate::{AdapterSpec, DestinationSpec};
+use config::RestHookConfig;
+use std::sync::Arc;
+
+/// The row of this adapter.
+pub const SPEC: AdapterSpec = AdapterSpec {
+    name: "rest-hook",
+    summary: "FHIR Bundles by HTTP POST, with TLS, and a bearer token or mTLS",
+    source: None,
+    destination: Some(DestinationSpec {
+        settings: config::SETTINGS,
+        read: |fields, folder| {
+            let mut settings = SettingsReader::new(fields, config::SETTINGS, folder);
+            Some(Arc::new(destination::RestHook::new(RestHookConfig::read(&mut settings)?)))
+        },
+        example: "url: http://127.0.0.1:8081/events",
+    }),
+};
