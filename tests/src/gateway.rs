@@ -216,7 +216,7 @@ impl Gateway {
         line("sources:".to_owned());
         let extra = &setup.source;
         line(format!(
-            "  - {{name: main, adapter: mllp, listen: '{}', zone: Europe/Berlin{extra}}}",
+            "  - {{name: main, adapter: mllp, listen: '{}', zone: Europe/Berlin, connections_per_peer_max: 4096{extra}}}",
             self.mllp
         ));
         line("senders:".to_owned());
