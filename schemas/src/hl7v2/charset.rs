@@ -151,7 +151,7 @@ pub fn decode<'b>(bytes: &'b [u8], fallback: Option<&str>) -> Decoded<'b> {
     decoded
 }
 
-/// UTF-16 or UTF-32, seen by a byte order mark or by the zero bytes beside its first two characters.
+/// UTF-16 or UTF-32, seen by a byte order mark or by the zero bytes beside its first four characters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Wide {
     /// Bytes of a code unit: 2 or 4.
@@ -164,18 +164,21 @@ pub(crate) struct Wide {
 
 impl Wide {
     pub(crate) fn of(bytes: &[u8]) -> Option<Wide> {
-        let wide = |width, big, mark| Some(Wide { width, big, mark });
+        let wide = |width, big, mark| Wide { width, big, mark };
         match *bytes {
-            [0xff, 0xfe, 0, 0, ..] => wide(4, false, 4),
-            [0, 0, 0xfe, 0xff, ..] => wide(4, true, 4),
-            [0xff, 0xfe, ..] => wide(2, false, 2),
-            [0xfe, 0xff, ..] => wide(2, true, 2),
-            [a, 0, 0, 0, b, 0, 0, 0, ..] if a != 0 && b != 0 => wide(4, false, 0),
-            [0, 0, 0, a, 0, 0, 0, b, ..] if a != 0 && b != 0 => wide(4, true, 0),
-            [a, 0, b, 0, ..] if a != 0 && b != 0 => wide(2, false, 0),
-            [0, a, 0, b, ..] if a != 0 && b != 0 => wide(2, true, 0),
-            _ => None,
+            [0xff, 0xfe, 0, 0, ..] => return Some(wide(4, false, 4)),
+            [0, 0, 0xfe, 0xff, ..] => return Some(wide(4, true, 4)),
+            [0xff, 0xfe, ..] => return Some(wide(2, false, 2)),
+            [0xfe, 0xff, ..] => return Some(wide(2, true, 2)),
+            _ => {}
         }
+        let begins_with_ascii = |wide: &Wide| {
+            let mut units = bytes.chunks_exact(wide.width).take(4);
+            units.len() == 4 && units.all(|unit| (0x01..0x80).contains(&wide.unit(unit)))
+        };
+        [wide(4, false, 0), wide(4, true, 0), wide(2, false, 0), wide(2, true, 0)]
+            .into_iter()
+            .find(begins_with_ascii)
     }
 
     /// The code unit in some bytes.

@@ -6,7 +6,6 @@ use super::escape;
 use super::message::Message;
 use super::path::SegmentName;
 use super::separators::Separators;
-use std::borrow::Cow;
 use std::ops::Range;
 
 /// The message in good form: every segment as it stands, ended by CR; names in capitals, without blanks before them,
@@ -14,29 +13,26 @@ use std::ops::Range;
 pub fn emit(message: &Message<'_>) -> String {
     let mut text = String::with_capacity(message.text().len() + 1);
     for segment in message.segments() {
-        let source = &message.text()[segment.text()];
         text.push_str(segment.name().as_str());
-        let fields = source.find(char::from(message.separators().field)).map_or("", |at| &source[at..]);
-        text.push_str(&without_controls(fields, message.separators()));
+        let range = segment.text();
+        let source = &message.text()[range.clone()];
+        if let Some(fields) = source.find(char::from(message.separators().field)) {
+            let mut copied = range.start + fields;
+            // What stands between the leaves is separators.
+            for leaf in segment.leaves() {
+                let raw = message.raw(leaf);
+                if raw.bytes().any(|b| b < b' ') {
+                    let place = message.leaves()[leaf];
+                    text.push_str(&message.text()[copied..place.start as usize]);
+                    text.push_str(&escape::encode(&message.value(leaf), message.separators()));
+                    copied = place.end as usize;
+                }
+            }
+            text.push_str(&message.text()[copied..range.end]);
+        }
         text.push('\r');
     }
     text
-}
-
-/// Escapes control characters and leaves all else, separators included, as it is.
-fn without_controls<'t>(raw: &'t str, separators: &Separators) -> Cow<'t, str> {
-    let Some(first) = raw.bytes().position(|b| b < b' ') else { return Cow::Borrowed(raw) };
-    let mut text = String::with_capacity(raw.len() + 8);
-    text.push_str(&raw[..first]);
-    for character in raw[first..].chars() {
-        if character < ' ' {
-            let mut one = [0; 4];
-            text.push_str(&escape::encode(character.encode_utf8(&mut one), separators));
-        } else {
-            text.push(character);
-        }
-    }
-    Cow::Owned(text)
 }
 
 /// Where in a segment a value goes, all counted from 1.
@@ -123,10 +119,18 @@ impl Writer {
     /// Sets a field to what stands in a field of another message with the same separators, components and repetitions
     /// included. Field separators and control characters, which cannot be part of a field, are escaped.
     pub fn raw(&mut self, field: u16, raw: &str) -> &mut Self {
-        let mut text = without_controls(raw, &self.separators).into_owned();
-        if text.contains(char::from(self.separators.field)) {
-            let escape = char::from(self.separators.escape.unwrap_or(b'\\'));
-            text = text.replace(char::from(self.separators.field), &format!("{escape}F{escape}"));
+        let Separators { field: end, component, repetition, subcomponent, .. } = self.separators;
+        let inner = |c: char| [Some(component), repetition, subcomponent].contains(&u8::try_from(c).ok());
+        let mut text = String::with_capacity(raw.len());
+        for part in raw.split_inclusive(inner) {
+            let (value, separator) = part.split_at(part.len() - usize::from(part.ends_with(inner)));
+            if value.bytes().any(|b| b < b' ' || b == end) {
+                let value = escape::decode(value, &self.separators);
+                text.push_str(&escape::encode(&value, &self.separators));
+            } else {
+                text.push_str(value);
+            }
+            text.push_str(separator);
         }
         self.put(Position { field, repetition: 1, component: 1, subcomponent: 1 }, &text);
         self
@@ -275,6 +279,17 @@ mod tests {
                 let element = message.at(&path);
                 prop_assert_eq!(element.text(&message), Some(value.into()));
             }
+        }
+
+        #[test]
+        fn nothing_raw_breaks_a_message(raw in r"([|~^&\\XF0-9a\t\r\n]){0,12}") {
+            let mut writer = Writer::new(&Separators::default());
+            writer.segment(SegmentName::of("MSH")).segment(SegmentName::of("ZZZ")).raw(1, &raw).field(2, "end");
+            let text = writer.finish();
+            let message = Message::parse(&text, &Limits::default()).unwrap();
+            let end = message.field(1, 2).text(&message);
+            prop_assert_eq!(end.as_deref(), Some("end"));
+            prop_assert_eq!((message.segments().len(), message.issues().len()), (2, 0));
         }
 
         #[test]
