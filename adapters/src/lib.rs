@@ -256,4 +256,9 @@ pub enum DeliverError {
 pub trait Destination: Send + Sync + std::fmt::Debug {
     /// Tries once. Must be safe to cancel and to repeat: the delivery id lets the other side recognise a repeat.
     async fn deliver(&self, outgoing: &Outgoing) -> Result<Receipt, DeliverError>;
+
+    /// Whether it passes on [`Outgoing::original`]; only then is that read back from the store.
+    fn needs_original(&self) -> bool {
+        false
+    }
 }

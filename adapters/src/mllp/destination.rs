@@ -134,6 +134,10 @@ type Settled = Result<Receipt, DeliverError>;
 
 #[async_trait]
 impl Destination for MllpDestination {
+    fn needs_original(&self) -> bool {
+        true
+    }
+
     async fn deliver(&self, outgoing: &Outgoing) -> Result<Receipt, DeliverError> {
         let never = |answer: &str| Err(DeliverError::Never { answer: answer.to_owned() });
         let Some(msh) = Msh::read(&outgoing.original) else {
