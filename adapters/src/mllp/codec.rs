@@ -12,7 +12,7 @@ use memchr::{memchr, memchr2};
 /// How much of refused bytes is kept for the operator.
 pub const HEAD_MAX: usize = 64 * 1024;
 
-/// Frames up to this size are copied out, so that the read buffer is used again; larger ones take their part of it along.
+/// Frames up to this size are copied out, so that the read buffer is used again; larger ones take the buffer along.
 const COPIED_MAX: usize = 16 * 1024;
 
 /// The bytes around a message.
@@ -284,12 +284,15 @@ impl Decoder {
         self.state = State::outside();
         let content = if at <= COPIED_MAX {
             let content = Bytes::copy_from_slice(&self.buffer[..at]);
-            self.buffer.advance(at);
+            self.buffer.advance(at + closing);
             content
         } else {
-            self.buffer.split_to(at).freeze()
+            // The rest moves, so that the large allocation goes when the message does.
+            let rest = BytesMut::from(&self.buffer[at + closing..]);
+            let mut content = std::mem::replace(&mut self.buffer, rest);
+            content.truncate(at);
+            content.freeze()
         };
-        self.buffer.advance(closing);
         Piece::Frame(content)
     }
 

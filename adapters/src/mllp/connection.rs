@@ -138,7 +138,7 @@ impl<'s, S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'s, S> {
             if wants_bytes {
                 self.reserve();
             }
-            let deadline = self.deadline();
+            let deadline = self.deadline(wants_bytes);
             tokio::select! {
                 biased;
                 flushed = flush(&mut self.writer, &mut self.out), if self.unflushed.is_some() => {
@@ -204,7 +204,11 @@ impl<'s, S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'s, S> {
                     };
                     self.shared.keep_refused(self.received(head), text);
                 }
-                Some(Piece::TooLarge { head }) => self.refuse_large(head),
+                Some(Piece::TooLarge { head }) => {
+                    self.edge = Edge::End;
+                    let text = format!("the message is larger than {} bytes", self.shared.config.frame_max);
+                    self.refuse_here(head, text);
+                }
                 None => {
                     if self.edge == Edge::Pause {
                         self.edge = Edge::More;
@@ -240,6 +244,10 @@ impl<'s, S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'s, S> {
             }
             return;
         }
+        if header.is_none() && bytes.iter().take(4).any(|byte| *byte == 0) {
+            self.refuse_here(bytes, "UTF-16 and UTF-32 do not travel over MLLP".to_owned());
+            return;
+        }
         let waits_for_mapping = self.shared.config.ack_after_mapping
             && header.is_some_and(|header| header.mode() == Mode::Original);
         self.line_bytes += bytes.len();
@@ -249,13 +257,11 @@ impl<'s, S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'s, S> {
             .push_back(Box::pin(async move { take(&shared, received, waits_for_mapping, deadline).await }));
     }
 
-    /// Refuses a message over the limit, in its turn.
-    fn refuse_large(&mut self, head: Bytes) {
-        let text = format!("the message is larger than {} bytes", self.shared.config.frame_max);
-        self.shared.keep_refused(self.received(head.clone()), text.clone());
-        let received = self.received(head);
+    /// Refuses, in its turn, what the intake need not see; its head is kept. The connection ends with it.
+    fn refuse_here(&mut self, bytes: Bytes, text: String) {
+        let received = self.received(bytes.slice(..bytes.len().min(HEAD_MAX)));
+        self.shared.keep_refused(received.clone(), text.clone());
         self.line_bytes += received.bytes.len();
-        self.edge = Edge::End;
         let verdict = Verdict::Rejected(refusal(text));
         let taken = Taken { received, verdict, outcome: None, deadline: Instant::now() };
         self.line.push_back(std::future::ready(taken).boxed());
@@ -441,14 +447,14 @@ impl<'s, S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'s, S> {
         }
     }
 
-    /// When something is due if nothing happens.
-    fn deadline(&self) -> Instant {
+    /// When something is due if nothing happens. The sender's time runs only while it is listened to.
+    fn deadline(&self, wants_bytes: bool) -> Instant {
         let config = &self.shared.config;
         let mut deadline = match self.unflushed {
             Some(since) => since + WRITE_MAX,
             None => Instant::now() + config.idle_timeout,
         };
-        if self.open && self.edge != Edge::End {
+        if wants_bytes {
             if let Some(since) = self.within_since {
                 deadline = deadline.min(since + config.frame_timeout);
                 if self.decoder.may_end_here() {

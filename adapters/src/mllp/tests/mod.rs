@@ -108,7 +108,8 @@ impl FakeIntake {
 impl Intake for FakeIntake {
     async fn accept(&self, received: Received) -> Verdict {
         let text = String::from_utf8_lossy(&received.bytes).into_owned();
-        let id = text.split('|').nth(9).unwrap_or_default().to_owned();
+        let header = text.trim_start().split(['\r', '\n']).next().unwrap_or_default();
+        let id = header.split('|').nth(9).unwrap_or_default().to_owned();
         self.accepted.lock().unwrap().push(id.clone());
         self.received.lock().unwrap().push(received.clone());
         match id.trim_end_matches(|c: char| c.is_ascii_digit()) {

@@ -243,6 +243,67 @@ async fn half_a_message_is_kept_when_the_sender_leaves() {
 }
 
 #[tokio::test]
+async fn wide_characters_are_refused_and_kept() {
+    let running = Running::start("").await;
+    let mut peer = running.connect().await;
+    let wide: Vec<u8> = message("OK1", "").iter().flat_map(|byte| [*byte, 0]).collect();
+    peer.send(&frame(&wide)).await;
+    assert_eq!(peer.answer().await, "closed");
+    assert_eq!(running.intake.refused().await.1, "UTF-16 and UTF-32 do not travel over MLLP");
+    assert!(running.intake.accepted().is_empty());
+}
+
+/// Whatever comes in, a positive answer is given to stored messages only, and the next connection is served.
+#[tokio::test]
+async fn whatever_arrives_the_source_goes_on() {
+    let running = Running::start("connections_per_peer_max: 1000\nframe_max: 4KiB").await;
+    running.intake.away.store(true, Ordering::SeqCst);
+    let parts = [
+        framed("OK1"),
+        framed("AE2"),
+        framed("JUNK3"),
+        framed("SHUT4"),
+        frame(&message("OK5", "|||AL|NE")),
+        frame(&message("OK6", "|||NE|NE")),
+        frame(&[message("BIG7", ""), vec![b'^'; 8 << 10]].concat()),
+        frame(b""),
+        vec![0x0B],
+        vec![0x1C],
+        vec![0x1C, 0x0D],
+        b"MSH|^~\\&|A".to_vec(),
+        vec![0xFF, 0xFE, 0x00],
+        b"\r\n".to_vec(),
+    ];
+    let mut seed = 0x2545_F491_4F6C_DD1D_u64;
+    let mut random = |below: usize| {
+        seed ^= seed << 13;
+        seed ^= seed >> 7;
+        seed ^= seed << 17;
+        (seed % below as u64) as usize
+    };
+    for _ in 0..150 {
+        let mut stream: Vec<u8> =
+            (0..1 + random(6)).flat_map(|_| parts[random(parts.len())].clone()).collect();
+        for _ in 0..random(3) {
+            let at = random(stream.len());
+            stream[at] = [0x0B, 0x1C, 0x0D, b'|', 0xC3][random(5)];
+        }
+        let mut peer = running.connect().await;
+        // The source may close before it has read everything.
+        let _ = peer.stream.write_all(&stream).await;
+        let _ = peer.stream.shutdown().await;
+        while let Some(answer) = peer.next().await {
+            if let [b'A' | b'C', b'A', b' ', id @ ..] = msa(&answer).as_bytes() {
+                assert!(id.starts_with(b"OK"), "{answer}");
+            }
+        }
+    }
+    let mut peer = running.connect().await;
+    peer.send(&framed("OK9")).await;
+    assert_eq!(peer.answer().await, "AA OK9");
+}
+
+#[tokio::test]
 async fn a_sender_without_the_trailer_byte_is_answered_after_a_pause() {
     let running = Running::start("end_pause: 20ms").await;
     let mut peer = running.connect().await;
