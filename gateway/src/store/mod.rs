@@ -4,6 +4,17 @@
 //! folder is the only place that names sqlx, and no wall clock of ours decides an order or a lease; the database's does.
 //! Everything works in batches: one commit costs far more than one message.
 
+mod changes;
+mod error;
+mod intake;
+mod migrate;
+mod pack;
+mod postgres;
+mod recording;
+mod sqlite;
+#[cfg(test)]
+mod suite;
+
 use async_trait::async_trait;
 use bytes::Bytes;
 use jiff::Timestamp;
@@ -241,13 +252,16 @@ pub struct Recording {
 /// The recording transaction: opened with the fences of the lanes it works for, read from, then committed as a whole or dropped.
 #[async_trait]
 pub trait RecordTx: Send {
-    /// Which resources these identifiers name. Locks what it finds until the end of the transaction.
+    /// Which resources these identifiers name. Nothing is locked: the commit fails with [`StoreError::Conflict`] if what
+    /// it writes was changed meanwhile.
     async fn resolve(&mut self, aliases: &[Alias]) -> Result<HashMap<Alias, Uuid>, StoreError>;
 
-    /// The current versions of these resources, locked until the end of the transaction, in order of their ids.
+    /// The current versions of these resources, in order of their ids.
     async fn load(&mut self, ids: &[Uuid]) -> Result<Vec<StoredResource>, StoreError>;
 
-    /// Writes everything and commits. Answers the event number of each delivery, in the order given: dense for each
+    /// Writes everything and commits. Fails with [`StoreError::Fenced`], and nothing written, if a lease was lost or one of the messages
+    /// is not open any more in that revision (a commit whose answer was lost had closed it). An alias that named
+    /// something else when it was resolved is moved; one that was moved meanwhile is a conflict. Answers the event number of each delivery, in the order given: dense for each
     /// subscription, and in the order of commits.
     async fn commit(self: Box<Self>, recording: Recording) -> Result<Vec<i64>, StoreError>;
 }
@@ -307,6 +321,8 @@ pub struct DeliveryChange {
     pub rest: Duration,
     /// The attempt that led here, kept for the timeline; none for [`DeliveryState::Published`].
     pub attempt: Option<Attempt>,
+    /// Why, for [`DeliveryState::Suppressed`] and [`DeliveryState::Parked`].
+    pub reason: Option<String>,
 }
 
 /// One try of a delivery, as the timeline shows it.
@@ -407,6 +423,8 @@ pub enum Request {
     Normalize(MessageId),
     /// Try a parked delivery again.
     Deliver(DeliveryId, MessageId),
+    /// Leave a parked delivery for good, and why.
+    Skip(DeliveryId, MessageId, String),
 }
 
 /// The books of one sender: `received = routed_final + routed_open + quarantined + rejected + waiting`, always.
@@ -426,6 +444,20 @@ pub struct Books {
     pub rejected: i64,
     /// Not yet normalized.
     pub waiting: i64,
+}
+
+impl Books {
+    /// Messages that are in no state at all. Anything but 0 is a lost or doubled message: the metric
+    /// `pons_store_messages_unaccounted` and every whole-system test watch it.
+    pub fn unaccounted(&self) -> i64 {
+        self.received
+            - (self.routed_final + self.routed_open + self.quarantined + self.rejected + self.waiting)
+    }
+
+    /// Messages that still need somebody: to be normalized, delivered, or looked at by a person.
+    pub fn open(&self) -> i64 {
+        self.waiting + self.routed_open + self.quarantined
+    }
 }
 
 /// How long things are kept and how much room is left alone.
@@ -453,6 +485,9 @@ pub enum StoreError {
     /// The database would not keep what it confirms; the text names the setting.
     #[error("the store is not durable: {0}")]
     NotDurable(String),
+    /// The store cannot be opened as configured; the text says what to do.
+    #[error("the store cannot be opened: {0}")]
+    Setup(String),
     /// The schema is of another version of Pons.
     #[error("the store's schema is not this version's: {0}")]
     Schema(String),
@@ -461,11 +496,40 @@ pub enum StoreError {
     Bug(#[source] Box<dyn std::error::Error + Send + Sync>),
 }
 
+/// What a process does with the store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// `pons run` and `pons migrate`: at most one process for each SQLite file.
+    Gateway,
+    /// `pons search`, `show`, `replay`: reads, and writes requests, beside a gateway.
+    Tool,
+}
+
+/// Opens a store by its URL: `sqlite:PATH`, or `postgres://...` with the parameters of libpq (`sslmode`, `sslrootcert`, ...). A PostgreSQL
+/// that is away is found out by the first statement, not here.
+///
+/// # Errors
+/// [`StoreError::Setup`] for a URL that cannot be read, and for an SQLite file that cannot be opened or that another
+/// gateway has open.
+pub async fn open(url: &str, role: Role) -> Result<Arc<dyn Store>, StoreError> {
+    if let Some(path) = url.strip_prefix("sqlite:") {
+        let path = path.strip_prefix("//").unwrap_or(path);
+        return Ok(Arc::new(sqlite::Sqlite::open(std::path::Path::new(path), role).await?));
+    }
+    if url.starts_with("postgres://") || url.starts_with("postgresql://") {
+        return Ok(Arc::new(postgres::Postgres::open(url)?));
+    }
+    Err(StoreError::Setup("a store is `sqlite:PATH` or `postgres://...`".to_owned()))
+}
+
 /// The store. Every function is one transaction unless it says otherwise, and is safe to repeat.
 #[async_trait]
 pub trait Store: Send + Sync + 'static {
     /// Brings the schema up to date.
     async fn migrate(&self) -> Result<(), StoreError>;
+
+    /// Refuses a schema that is not this version's, without changing it.
+    async fn check_schema(&self) -> Result<(), StoreError>;
 
     /// Refuses a database that would lose what it confirmed.
     async fn check_durable(&self) -> Result<(), StoreError>;
@@ -478,7 +542,8 @@ pub trait Store: Send + Sync + 'static {
     /// count as repeats too.
     async fn append(&self, batch: Vec<NewMessage>) -> Result<Vec<Appended>, StoreError>;
 
-    /// The next open messages that touch these lanes, lowest first: at most `limit`, and beyond the first at most
+    /// The next open messages that touch these lanes, lowest first (a replayed one is at its original place, so below an
+    /// `after` that has gone by: read from the start now and then): at most `limit`, and beyond the first at most
     /// `bytes_max` bytes, so that a backlog of large messages stays within memory.
     async fn open_messages(
         &self,
@@ -494,6 +559,9 @@ pub trait Store: Send + Sync + 'static {
     /// Whether an open message with a lower sequence shares one of the keys; asked for messages whose lanes are not all
     /// ours (a merge over two patients).
     async fn open_before(&self, seq: Seq, keys: &[OrderKey]) -> Result<bool, StoreError>;
+
+    /// Which of these keys have a message in quarantine: their later messages carry a flag.
+    async fn quarantined(&self, keys: &[OrderKey]) -> Result<Vec<OrderKey>, StoreError>;
 
     /// Opens the recording transaction. Fails with [`StoreError::Fenced`] if a lease is no longer held.
     async fn begin_record(&self, leases: &[Lease]) -> Result<Box<dyn RecordTx>, StoreError>;
@@ -550,8 +618,9 @@ pub trait Store: Send + Sync + 'static {
     /// The books, by sender.
     async fn books(&self) -> Result<Vec<Books>, StoreError>;
 
-    /// Makes the coming days' partitions and lets go of days that are final and old. Answers how many messages went.
-    async fn housekeeping(&self, retention: &Retention) -> Result<u64, StoreError>;
+    /// Makes the coming days' partitions and lets go of days that are final and old, counted back from `now` or from
+    /// the database's clock, whichever is earlier. Answers how many messages went.
+    async fn housekeeping(&self, retention: &Retention, now: Timestamp) -> Result<u64, StoreError>;
 
     /// Bytes free where the store lies, if it can tell.
     async fn room(&self) -> Result<Option<u64>, StoreError>;

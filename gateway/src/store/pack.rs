@@ -1,0 +1,274 @@
+//! How values lie in a row: compressed bytes, keys side by side, times in microseconds.
+//!
+//! Both stores write the same forms. Invariant: `expand(squeeze(x)) == x` for all bytes, and a row that does not read back is
+//! an error, never a panic.
+
+use crate::store::{DeliveryState, Request, StoreError};
+use bytes::Bytes;
+use jiff::Timestamp;
+use schemas::issue::Issue;
+use schemas::message::{DeliveryId, MessageId, OrderKey};
+use std::borrow::Cow;
+use std::path::Path;
+use std::time::Duration;
+use uuid::Uuid;
+
+const PLAIN: u8 = 0;
+const LZ4: u8 = 1;
+/// Below this many bytes compressing does not pay.
+const SMALL_BYTES: usize = 256;
+
+/// A row that this program did not write.
+#[derive(Debug, thiserror::Error)]
+#[error("a stored value does not read back: {0}")]
+struct Damaged(&'static str);
+
+pub(super) fn damaged(what: &'static str) -> StoreError {
+    StoreError::Bug(Box::new(Damaged(what)))
+}
+
+/// Compresses with LZ4 where it pays. One leading byte says which form it is.
+pub(super) fn squeeze(bytes: &[u8]) -> Vec<u8> {
+    if bytes.len() >= SMALL_BYTES {
+        let mut packed = vec![0; 5 + lz4_flex::block::get_maximum_output_size(bytes.len())];
+        packed[0] = LZ4;
+        // A length of 4 GiB and more stays plain; the limits of every source are far below.
+        if let Ok(length) = u32::try_from(bytes.len())
+            && let Ok(written) = lz4_flex::block::compress_into(bytes, &mut packed[5..])
+            && written < bytes.len() - bytes.len() / 8
+        {
+            packed[1..5].copy_from_slice(&length.to_le_bytes());
+            packed.truncate(5 + written);
+            return packed;
+        }
+    }
+    let mut packed = Vec::with_capacity(1 + bytes.len());
+    packed.push(PLAIN);
+    packed.extend_from_slice(bytes);
+    packed
+}
+
+/// What [`squeeze`] was given. An empty value reads as empty.
+pub(super) fn expand(packed: &[u8]) -> Result<Bytes, StoreError> {
+    match packed {
+        [] => Ok(Bytes::new()),
+        [PLAIN, bytes @ ..] => Ok(Bytes::copy_from_slice(bytes)),
+        [LZ4, rest @ ..] => lz4_flex::block::decompress_size_prepended(rest)
+            .map(Bytes::from)
+            .map_err(|_| damaged("compressed bytes")),
+        _ => Err(damaged("unknown form")),
+    }
+}
+
+/// Keys side by side, eight bytes each.
+pub(super) fn keys_to_bytes(keys: &[OrderKey]) -> Vec<u8> {
+    keys.iter().flat_map(|key| key.0.to_be_bytes()).collect()
+}
+
+/// What [`keys_to_bytes`] was given.
+pub(super) fn keys_from_bytes(bytes: &[u8]) -> Result<Vec<OrderKey>, StoreError> {
+    let (keys, rest) = bytes.as_chunks::<8>();
+    if !rest.is_empty() {
+        return Err(damaged("order keys"));
+    }
+    Ok(keys.iter().map(|key| OrderKey(i64::from_be_bytes(*key))).collect())
+}
+
+/// Text as a database takes it: PostgreSQL knows no NUL, so it becomes U+FFFD in both stores. The message's own bytes
+/// are never touched.
+pub(super) fn text(text: &str) -> Cow<'_, str> {
+    if text.contains('\0') { Cow::Owned(text.replace('\0', "\u{FFFD}")) } else { Cow::Borrowed(text) }
+}
+
+/// Microseconds since 1970, as every time lies in a row.
+pub(super) fn micros(time: Timestamp) -> i64 {
+    time.as_microsecond()
+}
+
+/// What [`micros`] was given.
+pub(super) fn time(micros: i64) -> Result<Timestamp, StoreError> {
+    Timestamp::from_microsecond(micros).map_err(|_| damaged("time"))
+}
+
+/// A count from a row; never negative as this program writes it.
+pub(super) fn count(stored: i32) -> u32 {
+    u32::try_from(stored).unwrap_or_default()
+}
+
+/// A count for a row.
+pub(super) fn count_to(count: u32) -> i32 {
+    i32::try_from(count).unwrap_or(i32::MAX)
+}
+
+/// A duration in microseconds.
+pub(super) fn span(span: Duration) -> i64 {
+    i64::try_from(span.as_micros()).unwrap_or(i64::MAX)
+}
+
+/// What [`span`] was given; a time that has passed is no time at all.
+pub(super) fn span_from(micros: i64) -> Duration {
+    Duration::from_micros(u64::try_from(micros).unwrap_or_default())
+}
+
+/// A delivery's state as a number. Frozen: rows, and the SQL of both stores, depend on it.
+pub(super) fn state_to(state: DeliveryState) -> i16 {
+    match state {
+        DeliveryState::Pending => 0,
+        DeliveryState::Published => 1,
+        DeliveryState::RetryWait => 2,
+        DeliveryState::Delivered => 3,
+        DeliveryState::Suppressed => 4,
+        DeliveryState::Parked => 5,
+        DeliveryState::Skipped => 6,
+    }
+}
+
+/// What [`state_to`] was given.
+pub(super) fn state_from(stored: i16) -> Result<DeliveryState, StoreError> {
+    Ok(match stored {
+        0 => DeliveryState::Pending,
+        1 => DeliveryState::Published,
+        2 => DeliveryState::RetryWait,
+        3 => DeliveryState::Delivered,
+        4 => DeliveryState::Suppressed,
+        5 => DeliveryState::Parked,
+        6 => DeliveryState::Skipped,
+        _ => return Err(damaged("delivery state")),
+    })
+}
+
+/// The state of a delivery by its word, as a person types it.
+pub(super) fn state_named(word: &str) -> Option<DeliveryState> {
+    Some(match word {
+        "pending" => DeliveryState::Pending,
+        "published" => DeliveryState::Published,
+        "retry_wait" => DeliveryState::RetryWait,
+        "delivered" => DeliveryState::Delivered,
+        "suppressed" => DeliveryState::Suppressed,
+        "parked" => DeliveryState::Parked,
+        "skipped" => DeliveryState::Skipped,
+        _ => return None,
+    })
+}
+
+/// By which repeats are found: sender and control id. `None` without a control id: such a message is never a repeat.
+pub(super) fn repeat_hash(sender: &str, control_id: &str) -> Option<i64> {
+    (!control_id.is_empty()).then(|| OrderKey::of(&[sender, control_id]).0)
+}
+
+/// By which an identifier's bare value is found, the same as a message's patient hashes.
+pub(super) fn value_hash(value: &str) -> i64 {
+    OrderKey::of(&[value]).0
+}
+
+/// The lowest message id of a moment, in milliseconds since 1970 (UUIDv7: its first 48 bits).
+pub(super) fn id_floor(millis: i64) -> Uuid {
+    let millis = u128::try_from(millis.max(0)).unwrap_or_default();
+    Uuid::from_u128((millis & 0xFFFF_FFFF_FFFF) << 80)
+}
+
+/// The moment in a message id, in milliseconds since 1970.
+pub(super) fn id_millis(id: MessageId) -> i64 {
+    i64::try_from(id.0.as_u128() >> 80).expect("48 bits fit")
+}
+
+/// Issues from a row.
+pub(super) fn issues_from(text: Option<&str>) -> Result<Vec<Issue>, StoreError> {
+    text.map_or(Ok(Vec::new()), serde_json::from_str).map_err(|error| StoreError::Bug(Box::new(error)))
+}
+
+/// Issues for a row; none at all for none.
+pub(super) fn issues_to(issues: &[Issue]) -> Option<String> {
+    (!issues.is_empty()).then(|| serde_json::to_string(issues).expect("an issue is plain text"))
+}
+
+/// A person's request as a row.
+pub(super) struct RequestRow {
+    pub(super) kind: i16,
+    pub(super) message: MessageId,
+    pub(super) delivery: Option<DeliveryId>,
+    pub(super) why: Option<String>,
+}
+
+pub(super) fn request_to(request: &Request) -> RequestRow {
+    match request {
+        Request::Normalize(message) => RequestRow { kind: 1, message: *message, delivery: None, why: None },
+        Request::Deliver(delivery, message) => {
+            RequestRow { kind: 2, message: *message, delivery: Some(*delivery), why: None }
+        }
+        Request::Skip(delivery, message, why) => {
+            RequestRow { kind: 3, message: *message, delivery: Some(*delivery), why: Some(why.clone()) }
+        }
+    }
+}
+
+/// What [`request_to`] was given.
+pub(super) fn request_from(
+    kind: i16,
+    message: Uuid,
+    delivery: Option<Uuid>,
+    why: Option<String>,
+) -> Result<Request, StoreError> {
+    let message = MessageId(message);
+    match (kind, delivery.map(DeliveryId)) {
+        (1, _) => Ok(Request::Normalize(message)),
+        (2, Some(delivery)) => Ok(Request::Deliver(delivery, message)),
+        (3, Some(delivery)) => Ok(Request::Skip(delivery, message, why.unwrap_or_default())),
+        _ => Err(damaged("request")),
+    }
+}
+
+/// Bytes that an ordinary user may still write on the disk of a folder; `None` if it cannot be seen.
+pub(super) fn free_bytes(folder: &Path) -> Option<u64> {
+    let disk = rustix::fs::statvfs(folder).ok()?;
+    Some(disk.f_bavail.saturating_mul(disk.f_frsize))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn squeezed_bytes_expand_to_what_they_were(
+            bytes in prop_oneof![
+                proptest::collection::vec(any::<u8>(), 0..2000),
+                "[A-C|^]{0,3000}".prop_map(String::into_bytes),
+            ],
+        ) {
+            prop_assert_eq!(expand(&squeeze(&bytes)).unwrap(), bytes);
+        }
+
+        #[test]
+        fn damaged_rows_are_errors_and_not_panics(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            // A forged length must not make it allocate without bound, so only short ones are tried with LZ4's mark.
+            let mut bytes = bytes;
+            if bytes.len() > 4 {
+                bytes[3] = 0;
+                bytes[4] = 0;
+            }
+            let _ = expand(&bytes);
+            let _ = keys_from_bytes(&bytes);
+        }
+
+        #[test]
+        fn keys_read_back(keys in proptest::collection::vec(any::<i64>(), 0..9)) {
+            let keys: Vec<OrderKey> = keys.into_iter().map(OrderKey).collect();
+            prop_assert_eq!(keys_from_bytes(&keys_to_bytes(&keys)).unwrap(), keys);
+        }
+    }
+
+    #[test]
+    fn repetitive_text_shrinks() {
+        let text = "OBX|1|NM|718-7^Hemoglobin^LN||13.20|g/dL|||||F\r".repeat(20);
+        assert!(squeeze(text.as_bytes()).len() < text.len() / 3);
+    }
+
+    #[test]
+    fn an_id_keeps_its_moment() {
+        let id = MessageId(Uuid::new_v7(uuid::Timestamp::from_unix_time(1_700_000_000, 5_000_000, 0, 0)));
+        assert_eq!(id_millis(id), 1_700_000_000_005);
+        assert!(id_floor(1_700_000_000_005) <= id.0 && id.0 < id_floor(1_700_000_000_006));
+    }
+}

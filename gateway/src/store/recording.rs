@@ -1,0 +1,170 @@
+//! What both stores know about a recording: one row for each resource that it changes, what its aliases expect.
+
+use crate::store::{Alias, DeliveryState, NewDelivery, ResourceWrite, StoreError, pack};
+use schemas::message::MessageId;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use uuid::Uuid;
+
+/// One resource as it will lie in the store. The Bundles of the results hold what it was in between.
+pub(super) struct ResourceRow {
+    pub(super) id: Uuid,
+    pub(super) resource_type: String,
+    /// The version that must be there; 0 for none.
+    pub(super) follows: i64,
+    pub(super) version: i64,
+    pub(super) packed: Vec<u8>,
+    pub(super) replaced_by: Option<Uuid>,
+    pub(super) message: MessageId,
+}
+
+/// Folds several versions of a resource within one recording into the last one. In order of ids, so that two
+/// recordings lock in the same order.
+///
+/// # Errors
+/// [`StoreError::Conflict`] when versions of one resource do not follow one another.
+pub(super) fn fold(writes: Vec<ResourceWrite>) -> Result<Vec<ResourceRow>, StoreError> {
+    let mut last: BTreeMap<Uuid, (i64, ResourceWrite)> = BTreeMap::new();
+    for write in writes {
+        let first = match last.get(&write.id) {
+            Some((_, before)) if before.follows + 1 != write.follows => return Err(StoreError::Conflict),
+            Some((first, _)) => *first,
+            None => write.follows,
+        };
+        last.insert(write.id, (first, write));
+    }
+    let row = |(id, (follows, write)): (Uuid, (i64, ResourceWrite))| ResourceRow {
+        id,
+        resource_type: write.resource_type,
+        follows,
+        version: write.follows + 1,
+        packed: pack::squeeze(&write.state),
+        replaced_by: write.replaced_by,
+        message: write.message,
+    };
+    Ok(last.into_iter().map(row).collect())
+}
+
+/// The id of an alias: a UUIDv5 of its three parts. Frozen: stored rows depend on it.
+pub(super) fn alias_id(alias: &Alias) -> Uuid {
+    let mut name = Vec::with_capacity(96);
+    for part in [&alias.resource_type, &alias.system, &alias.value] {
+        name.extend_from_slice(&u32::try_from(part.len()).unwrap_or(u32::MAX).to_be_bytes());
+        name.extend_from_slice(part.as_bytes());
+    }
+    Uuid::new_v5(&Uuid::NAMESPACE_OID, &name)
+}
+
+/// What aliases were found to name, by their ids; `None` when they named nothing.
+pub(super) type Resolved = HashMap<Uuid, Option<Uuid>>;
+
+/// What has to happen to aliases.
+#[derive(Default)]
+pub(super) struct AliasRows {
+    /// In order of ids.
+    pub(super) new: BTreeMap<Uuid, (Alias, Uuid)>,
+    /// What each named before and names now, in order of ids.
+    pub(super) moved: BTreeMap<Uuid, (Uuid, Uuid)>,
+}
+
+/// Sorts aliases by what was found when they were resolved. One given twice names what it names last.
+pub(super) fn alias_rows(aliases: Vec<(Alias, Uuid)>, resolved: &Resolved) -> AliasRows {
+    let mut rows = AliasRows::default();
+    for (alias, resource) in aliases {
+        let id = alias_id(&alias);
+        match resolved.get(&id).copied().flatten() {
+            Some(before) if before == resource => {
+                rows.moved.remove(&id);
+            }
+            Some(before) => {
+                rows.moved.insert(id, (before, resource));
+            }
+            None => {
+                rows.new.insert(id, (alias, resource));
+            }
+        }
+    }
+    rows
+}
+
+/// How many numbers each subscription needs, in order of names.
+pub(super) fn demand(deliveries: &[NewDelivery]) -> BTreeMap<Arc<str>, i64> {
+    let mut demand = BTreeMap::new();
+    for delivery in deliveries {
+        *demand.entry(Arc::clone(&delivery.subscription)).or_insert(0) += 1;
+    }
+    demand
+}
+
+/// The state in which a delivery begins.
+pub(super) fn first_state(delivery: &NewDelivery) -> DeliveryState {
+    if delivery.suppressed.is_some() { DeliveryState::Suppressed } else { DeliveryState::Pending }
+}
+
+/// Topics in one text; a topic's name has no line end.
+pub(super) fn topics_to(topics: &[String]) -> String {
+    topics.join("\n")
+}
+
+/// What [`topics_to`] was given.
+pub(super) fn topics_from(text: &str) -> Vec<String> {
+    text.lines().map(str::to_owned).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn write(id: u128, follows: i64) -> ResourceWrite {
+        ResourceWrite {
+            id: Uuid::from_u128(id),
+            resource_type: "Patient".to_owned(),
+            follows,
+            state: follows.to_string().into_bytes(),
+            replaced_by: None,
+            message: MessageId(Uuid::nil()),
+        }
+    }
+
+    #[test]
+    fn several_versions_fold_into_the_last() {
+        let rows = fold(vec![write(2, 0), write(1, 7), write(2, 1), write(2, 2)]).unwrap();
+        let seen: Vec<_> = rows.iter().map(|row| (row.id.as_u128(), row.follows, row.version)).collect();
+        assert_eq!(seen, [(1, 7, 8), (2, 0, 3)]);
+        assert!(matches!(fold(vec![write(1, 0), write(1, 0)]), Err(StoreError::Conflict)));
+    }
+
+    #[test]
+    fn aliases_are_new_moved_or_left_alone() {
+        let alias = |value: &str| Alias {
+            resource_type: "Patient".to_owned(),
+            system: "urn:test".to_owned(),
+            value: value.to_owned(),
+        };
+        let (a, b) = (Uuid::from_u128(1), Uuid::from_u128(2));
+        let resolved = Resolved::from([
+            (alias_id(&alias("same")), Some(a)),
+            (alias_id(&alias("moved")), Some(a)),
+            (alias_id(&alias("absent")), None),
+        ]);
+        let given = ["same", "moved", "absent", "unasked"];
+        let given = given.into_iter().zip([a, b, b, b]).map(|(value, to)| (alias(value), to)).collect();
+        let rows = alias_rows(given, &resolved);
+        assert_eq!(rows.moved.into_values().collect::<Vec<_>>(), [(a, b)]);
+        let mut new: Vec<_> = rows.new.into_values().map(|(alias, _)| alias.value).collect();
+        new.sort();
+        assert_eq!(new, ["absent", "unasked"]);
+    }
+
+    #[test]
+    fn an_alias_keeps_the_borders_of_its_parts() {
+        let alias = |system: &str, value: &str| {
+            alias_id(&Alias {
+                resource_type: "Patient".to_owned(),
+                system: system.to_owned(),
+                value: value.to_owned(),
+            })
+        };
+        assert_ne!(alias("AB", "C"), alias("A", "BC"));
+    }
+}

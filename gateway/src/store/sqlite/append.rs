@@ -1,0 +1,176 @@
+//! Intake, and the reading of what waits.
+
+use super::rows::Rows;
+use super::{Sqlite, Writing};
+use crate::store::{Appended, NewMessage, OpenMessage, StoreError, intake, pack};
+use schemas::message::{LaneSet, MessageId, OrderKey, Seq};
+use sqlx::Row;
+use sqlx::sqlite::{SqliteConnection, SqliteRow};
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+const READ_OPEN: &str = "
+SELECT i.seq, i.id, i.revision, i.keys, m.received_us, m.format, m.sender, m.message_type, m.context, m.bytes
+FROM (
+    SELECT seq, id, revision, keys, sum(size) OVER (ORDER BY seq) AS bytes_so_far, row_number() OVER (ORDER BY seq) AS place
+    FROM (SELECT seq, id, revision, keys, size FROM inbox WHERE seq > ? AND lanes & ? <> 0 ORDER BY seq LIMIT ?)
+) AS i
+CROSS JOIN message m ON m.seq = i.seq
+WHERE i.place = 1 OR i.bytes_so_far <= ?
+ORDER BY i.seq";
+
+impl Sqlite {
+    pub(super) async fn append_batch(&self, batch: Vec<NewMessage>) -> Result<Vec<Appended>, StoreError> {
+        if batch.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut batch = intake::Batch::new(batch);
+        let mut tx = self.write().await?;
+        append(&mut tx, &mut batch).await?;
+        tx.commit().await?;
+        Ok(batch.answers())
+    }
+
+    pub(super) async fn read_open_messages(
+        &self,
+        lanes: LaneSet,
+        after: Seq,
+        limit: usize,
+        bytes_max: usize,
+    ) -> Result<Vec<OpenMessage>, StoreError> {
+        let rows = sqlx::query(READ_OPEN)
+            .bind(after.0)
+            .bind(lanes.0)
+            .bind(i64::try_from(limit).unwrap_or(i64::MAX))
+            .bind(i64::try_from(bytes_max).unwrap_or(i64::MAX))
+            .fetch_all(&self.readers)
+            .await?;
+        rows.iter().map(open_message).collect()
+    }
+}
+
+fn open_message(row: &SqliteRow) -> Result<OpenMessage, StoreError> {
+    Ok(OpenMessage {
+        seq: Seq(row.try_get(0)?),
+        id: MessageId(row.try_get(1)?),
+        revision: pack::count(row.try_get(2)?),
+        keys: pack::keys_from_bytes(row.try_get(3)?)?,
+        received_at: pack::time(row.try_get(4)?)?,
+        format: intake::format_from(row.try_get(5)?)?,
+        sender: row.try_get::<&str, _>(6)?.into(),
+        message_type: row.try_get(7)?,
+        context: row.try_get(8)?,
+        bytes: pack::expand(row.try_get(9)?)?,
+    })
+}
+
+async fn append(tx: &mut Writing, batch: &mut intake::Batch) -> Result<(), StoreError> {
+    let conn = &mut tx.conn;
+    let places = i64::try_from(batch.rows.len()).expect("a batch is small");
+    let last: i64 = sqlx::query("UPDATE intake SET last_seq = last_seq + ? RETURNING last_seq")
+        .bind(places)
+        .fetch_one(&mut *conn)
+        .await?
+        .try_get(0)?;
+    batch.number(last - places);
+    meet_earlier(conn, batch).await?;
+
+    let rows: Vec<&intake::Row> = batch.to_write().collect();
+    let head = "INSERT INTO message (seq, id, received_us, repeat_hash, format, reused, sender, source, control_id, message_type, version, keys, rejected, context, bytes) VALUES ";
+    Rows::new(&rows)
+        .tuples(conn, head, 15, "", |query, row| {
+            let message = &row.message;
+            query
+                .bind(row.seq)
+                .bind(message.id.0)
+                .bind(pack::micros(message.received_at))
+                .bind(row.repeat_hash)
+                .bind(intake::format_to(message.format))
+                .bind(row.reused)
+                .bind(pack::text(&message.sender))
+                .bind(pack::text(&message.source))
+                .bind(pack::text(&message.control_id))
+                .bind(pack::text(&message.message_type))
+                .bind(pack::text(&message.version))
+                .bind(pack::keys_to_bytes(&message.keys))
+                .bind(row.rejected())
+                .bind(pack::text(&message.context))
+                .bind(row.packed.as_slice())
+        })
+        .await?;
+    let hashes: Vec<(OrderKey, i64)> =
+        rows.iter().flat_map(|row| row.message.patient_hashes.iter().map(|hash| (*hash, row.seq))).collect();
+    Rows::new(&hashes)
+        .tuples(
+            conn,
+            "INSERT OR IGNORE INTO message_patient (hash, seq) VALUES ",
+            2,
+            "",
+            |query, (hash, seq)| query.bind(hash.0).bind(seq),
+        )
+        .await?;
+    let waiting: Vec<&intake::Row> =
+        rows.iter().copied().filter(|row| row.message.rejected.is_none()).collect();
+    let head = "INSERT INTO inbox (seq, id, lanes, revision, size, keys) VALUES ";
+    Rows::new(&waiting)
+        .tuples(conn, head, 6, "", |query, row| {
+            query
+                .bind(row.seq)
+                .bind(row.message.id.0)
+                .bind(row.lanes())
+                .bind(0)
+                .bind(row.size())
+                .bind(pack::keys_to_bytes(&row.message.keys))
+        })
+        .await?;
+    let senders: BTreeSet<Arc<str>> = rows.iter().map(|row| Arc::clone(&row.message.sender)).collect();
+    let senders: Vec<Arc<str>> = senders.into_iter().collect();
+    Rows::new(&senders)
+        .tuples(conn, "INSERT OR IGNORE INTO sender (name) VALUES ", 1, "", |query, name| {
+            query.bind(pack::text(name))
+        })
+        .await?;
+    Ok(())
+}
+
+/// Finds the earlier messages that some of these repeat, by control id, or by their own id (a batch that is appended
+/// again because its answer was lost).
+async fn meet_earlier(conn: &mut SqliteConnection, batch: &mut intake::Batch) -> Result<(), StoreError> {
+    const COLUMNS: &str =
+        "SELECT id, received_us, sender, control_id, rejected, bytes, repeat_hash FROM message";
+    let floor = batch.repeat_floor();
+    let hashes: Vec<(i64, i64)> =
+        batch.rows.iter().filter_map(|row| Some((row.repeat_hash?, row.seq))).collect();
+    let mut found = Rows::new(&hashes)
+        .one_each(conn, &format!("{COLUMNS} WHERE repeat_hash IN ("), ") ORDER BY seq", |query, (hash, _)| {
+            query.bind(hash)
+        })
+        .await?;
+    let ids: Vec<MessageId> = batch.rows.iter().map(|row| row.message.id).collect();
+    found.extend(
+        Rows::new(&ids)
+            .one_each(conn, &format!("{COLUMNS} WHERE id IN ("), ")", |query, id| query.bind(id.0))
+            .await?,
+    );
+    for row in &found {
+        let id = MessageId(row.try_get(0)?);
+        let hash: Option<i64> = row.try_get(6)?;
+        let itself = batch.rows.iter().find(|row| row.message.id == id).map(|row| row.seq);
+        let alike = hashes.iter().filter(|(each, _)| Some(*each) == hash).map(|(_, seq)| *seq);
+        for new_seq in alike.chain(itself) {
+            if id.0 < floor && Some(new_seq) != itself {
+                continue;
+            }
+            batch.met(&intake::Earlier {
+                new_seq,
+                id,
+                received_us: row.try_get(1)?,
+                sender: row.try_get(2)?,
+                control_id: row.try_get(3)?,
+                rejected: intake::refused_from(row.try_get(4)?)?,
+                bytes: row.try_get(5)?,
+            })?;
+        }
+    }
+    Ok(())
+}

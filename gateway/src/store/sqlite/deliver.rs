@@ -1,0 +1,138 @@
+//! Deliveries: what is open, what they carry, what became of them.
+
+use super::rows::Rows;
+use super::{Sqlite, clock, hold};
+use crate::store::recording::topics_from;
+use crate::store::{
+    Content, DeliveryChange, DeliveryState, Lease, OpenDelivery, StoreError, changes, intake, pack,
+};
+use schemas::message::{DeliveryId, MessageId, OrderKey};
+use sqlx::Row;
+use sqlx::sqlite::SqliteRow;
+use std::collections::HashMap;
+use uuid::Uuid;
+
+/// What open deliveries are read with: the columns of [`open_delivery`].
+macro_rules! delivery_columns {
+    () => {
+        "d.id, d.message, d.revision, d.number, d.key, d.topics, d.state, d.attempts, d.due_us"
+    };
+}
+pub(super) use delivery_columns;
+
+impl Sqlite {
+    pub(super) async fn read_open_deliveries(
+        &self,
+        subscription: &str,
+        after: i64,
+        limit: usize,
+    ) -> Result<Vec<OpenDelivery>, StoreError> {
+        let rows = sqlx::query(concat!(
+            "SELECT ",
+            delivery_columns!(),
+            ", ",
+            clock!(),
+            " FROM delivery d WHERE d.subscription = (SELECT id FROM subscription WHERE name = ?) AND d.number > ?
+                AND d.state IN (0, 1, 2) ORDER BY d.number LIMIT ?"
+        ))
+        .bind(subscription)
+        .bind(after)
+        .bind(i64::try_from(limit).unwrap_or(i64::MAX))
+        .fetch_all(&self.readers)
+        .await?;
+        rows.iter().map(open_delivery).collect()
+    }
+
+    pub(super) async fn read_contents(
+        &self,
+        of: &[(MessageId, u32)],
+    ) -> Result<HashMap<(MessageId, u32), Content>, StoreError> {
+        let mut conn = self.readers.acquire().await?;
+        let head = "WITH u (message, revision) AS (VALUES ";
+        let tail = ") SELECT r.message, r.revision, r.bundle, m.bytes, m.format, m.sender, m.message_type, m.received_us
+            FROM u CROSS JOIN result r ON r.message = u.message AND r.revision = u.revision CROSS JOIN message m ON m.id = u.message";
+        let rows = Rows::new(of)
+            .tuples_found(&mut conn, head, 2, tail, |query, (message, revision)| {
+                query.bind(message.0).bind(revision)
+            })
+            .await?;
+        let mut contents = HashMap::with_capacity(rows.len());
+        for row in &rows {
+            let content = Content {
+                bundle: pack::expand(row.try_get(2)?)?,
+                original: pack::expand(row.try_get(3)?)?,
+                format: intake::format_from(row.try_get(4)?)?,
+                sender: row.try_get::<&str, _>(5)?.into(),
+                message_type: row.try_get(6)?,
+                received_at: pack::time(row.try_get(7)?)?,
+            };
+            contents.insert((MessageId(row.try_get(0)?), pack::count(row.try_get(1)?)), content);
+        }
+        Ok(contents)
+    }
+
+    pub(super) async fn write_changes(
+        &self,
+        lease: &Lease,
+        changes: Vec<DeliveryChange>,
+    ) -> Result<(), StoreError> {
+        let (rows, tried) = changes::fold(changes);
+        let mut tx = self.write().await?;
+        hold(&mut tx.conn, std::slice::from_ref(lease)).await?;
+        let head =
+            "WITH u (message, id, state, attempts, rest_us, began_us, took_us, answer, reason) AS (VALUES ";
+        let tail = concat!(
+            ") UPDATE delivery SET state = u.state, attempts = u.attempts, due_us = clock.now + u.rest_us, changed_us = clock.now,
+                 began_us = u.began_us, took_us = u.took_us, answer = u.answer, reason = coalesce(u.reason, delivery.reason)
+               FROM u, (SELECT ",
+            clock!(),
+            " AS now) AS clock
+               WHERE delivery.message = u.message AND delivery.id = u.id AND delivery.state IN (0, 1, 2)"
+        );
+        Rows::new(&rows)
+            .tuples(&mut tx.conn, head, 9, tail, |query, change| {
+                let done = change.attempt.as_ref().filter(|_| change.state == DeliveryState::Delivered);
+                query
+                    .bind(change.message.0)
+                    .bind(change.id.0)
+                    .bind(pack::state_to(change.state))
+                    .bind(change.attempts)
+                    .bind(pack::span(change.rest))
+                    .bind(done.map(|done| pack::micros(done.began_at)))
+                    .bind(done.map(|done| pack::span(done.took)))
+                    .bind(done.map(|done| pack::text(&done.answer)))
+                    .bind(change.reason.as_deref().map(pack::text))
+            })
+            .await?;
+        let head = "INSERT INTO attempt (message, delivery, number, began_us, took_us, answer) VALUES ";
+        Rows::new(&tried)
+            .tuples(&mut tx.conn, head, 6, "", |query, tried| {
+                query
+                    .bind(tried.message.0)
+                    .bind(tried.delivery.0)
+                    .bind(tried.attempt.number)
+                    .bind(pack::micros(tried.attempt.began_at))
+                    .bind(pack::span(tried.attempt.took))
+                    .bind(pack::text(&tried.attempt.answer))
+            })
+            .await?;
+        tx.commit().await
+    }
+}
+
+/// Reads the columns of `delivery_columns` and the clock behind them.
+pub(super) fn open_delivery(row: &SqliteRow) -> Result<OpenDelivery, StoreError> {
+    let (due, now): (i64, i64) = (row.try_get(8)?, row.try_get(9)?);
+    let state = pack::state_from(row.try_get(6)?)?;
+    Ok(OpenDelivery {
+        id: DeliveryId(row.try_get::<Uuid, _>(0)?),
+        message: MessageId(row.try_get(1)?),
+        revision: pack::count(row.try_get(2)?),
+        number: row.try_get(3)?,
+        key: OrderKey(row.try_get(4)?),
+        topics: topics_from(row.try_get(5)?),
+        state,
+        attempts: pack::count(row.try_get(7)?),
+        rest: if state == DeliveryState::RetryWait { pack::span_from(due - now) } else { Default::default() },
+    })
+}
