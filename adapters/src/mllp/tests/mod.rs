@@ -206,7 +206,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Peer<S> {
         loop {
             if let Some(piece) = self.decoder.next(Edge::More) {
                 let Piece::Frame(frame) = piece else { panic!("only frames are sent: {piece:?}") };
-                return Some(String::from_utf8(frame.to_vec()).expect("ASCII"));
+                return Some(String::from_utf8_lossy(&frame).into_owned());
             }
             self.decoder.buffer().reserve(4096);
             match within(self.stream.read_buf(self.decoder.buffer())).await {
