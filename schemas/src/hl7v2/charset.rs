@@ -9,6 +9,7 @@ use super::iso2022;
 use crate::issue::{Issue, Severity};
 use encoding_rs::{DecoderResult, Encoding};
 use memchr::memchr;
+use smallvec::SmallVec;
 use std::borrow::Cow;
 use std::fmt;
 
@@ -229,7 +230,7 @@ fn decode_narrow<'b>(bytes: &'b [u8], fallback: Option<&str>) -> Decoded<'b> {
     };
     let marked = body.len() < bytes.len();
     let header = Declared::of(body);
-    let mut sets = Vec::new();
+    let mut sets: SmallVec<[&Charset; 2]> = SmallVec::new();
     for name in header.charsets.iter() {
         match find(name) {
             Some((charset, official)) => {
@@ -499,13 +500,13 @@ pub(crate) fn first_high(bytes: &[u8]) -> Option<usize> {
 
 /// What MSH says before its bytes are text.
 struct Declared<'b> {
-    charsets: Vec<Cow<'b, str>>,
+    charsets: SmallVec<[Cow<'b, str>; 2]>,
     escape: Option<u8>,
 }
 
 impl<'b> Declared<'b> {
     fn of(bytes: &'b [u8]) -> Declared<'b> {
-        let none = Declared { charsets: Vec::new(), escape: None };
+        let none = Declared { charsets: SmallVec::new(), escape: None };
         let Some(start) = header::find(bytes) else { return none };
         let line = &bytes[start..];
         let end = memchr::memchr2(b'\r', b'\n', line).unwrap_or(line.len());

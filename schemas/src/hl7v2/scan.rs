@@ -9,6 +9,7 @@ use super::message::{Leaf, Limits, Message, Segment, Unreadable};
 use super::path::{Path, SegmentName};
 use super::separators::Separators;
 use crate::issue::Severity;
+use smallvec::SmallVec;
 use std::collections::HashMap;
 
 const MSH: SegmentName = SegmentName::of("MSH");
@@ -40,8 +41,8 @@ pub(crate) fn message<'t>(text: &'t str, limits: &Limits) -> Result<Message<'t>,
         separators,
         limits,
         line_feed_ends: None,
-        segments: Vec::with_capacity(16),
-        // A guess for short messages; longer ones grow as they need.
+        // Guesses for short messages; longer ones grow as they need.
+        segments: Vec::with_capacity((bytes.len() / 64 + 8).min(256)),
         leaves: Vec::with_capacity((bytes.len() / 6 + 16).min(4096)),
         names: Names::default(),
         findings,
@@ -421,6 +422,9 @@ impl Needles {
                 | u8::from(b == subcomponent)
                 | u8::from(b < b' ');
         }
+        if hits.iter().fold(0, |any, hit| any | hit) == 0 {
+            return 0;
+        }
         let mut mask = 0;
         for (n, eight) in hits.as_chunks::<8>().0.iter().enumerate() {
             // Each byte is 0 or 1; the product gathers the eight of them in its highest byte.
@@ -434,13 +438,14 @@ impl Needles {
 /// How often each segment name was seen. Messages have few names, so a short list is searched before a map is made.
 #[derive(Default)]
 struct Names {
-    few: Vec<(SegmentName, u32)>,
+    few: SmallVec<[(SegmentName, u32); FEW]>,
     many: HashMap<SegmentName, u32>,
 }
 
-impl Names {
-    const FEW: usize = 32;
+/// How many names are searched one by one.
+const FEW: usize = 32;
 
+impl Names {
     /// The number of the next segment of this name; it is counted if `take` is set.
     fn next(&mut self, name: SegmentName, take: bool) -> u32 {
         let add = u32::from(take);
@@ -448,7 +453,7 @@ impl Names {
             *count += add;
             return *count + 1 - add;
         }
-        if self.few.len() < Self::FEW {
+        if self.few.len() < FEW {
             if take {
                 self.few.push((name, 1));
             }
