@@ -268,7 +268,8 @@ fn decode_narrow<'b>(bytes: &'b [u8], fallback: Option<&str>) -> Decoded<'b> {
             found[before..].iter_mut().for_each(|finding| finding.at += start);
             read
         });
-        if let Some(switched) = switched {
+        // An escape character that begins no sequence is a control character like others.
+        if let Some(switched) = switched.filter(|switched| switching || switched.any) {
             if !switching {
                 let text = "escape sequences of ISO 2022, which MSH-18 does not announce, are obeyed";
                 issues.push(Issue::new(Severity::Warning, "charset-untrue", "MSH-18", text));

@@ -289,7 +289,8 @@ mod tests {
             let message = Message::parse(&text, &Limits::default()).unwrap();
             let end = message.field(1, 2).text(&message);
             prop_assert_eq!(end.as_deref(), Some("end"));
-            prop_assert_eq!((message.segments().len(), message.issues().len()), (2, 0));
+            prop_assert_eq!(message.segments().len(), 2);
+            prop_assert!(message.issues().iter().all(|issue| issue.code.starts_with("escape-")));
         }
 
         #[test]
@@ -299,7 +300,8 @@ mod tests {
                 let again = Message::parse(&emitted, &Limits::default()).unwrap();
                 let values = |m: &Message<'_>| (0..m.leaves().len()).map(|n| (m.path_of(n), m.value(n).into_owned())).collect::<Vec<_>>();
                 prop_assert_eq!(values(&message), values(&again));
-                prop_assert!(again.issues().iter().all(|i| ["no-fields", "segment-name"].contains(&&*i.code)), "{:?}", again.issues());
+                let expected = |code: &str| code.starts_with("escape-") || ["no-fields", "segment-name"].contains(&code);
+                prop_assert!(again.issues().iter().all(|i| expected(&i.code)), "{:?}", again.issues());
             }
         }
     }

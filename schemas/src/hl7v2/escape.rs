@@ -59,6 +59,35 @@ pub fn decode<'t>(raw: &'t str, separators: &Separators) -> Cow<'t, str> {
     }
 }
 
+/// What in a value is no escape sequence of the standard and is therefore kept as text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Oddity {
+    /// A sequence that is not known, malformed, or local to the sender (`\Z..\`).
+    Unknown,
+    /// An escape character that no other one closes.
+    Unterminated,
+}
+
+/// The first oddity of a value, found as [`decode`] goes through it.
+pub(super) fn oddity(raw: &str, separators: &Separators) -> Option<Oddity> {
+    let escape = separators.escape?;
+    let mut rest = raw;
+    let mut scratch = String::new();
+    loop {
+        let body = &rest[memchr(escape, rest.as_bytes())? + 1..];
+        let Some(end) = memchr(escape, body.as_bytes()) else { return Some(Oddity::Unterminated) };
+        if !replace(&body[..end], separators, &mut scratch) {
+            return Some(if looks_like_a_sequence(&body[..end]) {
+                Oddity::Unknown
+            } else {
+                Oddity::Unterminated
+            });
+        }
+        scratch.clear();
+        rest = &body[end + 1..];
+    }
+}
+
 /// Appends what a sequence stands for. False, and nothing appended, if it is not known.
 fn replace(body: &str, separators: &Separators, text: &mut String) -> bool {
     let or = |separator: Option<u8>, recommended: char| separator.map_or(recommended, char::from);
@@ -262,6 +291,18 @@ mod tests {
     }
 
     #[test]
+    fn what_is_kept_as_text_is_an_oddity() {
+        let check = |raw: &str, expected| assert_eq!(oddity(raw, &Separators::default()), expected, "{raw}");
+        check(r"a\F\b \X41\ \.br\ \H\bold\N\ \C2842\", None);
+        check("", None);
+        check(r"\Q\", Some(Oddity::Unknown));
+        check(r"\F\\Z1\", Some(Oddity::Unknown));
+        check(r"\M2442\", Some(Oddity::Unknown));
+        check(r"\F\ a \ b", Some(Oddity::Unterminated));
+        check(r"a \ b \F\", Some(Oddity::Unterminated));
+    }
+
+    #[test]
     fn without_an_escape_character_nothing_is_escaped() {
         let separators = Separators { escape: None, ..Separators::default() };
         assert_eq!(decode(r"a\F\b", &separators), r"a\F\b");
@@ -302,6 +343,13 @@ mod tests {
             let breaks = |b: u8| b < 0x20 || (separators.contains(b) && Some(b) != separators.escape);
             prop_assert!(!encoded.bytes().any(breaks));
             prop_assert_ne!(encoded, "\"\"");
+        }
+
+        #[test]
+        fn nothing_encoded_is_odd(raw in text(), separators in separators()) {
+            let encoded = encode(&raw, &separators);
+            prop_assert_eq!(oddity(&encoded, &separators), None);
+            let _ = oddity(&raw, &separators);
         }
 
         #[test]

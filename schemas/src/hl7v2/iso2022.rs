@@ -10,6 +10,8 @@ use std::borrow::Cow;
 /// What [`decode`] makes of some bytes.
 pub(super) struct Switched {
     pub(super) text: String,
+    /// Whether a set was switched to at all.
+    pub(super) any: bool,
     /// The character set of the parts that no switch governs, where it was not the declared one.
     pub(super) charset: Option<&'static str>,
     /// Where bytes were met that are no characters.
@@ -98,9 +100,8 @@ pub(super) fn decode<'b>(
         return None;
     }
     let mut state = State { lower: None, upper: None };
-    let mut result =
-        Switched { text: String::with_capacity(bytes.len()), charset: None, bad: None, unknown: None };
-    let mut switched = false;
+    let text = String::with_capacity(bytes.len());
+    let mut result = Switched { text, any: false, charset: None, bad: None, unknown: None };
     // The run of bytes since the last switch.
     let mut run = 0;
     let mut at = 0;
@@ -127,7 +128,7 @@ pub(super) fn decode<'b>(
                     Half::Lower => state.lower = (set != Set::Ascii).then_some(set),
                     Half::Upper => state.upper = Some(set),
                 }
-                switched = true;
+                result.any = true;
                 at += length;
                 run = at;
             }
@@ -145,7 +146,7 @@ pub(super) fn decode<'b>(
         }
     }
     flush(&state, run..at, &mut result);
-    (switched || result.unknown.is_some()).then_some(result)
+    (result.any || result.unknown.is_some()).then_some(result)
 }
 
 /// A switch at the beginning of some bytes: the half and the set, and the length of the sequence; or one that is not

@@ -3,6 +3,7 @@
 //! The text is taken in blocks of 64 bytes; each block becomes a mask of the bytes that are separators or control
 //! characters (a form that the compiler turns into vector instructions), and only those are looked at one by one.
 
+use super::escape::{self, Oddity};
 use super::findings::Findings;
 use super::header;
 use super::message::{Leaf, Limits, Message, Segment, Unreadable};
@@ -66,7 +67,10 @@ pub(crate) fn message<'t>(text: &'t str, limits: &Limits) -> Result<Message<'t>,
     scan.leaves.push(one(start + 4, start + 4 + encoding_end, 2));
     scan.run()?;
     let Scan { segments, leaves, findings, .. } = scan;
-    Ok(Message { text, separators, segments, leaves, issues: findings.into_issues() })
+    let mut message = Message { text, separators, segments, leaves, issues: Vec::new() };
+    let findings = escapes(&message, start + 4 + encoding_end, findings);
+    message.issues = findings.into_issues();
+    Ok(message)
 }
 
 /// Where MSH begins. What may stand before it is blank.
@@ -104,6 +108,28 @@ fn begin(text: &str, findings: &mut Findings) -> Result<usize, Unreadable> {
         findings.note(Severity::Information, "leading-blanks", Path::segment(MSH, 1), text);
     }
     Ok(start)
+}
+
+/// Reports escape sequences that are kept as text. `from` is where MSH-2 ends.
+fn escapes(message: &Message<'_>, from: usize, mut findings: Findings) -> Findings {
+    let Some(escape) = message.separators.escape else { return findings };
+    if memchr::memchr(escape, &message.text.as_bytes()[from..]).is_none() {
+        return findings;
+    }
+    for leaf in 2..message.leaves.len() {
+        match escape::oddity(message.raw(leaf), &message.separators) {
+            None => {}
+            Some(Oddity::Unknown) => {
+                let text = "an escape sequence that is not known is kept as text";
+                findings.note(Severity::Information, "escape-unknown", message.path_of(leaf), text);
+            }
+            Some(Oddity::Unterminated) => {
+                let text = "an escape character that does not begin an escape sequence is kept as text";
+                findings.note(Severity::Information, "escape-unterminated", message.path_of(leaf), text);
+            }
+        }
+    }
+    findings
 }
 
 struct Scan<'t, 'l> {
@@ -152,9 +178,9 @@ impl Scan<'_, '_> {
         }
         if self.line < bytes.len() {
             let opened = self.segments.len();
+            let in_segment = self.field > 0;
             self.end_line(bytes.len())?;
-            let has_text = self.field > 0 || self.segments.len() > opened;
-            if has_text {
+            if in_segment || self.segments.len() > opened {
                 let path = self.last_path();
                 let text = "the last segment has no line end: the message may have been cut off";
                 self.findings.note(Severity::Information, "no-final-line-end", path, text);

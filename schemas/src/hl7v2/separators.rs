@@ -61,7 +61,7 @@ impl Separators {
     /// Four or five characters are what the standard asks for. With fewer, what is left out does not exist: the
     /// message has no subcomponents, then no escapes, then no repetitions. The one exception is `&` in third place:
     /// the standard lets a sender omit the escape character, and `&` is its recommended subcomponent separator, so
-    /// `^~&` is read as that. Each such case is reported.
+    /// `^~&` is read as that. `^~\\&`, the escape character doubled, is read as `^~\&`. Each such case is reported.
     ///
     /// # Errors
     /// When a message cannot be taken apart with them.
@@ -71,6 +71,13 @@ impl Separators {
         }
         if encoding.len() > 5 {
             return Err(SeparatorsError::TooMany);
+        }
+        if let [component, repetition, escape, again, subcomponent] = *encoding
+            && escape == again
+        {
+            let (separators, _) = Separators::read(field, &[component, repetition, escape, subcomponent])?;
+            let text = "the escape character is written twice, as in program code; it is taken once";
+            return Ok((separators, Some(Issue::new(Severity::Warning, "separators", "MSH-2", text))));
         }
         let mut seen = [field, 0, 0, 0, 0, 0];
         for (n, &character) in encoding.iter().enumerate() {
@@ -168,6 +175,7 @@ mod tests {
         assert_eq!(read(b'|', "^~\\|"), Err(SeparatorsError::Twice));
         assert_eq!(read(b'|', "^~^&"), Err(SeparatorsError::Twice));
         assert_eq!(read(b'|', "^~\\&&"), Err(SeparatorsError::Twice));
+        assert_eq!(read(b'|', "^~\\\\^"), Err(SeparatorsError::Twice));
         for odd in ["a~\\&", "^1\\&", "^ \\&", "^\t\\&", "^\u{e9}&"] {
             assert_eq!(read(b'|', odd), Err(SeparatorsError::NotPrintable), "{odd:?}");
         }
@@ -186,7 +194,8 @@ mod tests {
         assert_eq!(read(b'|', "^~\\"), Ok(Separators { subcomponent: None, ..standard }));
         assert_eq!(read(b'|', "^~&"), Ok(Separators { escape: None, ..standard }), "the escape is left out");
         assert_eq!(read(b'|', "^~"), Ok(Separators { escape: None, subcomponent: None, ..standard }));
-        for short in ["^", "^~", "^~&", "^~\\"] {
+        assert_eq!(read(b'|', "^~\\\\&"), Ok(standard), "as a message pasted from program code has it");
+        for short in ["^~\\\\&", "^", "^~", "^~&", "^~\\"] {
             assert!(matches!(Separators::read(b'|', short.as_bytes()), Ok((_, Some(_)))), "{short}");
         }
     }
