@@ -1,5 +1,28 @@
 //! The mapping engine and the declarative mappings, which are data.
 //!
+//! ```text
+//! YAML ─ language ─► tree ─ compile ─► flat program ─ run(message, context) ─► contributions, effects, issues
+//!                                                          resource: merge by slots ─► bundle: transaction
+//! ```
 //! Invariant: a mapping is a pure function of (message, mapping, tables, options, context).
 
+mod alone;
+pub mod bundle;
+mod catalog;
+mod compile;
+mod functions;
+mod identity;
+mod json;
+mod language;
+mod program;
 pub mod resource;
+mod run;
+mod table;
+mod testing;
+
+pub use alone::{Alone, NotMapped, map_alone};
+pub use catalog::{Catalog, FileMistake, Program};
+pub use functions::reference;
+pub use identity::id_of;
+pub use run::{Context, Effect, Mapped, Quarantined, UnmappedCode};
+pub use testing::TestFailure;

@@ -1,0 +1,207 @@
+//! The FHIR transaction Bundle in which the resources of one message travel.
+
+use crate::json;
+use std::collections::HashSet;
+use std::fmt::Write as _;
+use uuid::Uuid;
+
+/// One resource of a Bundle, rendered.
+#[derive(Clone, Copy, Debug)]
+pub struct Entry<'e> {
+    /// `Patient`, ...
+    pub resource_type: &'e str,
+    /// Its id.
+    pub id: Uuid,
+    /// Its JSON; references are written `Type/<uuid>`.
+    pub json: &'e str,
+}
+
+/// What a Bundle says about its message.
+#[derive(Clone, Debug)]
+pub struct About<'a> {
+    /// The message.
+    pub message: Uuid,
+    /// Who sent it, as the configuration names the source.
+    pub sender: &'a str,
+    /// When it was received.
+    pub received_at: jiff::Timestamp,
+    /// The mapping and its version, such as `oru_r01 1.0.0`.
+    pub mapping: &'a str,
+}
+
+/// Writes a transaction Bundle: a PUT for each entry, and a Provenance that says from which message they come.
+///
+/// `fullUrl` is `urn:uuid:<id>`. A reference to a resource of the Bundle is written so, too, and resolves in it; one to a
+/// resource that is not in the Bundle stays `Type/<uuid>`.
+pub fn assemble(entries: &[Entry<'_>], about: &About<'_>) -> String {
+    let length: usize = entries.iter().map(|entry| entry.json.len() + 200).sum();
+    let mut out = String::with_capacity(length + 1500);
+    let here: HashSet<Uuid> = entries.iter().map(|entry| entry.id).collect();
+    let _ = write!(
+        out,
+        "{{\"resourceType\":\"Bundle\",\"id\":\"{}\",\"type\":\"transaction\",\"timestamp\":\"{}\",\"entry\":[",
+        about.message, about.received_at
+    );
+    for entry in entries {
+        put(&mut out, entry.resource_type, entry.id, |out| find_references(entry.json, &here, out));
+    }
+    let id = Uuid::new_v5(&about.message, b"provenance");
+    if entries.is_empty() {
+        out.push_str("]}");
+        return out;
+    }
+    put(&mut out, "Provenance", id, |out| provenance(out, id, entries, about));
+    out.pop();
+    out.push_str("]}");
+    out
+}
+
+/// One entry with a comma after it.
+fn put(out: &mut String, kind: &str, id: Uuid, resource: impl FnOnce(&mut String)) {
+    let _ = write!(out, "{{\"fullUrl\":\"urn:uuid:{id}\",\"resource\":");
+    resource(out);
+    let _ = write!(out, ",\"request\":{{\"method\":\"PUT\",\"url\":\"{kind}/{id}\"}}}},");
+}
+
+/// The Provenance of everything in the Bundle.
+///
+/// # Source
+/// FHIR R4 Provenance; v2-to-FHIR guide, MSH[Provenance-Source] and MSH[Provenance-Transformation].
+fn provenance(out: &mut String, id: Uuid, entries: &[Entry<'_>], about: &About<'_>) {
+    let _ = write!(out, "{{\"resourceType\":\"Provenance\",\"id\":\"{id}\",\"target\":[");
+    for (index, entry) in entries.iter().enumerate() {
+        if index > 0 {
+            out.push(',');
+        }
+        let _ = write!(out, "{{\"reference\":\"urn:uuid:{}\"}}", entry.id);
+    }
+    let _ = write!(out, "],\"recorded\":\"{}\",\"agent\":[{{\"type\":{{\"coding\":[{{", about.received_at);
+    out.push_str("\"system\":\"http://terminology.hl7.org/CodeSystem/provenance-participant-type\",\"code\":\"author\"}]},");
+    out.push_str("\"who\":{\"display\":");
+    json::string(out, if about.sender.is_empty() { "unknown sender" } else { about.sender });
+    out.push_str("}},{\"type\":{\"coding\":[{");
+    out.push_str("\"system\":\"http://terminology.hl7.org/CodeSystem/provenance-participant-type\",\"code\":\"assembler\"}]},");
+    out.push_str("\"who\":{\"display\":");
+    json::string(out, &format!("Pons, mapping {}", about.mapping));
+    let _ = write!(
+        out,
+        "}}}}],\"entity\":[{{\"role\":\"source\",\"what\":{{\"identifier\":{{\"system\":\"urn:ietf:rfc:3986\",\"value\":\"urn:uuid:{}\"}}}}}}]}}",
+        about.message
+    );
+}
+
+/// Where a reference begins in JSON text. Values of a message cannot look like it: their quotes are escaped.
+const REFERENCE: &str = "\"reference\":\"";
+
+/// Copies a resource and turns `"reference":"Type/<uuid>"` into `"reference":"urn:uuid:<uuid>"` where the resource is in
+/// the Bundle.
+fn find_references(json: &str, here: &HashSet<Uuid>, out: &mut String) {
+    let mut rest = json;
+    while let Some(at) = rest.find(REFERENCE) {
+        let (before, after) = rest.split_at(at + REFERENCE.len());
+        out.push_str(before);
+        let end = after.find('"').unwrap_or(after.len());
+        let (reference, after) = after.split_at(end);
+        let id = reference.split_once('/').and_then(|(_, id)| Uuid::try_parse(id).ok());
+        match id.filter(|id| here.contains(id)) {
+            Some(id) => {
+                out.push_str("urn:uuid:");
+                let mut buffer = Uuid::encode_buffer();
+                out.push_str(id.hyphenated().encode_lower(&mut buffer));
+            }
+            None => out.push_str(reference),
+        }
+        rest = after;
+    }
+    out.push_str(rest);
+}
+
+/// Takes every reference to a resource out of another: the reference with its element, and the list that it leaves empty.
+pub(crate) fn forget(json: &mut String, kind: &str, id: Uuid) {
+    let reference = format!("{kind}/{id}");
+    if !json.contains(&reference) {
+        return;
+    }
+    let Ok(mut resource) = serde_json::from_str::<serde_json::Value>(json) else { return };
+    forget_in(&mut resource, &reference);
+    *json = resource.to_string();
+}
+
+/// Whether anything is left.
+fn forget_in(value: &mut serde_json::Value, reference: &str) -> bool {
+    match value {
+        serde_json::Value::Object(members) => {
+            if members.get("reference").and_then(|text| text.as_str()) == Some(reference) {
+                members.remove("reference");
+                return !members.is_empty();
+            }
+            members.retain(|_, member| forget_in(member, reference));
+            !members.is_empty()
+        }
+        serde_json::Value::Array(items) => {
+            items.retain_mut(|item| forget_in(item, reference));
+            !items.is_empty()
+        }
+        _ => true,
+    }
+}
+
+/// The names of the top-level members of a JSON object.
+pub(crate) fn members(json: &str) -> Vec<&str> {
+    let bytes = json.as_bytes();
+    let (mut depth, mut at) = (0usize, 0usize);
+    let mut names = Vec::new();
+    while at < bytes.len() {
+        match bytes[at] {
+            b'{' | b'[' => depth += 1,
+            b'}' | b']' => depth = depth.saturating_sub(1),
+            b'"' => {
+                let start = at + 1;
+                at = start;
+                while at < bytes.len() && bytes[at] != b'"' {
+                    at += if bytes[at] == b'\\' { 2 } else { 1 };
+                }
+                if depth == 1 && bytes.get(at + 1) == Some(&b':') {
+                    names.push(&json[start..at]);
+                }
+            }
+            _ => {}
+        }
+        at += 1;
+    }
+    names
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn references_inside_the_bundle_resolve_in_it() {
+        let (patient, encounter, absent) = (Uuid::from_u128(1), Uuid::from_u128(2), Uuid::from_u128(3));
+        let person = format!(r#"{{"resourceType":"Patient","id":"{patient}"}}"#);
+        let visit = format!(
+            r#"{{"resourceType":"Encounter","id":"{encounter}","subject":{{"reference":"Patient/{patient}"}},"partOf":{{"reference":"Encounter/{absent}"}},"text":"a \"reference\":\"Patient/{patient}\""}}"#
+        );
+        let entries = [
+            Entry { resource_type: "Patient", id: patient, json: &person },
+            Entry { resource_type: "Encounter", id: encounter, json: &visit },
+        ];
+        let about = About {
+            message: Uuid::from_u128(9),
+            sender: "test \"lab\"",
+            received_at: "2026-01-02T03:04:05Z".parse().expect("a time"),
+            mapping: "adt_a01 1.0.0",
+        };
+        let text = assemble(&entries, &about);
+        let bundle: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+        let entry = |n: usize| &bundle["entry"][n];
+        assert_eq!(bundle["entry"].as_array().map(Vec::len), Some(3));
+        assert_eq!(entry(1)["resource"]["subject"]["reference"], format!("urn:uuid:{patient}"));
+        assert_eq!(entry(1)["resource"]["partOf"]["reference"], format!("Encounter/{absent}"));
+        assert_eq!(entry(1)["resource"]["text"], format!("a \"reference\":\"Patient/{patient}\""));
+        assert_eq!(entry(0)["request"]["url"], format!("Patient/{patient}"));
+        assert_eq!(entry(2)["resource"]["target"].as_array().map(Vec::len), Some(2));
+        assert_eq!(text, assemble(&entries, &about), "the same bytes every time");
+    }
+}

@@ -1,0 +1,276 @@
+//! From the tree of a mapping to a flat program: every name is resolved, every path and type checked.
+//!
+//! Invariant: a program that compiles without mistakes refers to nothing that does not exist.
+
+mod expressions;
+mod identities;
+mod rules;
+mod slots;
+mod source;
+pub(crate) mod target;
+mod whole;
+
+use crate::catalog::FileMistake;
+use crate::language::ast::{Document, Map, Mapping, Word};
+use crate::program::{Code, IgnoreRule, MappingCode, NodeId, Slot};
+use crate::table::Table;
+use schemas::yaml::{Mistake, Place, nearest};
+use std::collections::HashMap;
+use std::sync::Arc;
+
+/// One file, read.
+pub(crate) struct Parsed {
+    pub(crate) file: String,
+    pub(crate) documents: Vec<Document>,
+}
+
+/// What compiling answers.
+pub(crate) struct Compiled {
+    pub(crate) code: Code,
+    pub(crate) mappings: Vec<MappingCode>,
+    pub(crate) mistakes: Vec<FileMistake>,
+}
+
+/// Compiles every document against each other.
+pub(crate) fn compile(files: &[Parsed], tables: Vec<Table>) -> Compiled {
+    let mut compiler = Compiler {
+        maps: HashMap::new(),
+        tables: tables.iter().zip(0u32..).map(|(table, n)| (table.name.clone(), n)).collect(),
+        code: Code { tables, ..Code::default() },
+        called: HashMap::new(),
+        parts: HashMap::new(),
+        open: Vec::new(),
+        refs: HashMap::new(),
+        resources: Vec::new(),
+        file: "",
+        mistakes: Vec::new(),
+    };
+    compiler.gather(files);
+    for parsed in files {
+        for document in &parsed.documents {
+            compiler.file = &parsed.file;
+            match document {
+                Document::Map(map) => compiler.map_of_its_own(map),
+                Document::Mapping(_) => {}
+            }
+        }
+    }
+    let mut mappings = Vec::new();
+    for parsed in files {
+        for document in &parsed.documents {
+            compiler.file = &parsed.file;
+            if let Document::Mapping(mapping) = document {
+                mappings.push(compiler.mapping(mapping));
+            }
+        }
+    }
+    let refs = std::mem::take(&mut compiler.refs);
+    for mapping in &mut mappings {
+        mapping.refs = vec![None; refs.len()];
+        for (name, id) in &refs {
+            mapping.refs[usize::from(*id)] = mapping.resources.iter().position(|r| *r.id == **name);
+        }
+    }
+    let mut mistakes = compiler.mistakes;
+    mistakes.sort_by(|a, b| (&a.file, a.mistake.place).cmp(&(&b.file, b.mistake.place)));
+    mistakes.dedup();
+    Compiled { code: compiler.code, mappings, mistakes }
+}
+
+struct Compiler<'a> {
+    maps: HashMap<&'a str, (&'a Map, &'a str)>,
+    tables: HashMap<String, u32>,
+    code: Code,
+    /// Value maps that are compiled already.
+    called: HashMap<&'a str, u32>,
+    /// Segment maps that are compiled already.
+    parts: HashMap<&'a str, Part>,
+    /// The maps that are being compiled: a map that calls one of them calls itself.
+    open: Vec<&'a str>,
+    /// The names that references use, numbered over the whole catalog.
+    refs: HashMap<String, u16>,
+    /// Every `id:` of every mapping's resources.
+    resources: Vec<&'a str>,
+    file: &'a str,
+    mistakes: Vec<FileMistake>,
+}
+
+#[derive(Clone)]
+struct Part {
+    slots: Arc<Vec<Slot>>,
+    ignore: Arc<Vec<IgnoreRule>>,
+}
+
+impl<'a> Compiler<'a> {
+    fn gather(&mut self, files: &'a [Parsed]) {
+        let mut mappings: HashMap<&str, &str> = HashMap::new();
+        for parsed in files {
+            self.file = &parsed.file;
+            for document in &parsed.documents {
+                match document {
+                    Document::Map(map) => {
+                        if let Some((_, other)) = self.maps.insert(&map.name.text, (map, &parsed.file)) {
+                            self.wrong(
+                                map.name.place,
+                                &map.name.text,
+                                format!("a map of this name stands in {other} too"),
+                            );
+                        }
+                    }
+                    Document::Mapping(mapping) => {
+                        if let Some(other) = mappings.insert(&mapping.name.text, &parsed.file) {
+                            let text = format!("a mapping of this name stands in {other} too");
+                            self.wrong(mapping.name.place, &mapping.name.text, text);
+                        }
+                        self.resources.extend(mapping.resources.iter().map(|r| r.id.text.as_str()));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Compiles a map even if nobody calls it, so that its mistakes are told.
+    fn map_of_its_own(&mut self, map: &'a Map) {
+        use crate::language::ast::Answer;
+        if map.of_segment {
+            self.segment_map(map);
+            return;
+        }
+        match &map.answer {
+            Answer::To(_) => {
+                self.type_map(map);
+            }
+            Answer::Makes(kind) => self.check_makes(map, kind),
+            Answer::Key { .. } => {
+                let env = Env::of_map(self, map);
+                self.key_map(&env, map);
+            }
+        }
+    }
+
+    fn wrong(&mut self, place: Place, key: &str, text: impl Into<String>) {
+        let mistake = Mistake { place, key: key.to_owned(), text: text.into() };
+        self.mistakes.push(FileMistake { file: self.file.to_owned(), mistake });
+    }
+
+    /// Looks a map up by its name and says so if there is none.
+    fn find_map(&mut self, name: &Word) -> Option<(&'a Map, &'a str)> {
+        if let Some(found) = self.maps.get(name.text.as_str()) {
+            return Some(*found);
+        }
+        let mut names: Vec<&str> = self.maps.keys().copied().collect();
+        names.sort_unstable();
+        let hint = hint(&name.text, names);
+        self.wrong(name.place, &name.text, format!("there is no map of this name{hint}"));
+        None
+    }
+
+    fn find_table(&mut self, name: &Word) -> Option<u32> {
+        if let Some(found) = self.tables.get(name.text.as_str()) {
+            return Some(*found);
+        }
+        let mut names: Vec<&str> = self.tables.keys().map(String::as_str).collect();
+        names.sort_unstable();
+        let hint = hint(&name.text, names);
+        self.wrong(name.place, &name.text, format!("there is no table of this name{hint}"));
+        None
+    }
+
+    /// The number of a name that references use.
+    fn reference(&mut self, name: &Word) -> u16 {
+        if !self.resources.contains(&name.text.as_str()) {
+            let hint = hint(&name.text, self.resources.clone());
+            self.wrong(name.place, &name.text, format!("no mapping has a resource with this id{hint}"));
+        }
+        let next = u16::try_from(self.refs.len()).unwrap_or(u16::MAX);
+        *self.refs.entry(name.text.clone()).or_insert(next)
+    }
+
+    fn node(&mut self, node: crate::program::Node) -> NodeId {
+        let id = u32::try_from(self.code.nodes.len()).expect("a catalog has fewer than 2^32 nodes");
+        self.code.nodes.push(node);
+        NodeId(id)
+    }
+}
+
+/// `; did you mean ...?`, if something is near.
+fn hint<'k>(word: &str, known: impl IntoIterator<Item = &'k str>) -> String {
+    nearest(word, known).map_or(String::new(), |near| format!("; did you mean `{near}`?"))
+}
+
+/// What an expression or a rule sees around it.
+#[derive(Clone)]
+struct Env<'a> {
+    /// The map or mapping that it stands in, for the names of its rules.
+    owner: &'a str,
+    /// What paths that begin with a data type mean: the type and what it is based on, the innermost last.
+    bases: Vec<(source::Types, crate::program::Base)>,
+    /// The segment on which a segment map stands.
+    anchor: Option<&'a str>,
+    params: &'a [Word],
+    options: &'a [crate::language::ast::OptionDef],
+    /// Aliases and the groups that they name.
+    aliases: Vec<(String, String)>,
+    chain: bool,
+    /// Whether a made resource or an instance is being identified: `ordinal()` has a meaning.
+    identity: bool,
+}
+
+impl<'a> Env<'a> {
+    fn of_map(compiler: &mut Compiler<'a>, map: &'a Map) -> Env<'a> {
+        let mut env = Env {
+            owner: &map.name.text,
+            bases: Vec::new(),
+            anchor: None,
+            params: &map.params,
+            options: &map.options,
+            aliases: map
+                .scope
+                .iter()
+                .map(|(alias, group)| (alias.text.clone(), group.text.clone()))
+                .collect(),
+            chain: !map.chain.is_empty(),
+            identity: false,
+        };
+        if map.of_segment {
+            if !source::is_segment(&map.from.text) {
+                let hint = hint(&map.from.text, source::segment_names());
+                compiler.wrong(map.from.place, "from", format!("there is no segment of this name{hint}"));
+            }
+            env.anchor = Some(&map.from.text);
+        } else {
+            match source::Types::named(&map.from.text) {
+                Some(types) => env.bases.push((types, crate::program::Base::Map)),
+                None => {
+                    let hint = hint(&map.from.text, source::type_names());
+                    compiler.wrong(
+                        map.from.place,
+                        "from",
+                        format!("there is no data type of this name{hint}"),
+                    );
+                }
+            }
+        }
+        env
+    }
+
+    fn of_mapping(mapping: &'a Mapping) -> Env<'a> {
+        Env {
+            owner: &mapping.name.text,
+            bases: Vec::new(),
+            anchor: None,
+            params: &[],
+            options: &mapping.options,
+            aliases: Vec::new(),
+            chain: false,
+            identity: false,
+        }
+    }
+
+    /// The same, with another current item.
+    fn with_item(&self, types: source::Types) -> Env<'a> {
+        let mut env = self.clone();
+        env.bases.push((types, crate::program::Base::Item));
+        env
+    }
+}

@@ -1,0 +1,201 @@
+//! Slots: the rules of a resource, cut into the parts that are written and emptied as a whole.
+
+use super::rules::Want;
+use super::{Compiler, Env};
+use crate::language::ast::{Does, Formula, OnExisting, Rule, Word};
+use crate::language::expression::{Expr, PathExpr, Root};
+use crate::program::{ExprId, Slot, SlotPath};
+use std::sync::Arc;
+
+/// Where the walk through nested rules is.
+#[derive(Clone)]
+struct At {
+    /// The FHIR path of the parent, `Encounter` or `Encounter.hospitalization`.
+    parent: String,
+    /// The slot's path so far, `hospitalization.`.
+    path: String,
+    /// The slot's name so far, `pv1_encounter`.
+    name: String,
+    guards: Vec<ExprId>,
+    existing: Option<OnExisting>,
+}
+
+impl<'a> Compiler<'a> {
+    /// The slots of the rules of a resource type. `owner` begins their names.
+    pub(super) fn slots(
+        &mut self,
+        env: &Env<'a>,
+        rules: &'a [(Word, Rule)],
+        resource: &str,
+        owner: &str,
+        outer: bool,
+    ) -> Vec<Slot> {
+        let mut slots = Vec::new();
+        let at = At {
+            parent: resource.to_owned(),
+            path: String::new(),
+            name: owner.to_owned(),
+            guards: Vec::new(),
+            existing: None,
+        };
+        for (word, rule) in rules {
+            self.flatten(env, word, rule, &at, outer, &mut slots);
+        }
+        for (slot, order) in slots.iter_mut().zip(0..) {
+            slot.order = order;
+        }
+        slots
+    }
+
+    fn flatten(
+        &mut self,
+        env: &Env<'a>,
+        word: &Word,
+        rule: &'a Rule,
+        at: &At,
+        outer: bool,
+        slots: &mut Vec<Slot>,
+    ) {
+        let Some(element) = self.element(&at.parent, word) else { return };
+        let want = Want::of(&element);
+        let name = format!("{}/{}", at.name, word.text);
+        let existing = rule.on_existing.clone().or_else(|| at.existing.clone());
+        let plain = rule.each.is_none() && rule.from.is_none() && rule.url.is_none();
+        let guards = |compiler: &mut Self| {
+            let mut guards = at.guards.clone();
+            guards.extend(rule.when.as_ref().map(|formula| compiler.condition(env, formula)));
+            guards
+        };
+        match &rule.does {
+            Does::All(items) if element.many && plain => {
+                let guards = guards(self);
+                for item in items {
+                    let id = item.id.as_ref().map_or("item", |id| id.text.as_str());
+                    let item_at = At { guards: guards.clone(), existing: existing.clone(), ..at.clone() };
+                    let name = format!("{name}/{id}");
+                    self.slot(env, item, &want, &word.text, name, item_at, outer, slots);
+                }
+            }
+            Does::Object if !element.many && !element.choice && plain && want.types != ["Extension"] => {
+                let inner = At {
+                    parent: want.types.first().unwrap_or(&"").to_string(),
+                    path: format!("{}{}.", at.path, word.text),
+                    name,
+                    guards: guards(self),
+                    existing,
+                };
+                for (word, rule) in &rule.set {
+                    self.flatten(env, word, rule, &inner, outer, slots);
+                }
+            }
+            _ => {
+                let at = At { existing, ..at.clone() };
+                self.slot(env, rule, &want, &word.text, name, at, outer, slots);
+            }
+        }
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "the state of one walk, used in two places above")]
+    fn slot(
+        &mut self,
+        env: &Env<'a>,
+        rule: &'a Rule,
+        want: &Want,
+        element: &str,
+        name: String,
+        at: At,
+        outer: bool,
+        slots: &mut Vec<Slot>,
+    ) {
+        if slots.iter().any(|slot| *slot.name == *name) {
+            self.wrong(rule.place, &name, "two slots have this name");
+        }
+        let bare = element.trim_end_matches("[x]");
+        let text = format!("{}{bare}", at.path);
+        let beside = Arc::from(format!("{}_{bare}.extension", at.path));
+        let node = self.rule(env, rule, want, &name);
+        let sources = self.sources(env, rule);
+        slots.push(Slot {
+            name: name.into(),
+            path: SlotPath { text: text.into(), many: want.many, choice: want.choice, beside },
+            order: 0,
+            guards: at.guards,
+            node,
+            sources,
+            existing: rule.on_existing.clone().or(at.existing),
+            outer,
+        });
+    }
+
+    /// The fields of the message that a rule carries over; of a rule without any, those that its conditions read.
+    fn sources(&mut self, env: &Env<'a>, rule: &Rule) -> Vec<ExprId> {
+        let (mut values, mut conditions) = (Vec::new(), Vec::new());
+        gather(rule, &mut values, &mut conditions);
+        let mut found: Vec<(&PathExpr, &Formula)> = Vec::new();
+        for list in [values, conditions] {
+            for (path, formula) in list {
+                let counts = match &path.root {
+                    Root::Segment { alias, field, .. } => field.is_some() && alias.as_deref() != Some("it"),
+                    Root::Type(name) => env.bases.iter().any(|(types, _)| types.may_be(name)),
+                    Root::It | Root::Level | Root::Name(..) => false,
+                };
+                let known =
+                    found.iter().any(|(other, _)| other.root == path.root && other.steps == path.steps);
+                if counts && !known {
+                    found.push((path, formula));
+                }
+            }
+            if !found.is_empty() {
+                break;
+            }
+        }
+        let mut sources = Vec::new();
+        for (path, formula) in found {
+            let formula = Formula { place: formula.place, expr: Expr::Path(path.clone()) };
+            sources.push(self.formula(env, &formula).id);
+        }
+        sources
+    }
+}
+
+type Paths<'r> = Vec<(&'r PathExpr, &'r Formula)>;
+
+fn gather<'r>(rule: &'r Rule, values: &mut Paths<'r>, conditions: &mut Paths<'r>) {
+    if let Some(formula) = &rule.when {
+        paths(&formula.expr, formula, conditions);
+    }
+    for formula in [&rule.each, &rule.from].into_iter().flatten() {
+        paths(&formula.expr, formula, values);
+    }
+    match &rule.does {
+        Does::Value(formula) => paths(&formula.expr, formula, values),
+        Does::First(rules) | Does::All(rules) => {
+            rules.iter().for_each(|rule| gather(rule, values, conditions))
+        }
+        Does::Switch { on, cases, otherwise } => {
+            paths(&on.expr, on, conditions);
+            cases.iter().for_each(|(_, rule)| gather(rule, values, conditions));
+            otherwise.iter().for_each(|rule| gather(rule, values, conditions));
+        }
+        _ => {}
+    }
+    rule.set.iter().for_each(|(_, rule)| gather(rule, values, conditions));
+    rule.extension.iter().for_each(|rule| gather(rule, values, conditions));
+}
+
+fn paths<'r>(expr: &'r Expr, formula: &'r Formula, found: &mut Paths<'r>) {
+    match expr {
+        Expr::Path(path) => found.push((path, formula)),
+        Expr::Text(_) | Expr::Number(_) => {}
+        Expr::Call { args, .. } => args.iter().for_each(|arg| paths(arg, formula, found)),
+        Expr::Not(inner) => paths(inner, formula, found),
+        Expr::And(a, b) | Expr::Or(a, b) | Expr::Compare(_, a, b) | Expr::Coalesce(a, b) => {
+            paths(a, formula, found);
+            paths(b, formula, found);
+        }
+        Expr::In { item, list, .. } => {
+            paths(item, formula, found);
+            list.iter().for_each(|expr| paths(expr, formula, found));
+        }
+    }
+}

@@ -1,0 +1,124 @@
+//! What the FHIR R4 definitions say about an element.
+
+use schemas::fhir::{Kind, r4};
+
+/// An element of a type.
+#[derive(Clone, Debug)]
+pub(crate) struct Element {
+    /// `Patient.name`, for messages.
+    pub(crate) path: String,
+    pub(crate) types: Vec<&'static str>,
+    pub(crate) many: bool,
+    pub(crate) required: bool,
+    pub(crate) choice: bool,
+}
+
+/// The element of a type or part (`Encounter.participant`) that a name means; a choice stands with its `[x]`.
+pub(crate) fn element(parent: &str, name: &str) -> Option<Element> {
+    let def = r4().children(parent).find(|def| def.path_name() == name)?;
+    Some(Element {
+        path: format!("{parent}.{name}"),
+        types: def.types.iter().map(|of| of.name).collect(),
+        many: def.repeats,
+        required: def.required,
+        choice: def.choice,
+    })
+}
+
+/// The names of the elements of a type.
+pub(crate) fn names(parent: &str) -> Vec<String> {
+    r4().children(parent).map(|def| def.path_name()).collect()
+}
+
+/// The elements without which a type is not valid.
+pub(crate) fn required(parent: &str) -> Vec<String> {
+    r4().children(parent).filter(|def| def.required).map(|def| def.path_name()).collect()
+}
+
+/// The same, as name and whether it is a choice.
+pub(crate) fn required_elements(resource: &str) -> impl Iterator<Item = (&'static str, bool)> {
+    r4().children(resource).filter(|def| def.required).map(|def| (def.name, def.choice))
+}
+
+/// The codes of a required binding.
+pub(crate) fn required_codes(path: &str) -> Option<Vec<&'static str>> {
+    let element = r4().element(path)?;
+    Some(r4().codes(element.def)?.codes().collect())
+}
+
+/// The name of a resource type.
+pub(crate) fn resource(name: &str) -> Option<&'static str> {
+    r4().type_def(name).filter(|of| of.kind == Kind::Resource).map(|of| of.name)
+}
+
+/// Every resource type.
+pub(crate) fn resource_names() -> impl Iterator<Item = &'static str> {
+    r4().types().filter(|of| of.kind == Kind::Resource).map(|of| of.name)
+}
+
+/// Every data type.
+pub(crate) fn type_names() -> impl Iterator<Item = &'static str> {
+    r4().types().filter(|of| matches!(of.kind, Kind::DataType | Kind::Primitive)).map(|of| of.name)
+}
+
+/// The name of a data type.
+pub(crate) fn data_type(name: &str) -> Option<&'static str> {
+    r4().type_def(name).filter(|of| matches!(of.kind, Kind::DataType | Kind::Primitive)).map(|of| of.name)
+}
+
+/// The types of the value of an extension: all that FHIR has.
+pub(crate) fn extension_types() -> Vec<&'static str> {
+    element("Extension", "value[x]").map_or_else(Vec::new, |element| element.types)
+}
+
+/// The type in the JSON name of a choice element: `String` for `string`.
+pub(crate) fn suffix(ty: &'static str) -> &'static str {
+    match ty {
+        "base64Binary" => "Base64Binary",
+        "boolean" => "Boolean",
+        "canonical" => "Canonical",
+        "code" => "Code",
+        "date" => "Date",
+        "dateTime" => "DateTime",
+        "decimal" => "Decimal",
+        "id" => "Id",
+        "instant" => "Instant",
+        "integer" => "Integer",
+        "markdown" => "Markdown",
+        "oid" => "Oid",
+        "positiveInt" => "PositiveInt",
+        "string" => "String",
+        "time" => "Time",
+        "unsignedInt" => "UnsignedInt",
+        "uri" => "Uri",
+        "url" => "Url",
+        "uuid" => "Uuid",
+        _ => ty,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_type_of_a_choice_has_its_name_in_json() {
+        for ty in extension_types() {
+            let def = r4().element("Extension.value[x]").expect("an element");
+            let of = def.types.iter().find(|of| of.name == ty).expect("one of its types");
+            assert_eq!(format!("value{}", suffix(ty)), def.def.json_name(of));
+        }
+    }
+
+    #[test]
+    fn parts_of_a_resource_are_types_of_their_own() {
+        let participant = element("Encounter", "participant").expect("an element");
+        assert_eq!(
+            (participant.types.as_slice(), participant.many),
+            (["Encounter.participant"].as_slice(), true)
+        );
+        assert!(element("Encounter.participant", "individual").is_some());
+        assert!(element("Observation", "value").is_none() && element("Observation", "value[x]").is_some());
+        assert_eq!(required("Encounter"), ["status", "class"]);
+    }
+}

@@ -1,0 +1,413 @@
+//! Whole mappings: their resources with their parts, effects and checks; and the segment maps that the parts use.
+
+use super::identities::top;
+use super::{Compiler, Env, Part, hint, source, target};
+use crate::language::ast::{self, Answer, Body, Formula, Mapping, OnExisting, Resource, Word};
+use crate::language::expression::is_segment_name;
+use crate::program::{
+    CheckCode, EffectCode, IdentityRule, IgnoreRule, MappingCode, PartCode, ResourceCode, VersionRange,
+};
+use crate::resource::Existing;
+use schemas::hl7v2::definitions::{NodeId, Structure, Version, definitions};
+use schemas::hl7v2::path::SegmentName;
+use std::sync::Arc;
+
+impl<'a> Compiler<'a> {
+    /// Compiles a segment map once.
+    pub(super) fn segment_map(&mut self, map: &'a ast::Map) -> Part {
+        let name = map.name.text.as_str();
+        if let Some(part) = self.parts.get(name) {
+            return part.clone();
+        }
+        let file = std::mem::replace(&mut self.file, self.maps.get(name).map_or("", |(_, file)| file));
+        let env = Env::of_map(self, map);
+        let mut slots = Vec::new();
+        if let Answer::To(to) = &map.answer {
+            match (target::resource(&to.text), &map.rules) {
+                (Some(resource), Body::Elements(rules)) => {
+                    slots = self.slots(&env, rules, resource, name, false)
+                }
+                (Some(_), Body::One(rule)) => self.wrong(rule.place, name, "expected `rules:`"),
+                (None, _) => {
+                    let hint = hint(&to.text, target::resource_names());
+                    self.wrong(to.place, "to", format!("there is no FHIR resource of this name{hint}"));
+                }
+            }
+        }
+        let ignore = self.ignores(&map.ignore, Some(&map.from.text));
+        self.file = file;
+        let part = Part { slots: Arc::new(slots), ignore: Arc::new(ignore) };
+        self.parts.insert(name, part.clone());
+        part
+    }
+
+    pub(super) fn mapping(&mut self, mapping: &'a Mapping) -> MappingCode {
+        let versions = match &mapping.source.versions {
+            Some(word) => version_range(&word.text).unwrap_or_else(|| {
+                self.wrong(word.place, "source.versions", "expected one such as >=2.3, 2.5.1 or 2.3-2.5.1");
+                VersionRange::ALL
+            }),
+            None => VersionRange::ALL,
+        };
+        let structures = self.structures(mapping, versions);
+        let mut env = Env::of_mapping(mapping);
+        for resource in &mapping.resources {
+            if let Some(alias) = &resource.alias {
+                let group = resource
+                    .from
+                    .text
+                    .split('.')
+                    .rfind(|name| !is_segment_name(name))
+                    .unwrap_or("")
+                    .to_owned();
+                env.aliases.push((alias.text.clone(), group));
+            }
+        }
+        let mut resources: Vec<ResourceCode> = Vec::new();
+        for resource in &mapping.resources {
+            if resources.iter().any(|other| *other.id == *resource.id.text) {
+                self.wrong(resource.id.place, &resource.id.text, "this id stands here twice");
+            }
+            resources.extend(self.resource(&env, resource, &structures));
+        }
+        let effects = mapping.effects.iter().map(|effect| self.effect(&env, mapping, effect)).collect();
+        let checks = mapping
+            .checks
+            .iter()
+            .map(|check| CheckCode {
+                rule: format!("{}/checks/{}", mapping.name.text, check.id.text).into(),
+                when: self.condition(&env, &check.when),
+                issue: check.issue,
+                text: check.text.as_str().into(),
+                quarantine: check.quarantine,
+            })
+            .collect();
+        let code = mapping.source.code.clone().unwrap_or_else(|| {
+            let first = mapping.source.structures.first().map_or("", |word| word.text.as_str());
+            first.split('_').next().unwrap_or("").to_owned()
+        });
+        MappingCode {
+            name: mapping.name.text.clone(),
+            version: mapping.version.clone(),
+            structures: mapping.source.structures.iter().map(|word| word.text.clone()).collect(),
+            code,
+            events: mapping.source.events.iter().map(|word| word.text.clone()).collect(),
+            versions,
+            resources,
+            effects,
+            checks,
+            ignore: self.ignores(&mapping.ignore, None),
+            refs: Vec::new(),
+        }
+    }
+
+    fn structures(&mut self, mapping: &Mapping, versions: VersionRange) -> Vec<&'static Structure> {
+        let mut found = Vec::new();
+        for word in &mapping.source.structures {
+            let before = found.len();
+            let range = Version::ALL.into_iter().filter(|version| versions.contains(*version));
+            found.extend(range.filter_map(|version| definitions(version).structure(&word.text)));
+            if found.len() == before {
+                let mut names: Vec<_> =
+                    Version::ALL.iter().flat_map(|version| definitions(*version).structure_names()).collect();
+                names.sort_unstable();
+                names.dedup();
+                let hint = hint(&word.text, names);
+                self.wrong(
+                    word.place,
+                    "source.structure",
+                    format!("there is no message structure of this name{hint}"),
+                );
+            }
+        }
+        found
+    }
+
+    fn resource(
+        &mut self,
+        env: &Env<'a>,
+        resource: &'a Resource,
+        structures: &[&'static Structure],
+    ) -> Option<ResourceCode> {
+        let Some(kind) = target::resource(&resource.kind.text) else {
+            let hint = hint(&resource.kind.text, target::resource_names());
+            self.wrong(resource.kind.place, "type", format!("there is no FHIR resource of this name{hint}"));
+            return None;
+        };
+        let (groups, segment) = self.position(&resource.from, structures, NodeId::ROOT);
+        let mut env = env.clone();
+        let anchor = segment.map(|_| resource.from.text.rsplit('.').next().unwrap_or(""));
+        env.anchor = anchor;
+        let when = resource.when.as_ref().map(|formula| self.condition(&env, formula));
+        let identity = match &resource.identity {
+            Some(identity) => self.identity(&env, identity),
+            None => {
+                self.wrong(
+                    resource.place,
+                    &resource.id.text,
+                    "`identity:` is missing: say by what it is recognised",
+                );
+                IdentityRule { keys: Vec::new(), otherwise: ast::Otherwise::Message }
+            }
+        };
+        let existing = resource.on_existing.clone().unwrap_or(OnExisting::Always(Existing::Merge));
+        let mut parts = Vec::new();
+        for part in &resource.parts {
+            parts.extend(self.part(&env, part, kind, &groups, structures));
+        }
+        let set = self.slots(&env, &resource.set, kind, "set", false);
+        let written: Vec<&str> = parts
+            .iter()
+            .flat_map(|part: &PartCode| part.slots.iter())
+            .chain(&set)
+            .map(|slot| top(&slot.path.text))
+            .collect();
+        let missing: Vec<_> = target::required(kind)
+            .into_iter()
+            .filter(|name| !written.contains(&name.trim_end_matches("[x]")))
+            .collect();
+        for name in missing {
+            self.wrong(
+                resource.place,
+                &resource.id.text,
+                format!("{kind}.{name} is required, and no rule writes it"),
+            );
+        }
+        Some(ResourceCode {
+            id: resource.id.text.as_str().into(),
+            kind,
+            groups,
+            segment,
+            when,
+            existing,
+            identity,
+            parts,
+            set,
+        })
+    }
+
+    fn part(
+        &mut self,
+        env: &Env<'a>,
+        part: &'a ast::Part,
+        kind: &str,
+        groups: &str,
+        structures: &[&'static Structure],
+    ) -> Option<PartCode> {
+        let (map, _) = self.find_map(&part.uses)?;
+        if !map.of_segment {
+            self.wrong(part.uses.place, &part.uses.text, "is no segment map");
+            return None;
+        }
+        if let Answer::To(to) = &map.answer
+            && to.text != kind
+        {
+            let text = format!("{} adds to a {}, and this is a {kind}", part.uses.text, to.text);
+            self.wrong(part.uses.place, &part.uses.text, text);
+        }
+        let mut path: Vec<&str> = part.from.text.split('.').collect();
+        let segment = path.pop().unwrap_or("");
+        if segment != map.from.text {
+            let text = format!("{} stands on {}, not on {segment}", part.uses.text, map.from.text);
+            self.wrong(part.from.place, "from", text);
+        }
+        let path = path.join(".");
+        let inner = if groups.is_empty() || path.is_empty() {
+            format!("{groups}{path}")
+        } else {
+            format!("{groups}.{path}")
+        };
+        let stands = |structure: &&&Structure| {
+            // The segment stands in the group or in one around it.
+            let mut group = structure.group(&inner);
+            while let Some(id) = group {
+                if !structure.positions(id, segment).is_empty() {
+                    return true;
+                }
+                group = (id != NodeId::ROOT).then(|| structure.node(id).parent);
+            }
+            false
+        };
+        if !segment.starts_with('Z') && !structures.is_empty() && !structures.iter().any(|s| stands(&s)) {
+            let names: Vec<&str> =
+                structures.iter().flat_map(|s| s.nodes.iter().map(|node| node.segment)).collect();
+            let hint = hint(segment, names);
+            self.wrong(part.from.place, "from", format!("{segment} does not stand in {inner}{hint}"));
+        }
+        let with = self.arguments(env, map, &part.with, &part.uses.text);
+        let when = part.when.as_ref().map(|formula| {
+            let mut env = env.clone();
+            env.anchor = Some(&map.from.text);
+            self.condition(&env, formula)
+        });
+        let Part { slots, ignore } = self.segment_map(map);
+        Some(PartCode { groups: path.into(), segment: SegmentName::new(segment)?, when, with, slots, ignore })
+    }
+
+    /// Parts `GROUP.GROUP.SEG` into its groups and its segment, and checks that it stands so in the structure.
+    fn position(
+        &mut self,
+        from: &Word,
+        structures: &[&'static Structure],
+        root: NodeId,
+    ) -> (Box<str>, Option<SegmentName>) {
+        let mut groups: Vec<&str> = from.text.split('.').collect();
+        let segment = match groups.last() {
+            Some(last) if is_segment_name(last) => {
+                let name = SegmentName::new(last);
+                groups.pop();
+                name
+            }
+            _ => None,
+        };
+        if from.text == "MESSAGE" {
+            return ("".into(), None);
+        }
+        let path = groups.join(".");
+        let stands = structures.iter().any(|structure| {
+            structure.group_in(root, &path).is_some_and(|group| {
+                segment.is_none_or(|name| {
+                    name.as_str().starts_with('Z') || !structure.positions(group, name.as_str()).is_empty()
+                })
+            })
+        });
+        if !stands && !structures.is_empty() {
+            let mut names: Vec<String> = Vec::new();
+            for structure in structures {
+                for (path, id) in structure.groups() {
+                    let segments =
+                        structure.children(id).map(|id| structure.node(id)).filter(|node| !node.is_group());
+                    let within =
+                        |name: &str| if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") };
+                    names.extend(segments.map(|node| within(node.segment)));
+                    names.push(path);
+                }
+            }
+            let hint = hint(&from.text, names.iter().map(String::as_str));
+            self.wrong(from.place, "from", format!("{} does not stand in the structure{hint}", from.text));
+        }
+        (path.into(), segment)
+    }
+
+    fn effect(&mut self, env: &Env<'a>, mapping: &Mapping, effect: &'a ast::EffectRule) -> EffectCode {
+        let when = effect.when.as_ref().map(|formula: &Formula| self.condition(env, formula));
+        let mut named = |word: &Word| {
+            let found = mapping.resources.iter().position(|resource| resource.id.text == word.text);
+            if found.is_none() {
+                let hint = hint(&word.text, mapping.resources.iter().map(|r| r.id.text.as_str()));
+                self.wrong(
+                    word.place,
+                    &word.text,
+                    format!("this mapping has no resource with this id{hint}"),
+                );
+            }
+            found.unwrap_or(0)
+        };
+        EffectCode { from: named(&effect.from), into: named(&effect.into), when }
+    }
+
+    /// Reads `ignore:`. `from` is the segment or the data type of the map around it.
+    pub(super) fn ignores(&mut self, ignore: &[ast::Ignore], from: Option<&str>) -> Vec<IgnoreRule> {
+        let mut rules = Vec::new();
+        for entry in ignore {
+            match ignore_rule(&entry.path.text, from) {
+                Some(rule) => rules.push(rule),
+                None => {
+                    self.wrong(
+                        entry.path.place,
+                        "ignore",
+                        "expected a path such as PID-1, PID-24-25, PID-3.2, CX.9 or CX.9-10",
+                    );
+                }
+            }
+        }
+        for rule in &rules {
+            if let Some(segment) = rule.segment
+                && !source::is_segment(segment.as_str())
+                && let Some(entry) = ignore.first()
+            {
+                self.wrong(entry.path.place, "ignore", format!("there is no segment {segment}"));
+            }
+        }
+        rules
+    }
+}
+
+/// `PID-1`, `PID-24-25`, `PID-3.2`, `SFT`, `CX.9`, `CX.9-10`, `CX.4.2`.
+fn ignore_rule(path: &str, from: Option<&str>) -> Option<IgnoreRule> {
+    let end = path.find(['-', '.']).unwrap_or(path.len());
+    let (name, rest) = path.split_at(end);
+    let relative = from == Some(name) && !rest.starts_with('-') && !rest.is_empty();
+    let number = |text: &str| text.parse::<u16>().ok().filter(|n| *n > 0);
+    let segment =
+        if relative { None } else { Some(SegmentName::new(name).filter(|_| is_segment_name(name))?) };
+    if rest.is_empty() {
+        return Some(IgnoreRule { segment, first: 1, last: u16::MAX, steps: [0, 0] });
+    }
+    let rest = &rest[1..];
+    if let Some((first, last)) = rest.split_once('-') {
+        let (first, last) = (number(first)?, number(last)?);
+        return (first <= last).then_some(IgnoreRule { segment, first, last, steps: [0, 0] });
+    }
+    let mut parts = rest.split('.').map(number);
+    let first = parts.next()??;
+    let mut steps = [0, 0];
+    for step in &mut steps {
+        if let Some(number) = parts.next() {
+            *step = number?;
+        }
+    }
+    parts.next().is_none().then_some(IgnoreRule { segment, first, last: first, steps })
+}
+
+/// `>=2.3`, `<=2.5.1`, `2.4`, `2.3-2.5.1`.
+fn version_range(text: &str) -> Option<VersionRange> {
+    let text = text.trim();
+    if let Some(from) = text.strip_prefix(">=") {
+        return Some(VersionRange { from: Version::parse(from.trim())?, ..VersionRange::ALL });
+    }
+    if let Some(to) = text.strip_prefix("<=") {
+        return Some(VersionRange { to: Version::parse(to.trim())?, ..VersionRange::ALL });
+    }
+    let (from, to) = text.split_once('-').unwrap_or((text, text));
+    Some(VersionRange { from: Version::parse(from.trim())?, to: Version::parse(to.trim())? })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ignored_paths_are_read() {
+        let check = |path: &str, from: Option<&str>, expected: Option<(Option<&str>, u16, u16, [u16; 2])>| {
+            let found = ignore_rule(path, from);
+            let found = found
+                .as_ref()
+                .map(|r| (r.segment.as_ref().map(SegmentName::as_str), r.first, r.last, r.steps));
+            assert_eq!(found, expected, "{path}");
+        };
+        check("PID-1", None, Some((Some("PID"), 1, 1, [0, 0])));
+        check("PID-24-25", Some("PID"), Some((Some("PID"), 24, 25, [0, 0])));
+        check("PID-3.2", None, Some((Some("PID"), 3, 3, [2, 0])));
+        check("SFT", None, Some((Some("SFT"), 1, u16::MAX, [0, 0])));
+        check("CX.9-10", Some("CX"), Some((None, 9, 10, [0, 0])));
+        check("CX.4.2", Some("CX"), Some((None, 4, 4, [2, 0])));
+        check("XPN.1", Some("XPN"), Some((None, 1, 1, [0, 0])));
+        for wrong in ["", "PID-", "PID-0", "PID-5-3", "pid-1", "CX.9"] {
+            check(wrong, None, None);
+        }
+    }
+
+    #[test]
+    fn versions_are_ranges() {
+        let range = version_range(">=2.3").expect("a range");
+        assert!(
+            range.contains(Version::V2_3)
+                && !range.contains(Version::V2_2)
+                && range.contains(Version::V2_8_2)
+        );
+        let range = version_range("2.3-2.5.1").expect("a range");
+        assert!(range.contains(Version::V2_5_1) && !range.contains(Version::V2_6));
+        assert!(version_range("latest").is_none());
+    }
+}

@@ -1,0 +1,682 @@
+//! The functions of the mapping language. One row of [`FUNCTIONS`] makes a function exist: the checker, the reference and
+//! the tests of its examples derive from it.
+
+use crate::program::ExprId;
+use crate::run::{Frame, Run, Val};
+use schemas::hl7v2::time::{Tm, Ts};
+use std::borrow::Cow;
+
+/// What is known of a value before any message is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// Stands in the message.
+    Element,
+    Text,
+    Bool,
+    Integer,
+    Decimal,
+    Date,
+    DateTime,
+    Instant,
+    Time,
+    Base64,
+}
+
+/// The functions of the mapping language, one line each: how it is called and what it does, then its examples. Written from the
+/// table that the checker uses.
+pub fn reference() -> String {
+    let mut text = String::new();
+    for function in FUNCTIONS {
+        text.push_str(function.spec);
+        text.push('\n');
+        for (expression, field, answer) in function.examples {
+            text.push_str(&format!("    {expression}  with {field:?} is {answer:?}\n"));
+        }
+    }
+    text
+}
+
+type Call = for<'r, 'c> fn(&mut Run<'r>, &Frame<'r, 'c>, &'r [ExprId]) -> Val<'r>;
+
+/// One function.
+pub(crate) struct Function {
+    pub(crate) name: &'static str,
+    /// The fewest and the most arguments.
+    pub(crate) args: (usize, usize),
+    pub(crate) answers: Kind,
+    /// What it does, in a sentence. Every function answers absent for absent where nothing else is said.
+    pub(crate) spec: &'static str,
+    /// Expression, text of `ZZZ-1`, expected text (empty: absent). Each is a test.
+    pub(crate) examples: &'static [(&'static str, &'static str, &'static str)],
+    pub(crate) call: Call,
+}
+
+const MANY: usize = usize::MAX;
+
+/// Every function of the language.
+pub(crate) const FUNCTIONS: &[Function] = &[
+    Function {
+        name: "valued",
+        args: (1, 1),
+        answers: Kind::Bool,
+        spec: "valued(path): whether something other than HL7's null stands there",
+        examples: &[
+            ("valued(ZZZ-1)", "x", "true"),
+            ("valued(ZZZ-1)", "", "false"),
+            ("valued(ZZZ-1)", "\"\"", "false"),
+        ],
+        call: |run, frame, args| Val::Bool(run.is_valued(frame, args[0])),
+    },
+    Function {
+        name: "is_null",
+        args: (1, 1),
+        answers: Kind::Bool,
+        spec: "is_null(path): whether HL7's null \"\" stands there",
+        examples: &[("is_null(ZZZ-1)", "\"\"", "true"), ("is_null(ZZZ-1)", "", "false")],
+        call: |run, frame, args| Val::Bool(matches!(run.eval(frame, args[0]), Val::Null)),
+    },
+    Function {
+        name: "count",
+        args: (1, 1),
+        answers: Kind::Integer,
+        spec: "count(path): how many repetitions or segments are not empty",
+        examples: &[("count(ZZZ-1)", "a~b", "2"), ("count(ZZZ-1)", "", "0"), ("count(ZZZ)", "x", "1")],
+        call: |run, frame, args| {
+            Val::Integer(i64::try_from(run.items(frame, args[0]).len()).unwrap_or(i64::MAX))
+        },
+    },
+    Function {
+        name: "length",
+        args: (1, 1),
+        answers: Kind::Integer,
+        spec: "length(x): how many characters; 0 for absent",
+        examples: &[("length(ZZZ-1)", "19700101", "8"), ("length(ZZZ-1)", "", "0")],
+        call: |run, frame, args| {
+            let text = run.text_of(frame, args[0]);
+            Val::Integer(i64::try_from(text.map_or(0, |text| text.chars().count())).unwrap_or(i64::MAX))
+        },
+    },
+    Function {
+        name: "text",
+        args: (1, 1),
+        answers: Kind::Text,
+        spec: "text(x): the first leaf as text, escape sequences replaced",
+        examples: &[("text(ZZZ-1)", "a\\T\\b", "a&b"), ("text(ZZZ-1)", "a^b", "a")],
+        call: |run, frame, args| run.text_of(frame, args[0]).map_or(Val::Absent, Val::Text),
+    },
+    Function {
+        name: "join",
+        args: (2, MANY),
+        answers: Kind::Text,
+        spec: "join(separator, x..): every repetition of each that is not empty, parted by the separator",
+        examples: &[
+            ("join(' ', ZZZ-1.2, ZZZ-1.1)", "TEST^JANE", "JANE TEST"),
+            ("join(', ', ZZZ-1)", "a~~b", "a, b"),
+            ("join(' ', ZZZ-1)", "", ""),
+        ],
+        call: |run, frame, args| {
+            let separator = run.text_of(frame, args[0]).unwrap_or_default();
+            run.join(frame, &separator, &args[1..])
+        },
+    },
+    Function {
+        name: "lines",
+        args: (1, MANY),
+        answers: Kind::Text,
+        spec: "lines(x..): every repetition of each on a line of its own; of segments' fields, of every such segment",
+        examples: &[("lines(ZZZ-1)", "a~b", "a\nb")],
+        call: |run, frame, args| run.join(frame, "\n", args),
+    },
+    Function {
+        name: "date",
+        args: (1, 1),
+        answers: Kind::Date,
+        spec: "date(x): a FHIR date, as precise as the value, the time of day left out",
+        examples: &[
+            ("date(ZZZ-1)", "19700131", "1970-01-31"),
+            ("date(ZZZ-1)", "1970", "1970"),
+            ("date(ZZZ-1)", "x", ""),
+        ],
+        call: |run, frame, args| {
+            run.time(frame, args[0], |text, _| {
+                Ts::parse(text)
+                    .map(|ts| (ts.to_date(), ts.precision() > schemas::hl7v2::time::Precision::Day))
+            })
+        },
+    },
+    Function {
+        name: "datetime",
+        args: (1, 1),
+        answers: Kind::DateTime,
+        spec: "datetime(x): a FHIR dateTime, as precise as the value; its own offset, else MSH-7's, else the sender's zone",
+        examples: &[
+            ("datetime(ZZZ-1)", "20240131", "2024-01-31"),
+            ("datetime(ZZZ-1)", "20240131083000+0100", "2024-01-31T08:30:00+01:00"),
+            ("datetime(ZZZ-1)", "202401310830", "2024-01-31T08:30:00Z"),
+        ],
+        call: |run, frame, args| {
+            run.time(frame, args[0], |text, zone| Ts::parse(text).map(|ts| (ts.to_date_time(zone), false)))
+        },
+    },
+    Function {
+        name: "instant",
+        args: (1, 1),
+        answers: Kind::Instant,
+        spec: "instant(x): a FHIR instant; a value without a time of day cannot be read as one",
+        examples: &[
+            ("instant(ZZZ-1)", "20240131083000+0100", "2024-01-31T08:30:00+01:00"),
+            ("instant(ZZZ-1)", "20240131", ""),
+        ],
+        call: |run, frame, args| {
+            run.time(frame, args[0], |text, zone| {
+                Ts::parse(text).and_then(|ts| Ok((ts.to_instant(zone)?, false)))
+            })
+        },
+    },
+    Function {
+        name: "time",
+        args: (1, 1),
+        answers: Kind::Time,
+        spec: "time(x): a FHIR time of day",
+        examples: &[("time(ZZZ-1)", "0830", "08:30:00"), ("time(ZZZ-1)", "25", "")],
+        call: |run, frame, args| {
+            run.time(frame, args[0], |text, _| Tm::parse(text).map(|tm| (tm.to_time(), false)))
+        },
+    },
+    Function {
+        name: "decimal",
+        args: (1, 1),
+        answers: Kind::Decimal,
+        spec: "decimal(x): a number with every digit kept",
+        examples: &[
+            ("decimal(ZZZ-1)", "13.20", "13.20"),
+            ("decimal(ZZZ-1)", "+5", "5"),
+            ("decimal(ZZZ-1)", ">5", ""),
+        ],
+        call: |run, frame, args| {
+            run.reading(frame, args[0], "expected a number", |text| {
+                Some(match crate::json::number(text)? {
+                    Cow::Borrowed(number) => number.to_owned(),
+                    Cow::Owned(number) => number,
+                })
+            })
+        },
+    },
+    Function {
+        name: "integer",
+        args: (1, 1),
+        answers: Kind::Integer,
+        spec: "integer(x): a whole number",
+        examples: &[
+            ("integer(ZZZ-1)", "05", "5"),
+            ("integer(ZZZ-1)", "5.5", ""),
+            ("integer(ZZZ-1)", "-2", "-2"),
+        ],
+        call: |run, frame, args| {
+            run.reading(frame, args[0], "expected a whole number", |text| {
+                text.trim().parse::<i32>().ok().map(|n| n.to_string())
+            })
+        },
+    },
+    Function {
+        name: "yes_no",
+        args: (1, 1),
+        answers: Kind::Bool,
+        spec: "yes_no(x): table 0136, Y is true and N is false; anything else cannot be read",
+        examples: &[
+            ("yes_no(ZZZ-1)", "Y", "true"),
+            ("yes_no(ZZZ-1)", "N", "false"),
+            ("yes_no(ZZZ-1)", "U", ""),
+        ],
+        call: |run, frame, args| match run.eval(frame, args[0]) {
+            Val::Absent => Val::Absent,
+            Val::Null => Val::Null,
+            value => match run.text(value).as_deref().map(str::trim) {
+                Some("Y" | "y" | "1" | "true") => Val::Bool(true),
+                Some("N" | "n" | "0" | "false") => Val::Bool(false),
+                Some(_) => Val::Unreadable("expected Y or N".into()),
+                None => Val::Absent,
+            },
+        },
+    },
+    Function {
+        name: "upper",
+        args: (1, 1),
+        answers: Kind::Text,
+        spec: "upper(x): in capitals",
+        examples: &[("upper(ZZZ-1)", "aé", "AÉ")],
+        call: |run, frame, args| run.change(frame, args[0], |text| text.to_uppercase()),
+    },
+    Function {
+        name: "lower",
+        args: (1, 1),
+        answers: Kind::Text,
+        spec: "lower(x): in small letters",
+        examples: &[("lower(ZZZ-1)", "AÉ", "aé")],
+        call: |run, frame, args| run.change(frame, args[0], |text| text.to_lowercase()),
+    },
+    Function {
+        name: "before",
+        args: (2, 2),
+        answers: Kind::Text,
+        spec: "before(x, separator): what stands before the separator; all of it if there is none",
+        examples: &[("before(ZZZ-1, ':')", "1:2", "1"), ("before(ZZZ-1, ':')", "12", "12")],
+        call: |run, frame, args| {
+            let separator = run.text_of(frame, args[1]).unwrap_or_default();
+            run.change(frame, args[0], |text| {
+                text.split_once(&*separator).map_or(text, |(before, _)| before).to_owned()
+            })
+        },
+    },
+    Function {
+        name: "after",
+        args: (2, 2),
+        answers: Kind::Text,
+        spec: "after(x, separator): what stands after the separator; absent if there is none",
+        examples: &[("after(ZZZ-1, ':')", "1:2", "2"), ("after(ZZZ-1, ':')", "12", "")],
+        call: |run, frame, args| {
+            let separator = run.text_of(frame, args[1]).unwrap_or_default();
+            run.change(frame, args[0], |text| {
+                text.split_once(&*separator).map_or("", |(_, after)| after).to_owned()
+            })
+        },
+    },
+    Function {
+        name: "starts_with",
+        args: (2, 2),
+        answers: Kind::Bool,
+        spec: "starts_with(x, prefix): whether the text begins so",
+        examples: &[("starts_with(ZZZ-1, 'ab')", "abc", "true"), ("starts_with(ZZZ-1, 'ab')", "", "false")],
+        call: |run, frame, args| {
+            let prefix = run.text_of(frame, args[1]).unwrap_or_default();
+            Val::Bool(run.text_of(frame, args[0]).is_some_and(|text| text.starts_with(&*prefix)))
+        },
+    },
+    Function {
+        name: "contains",
+        args: (2, 2),
+        answers: Kind::Bool,
+        spec: "contains(x, part): whether the part stands in the text",
+        examples: &[("contains(ZZZ-1, 'b')", "abc", "true"), ("contains(ZZZ-1, 'd')", "abc", "false")],
+        call: |run, frame, args| {
+            let part = run.text_of(frame, args[1]).unwrap_or_default();
+            Val::Bool(run.text_of(frame, args[0]).is_some_and(|text| text.contains(&*part)))
+        },
+    },
+    Function {
+        name: "is_number",
+        args: (1, 1),
+        answers: Kind::Bool,
+        spec: "is_number(x): whether decimal(x) can read it",
+        examples: &[("is_number(ZZZ-1)", "1.5", "true"), ("is_number(ZZZ-1)", "1,5", "false")],
+        call: |run, frame, args| {
+            Val::Bool(run.text_of(frame, args[0]).is_some_and(|text| crate::json::number(&text).is_some()))
+        },
+    },
+    Function {
+        name: "has_comparator",
+        args: (1, 1),
+        answers: Kind::Bool,
+        spec: "has_comparator(x): whether it is a number after <, <=, > or >=",
+        examples: &[("has_comparator(ZZZ-1)", ">100", "true"), ("has_comparator(ZZZ-1)", "100", "false")],
+        call: |run, frame, args| {
+            Val::Bool(run.text_of(frame, args[0]).is_some_and(|text| compared(&text).is_some()))
+        },
+    },
+    Function {
+        name: "comparator",
+        args: (1, 1),
+        answers: Kind::Text,
+        spec: "comparator(x): the <, <=, > or >= before a number",
+        examples: &[("comparator(ZZZ-1)", ">= 100", ">="), ("comparator(ZZZ-1)", "100", "")],
+        call: |run, frame, args| {
+            run.change(frame, args[0], |text| {
+                compared(text).map_or("", |(comparator, _)| comparator).to_owned()
+            })
+        },
+    },
+    Function {
+        name: "number",
+        args: (1, 1),
+        answers: Kind::Decimal,
+        spec: "number(x): the number, with or without a comparator before it",
+        examples: &[
+            ("number(ZZZ-1)", ">= 100.0", "100.0"),
+            ("number(ZZZ-1)", "7", "7"),
+            ("number(ZZZ-1)", "high", ""),
+        ],
+        call: |run, frame, args| {
+            run.reading(frame, args[0], "expected a number, with or without a comparator", |text| {
+                let number = compared(text).map_or(text, |(_, number)| number);
+                crate::json::number(number).map(Cow::into_owned)
+            })
+        },
+    },
+    Function {
+        name: "system",
+        args: (1, 3),
+        answers: Kind::Text,
+        spec: "system(hd), system(hd, other hd) or system(namespace, universal id, its type): the URI of an assigner, by the \
+               sender's registry, else by its universal id, else in the sender's scope",
+        examples: &[
+            ("system(ZZZ-1)", "LAB^1.2.3^ISO", "urn:oid:1.2.3"),
+            ("system(ZZZ-1)", "LAB", "urn:pons:sender:test:LAB"),
+            ("system(ZZZ-1)", "REGISTERED", "urn:oid:1.9"),
+            ("system(ZZZ-1.1, ZZZ-1.2, ZZZ-1.3)", "LAB^http://test.example/x^URI", "http://test.example/x"),
+            ("system(ZZZ-1)", "", ""),
+        ],
+        call: |run, frame, args| run.system(frame, args),
+    },
+    Function {
+        name: "registered",
+        args: (1, 1),
+        answers: Kind::Bool,
+        spec: "registered(hd): whether the sender's registry knows the assigner",
+        examples: &[("registered(ZZZ-1)", "REGISTERED", "true"), ("registered(ZZZ-1)", "LAB", "false")],
+        call: |run, frame, args| {
+            let name = run.part_text(frame, args[0], 1);
+            Val::Bool(name.is_some_and(|name| run.registered(&name).is_some()))
+        },
+    },
+    Function {
+        name: "coding_system",
+        args: (1, 2),
+        answers: Kind::Text,
+        spec: "coding_system(name) or coding_system(name, oid): the URI of a code system that HL7 v2 names in table 0396, such \
+               as LN or HL70001; else of the OID, else in the sender's scope",
+        examples: &[
+            ("coding_system(ZZZ-1)", "LN", "http://loinc.org"),
+            ("coding_system(ZZZ-1)", "HL70001", "http://terminology.hl7.org/CodeSystem/v2-0001"),
+            ("coding_system(ZZZ-1)", "2.16.840.1.113883.6.1", "urn:oid:2.16.840.1.113883.6.1"),
+            ("coding_system(ZZZ-1)", "L", "urn:pons:sender:test:L"),
+            ("coding_system(ZZZ-1.1, ZZZ-1.2)", "L^1.2.3", "urn:oid:1.2.3"),
+            ("coding_system(ZZZ-1)", "", ""),
+        ],
+        call: |run, frame, args| {
+            let name = run.text_of(frame, args[0]);
+            let oid = args.get(1).and_then(|arg| run.text_of(frame, *arg));
+            run.coding_system(name.as_deref(), oid.as_deref())
+        },
+    },
+    Function {
+        name: "uri",
+        args: (1, 1),
+        answers: Kind::Text,
+        spec: "uri(x): an OID or UUID as urn:oid: or urn:uuid:, a URI as it is; anything else cannot be read",
+        examples: &[
+            ("uri(ZZZ-1)", "1.2.3", "urn:oid:1.2.3"),
+            ("uri(ZZZ-1)", "http://test.example", "http://test.example"),
+        ],
+        call: |run, frame, args| {
+            run.reading(frame, args[0], "expected an OID, a UUID or a URI", |text| universal(text.trim(), ""))
+        },
+    },
+    Function {
+        name: "unit_system",
+        args: (1, 1),
+        answers: Kind::Text,
+        spec: "unit_system(cwe): http://unitsofmeasure.org if component 3 says UCUM, else the coding system it names",
+        examples: &[
+            ("unit_system(ZZZ-1)", "mg/dL^^UCUM", "http://unitsofmeasure.org"),
+            ("unit_system(ZZZ-1)", "mg/dL", ""),
+        ],
+        call: |run, frame, args| {
+            let name = run.part_text(frame, args[0], 3);
+            run.coding_system(name.as_deref(), None)
+        },
+    },
+    Function {
+        name: "trigger",
+        args: (0, 0),
+        answers: Kind::Text,
+        spec: "trigger(): the trigger event, MSH-9.2, else EVN-1",
+        examples: &[("trigger()", "", "A01")],
+        call: |run, _, _| Val::Text(run.trigger()),
+    },
+    Function {
+        name: "message_code",
+        args: (0, 0),
+        answers: Kind::Text,
+        spec: "message_code(): the message type, MSH-9.1",
+        examples: &[("message_code()", "", "ADT")],
+        call: |run, _, _| run.message_code().map_or(Val::Absent, Val::Text),
+    },
+    Function {
+        name: "version",
+        args: (0, 0),
+        answers: Kind::Text,
+        spec: "version(): the version of HL7 v2, MSH-12.1",
+        examples: &[("version()", "", "2.5.1")],
+        call: |run, _, _| run.version().map_or(Val::Absent, Val::Text),
+    },
+    Function {
+        name: "ordinal",
+        args: (0, 0),
+        answers: Kind::Integer,
+        spec: "ordinal(): in an identity, how many earlier siblings in the same group have the same key",
+        examples: &[],
+        call: |_, _, _| Val::Absent,
+    },
+    Function {
+        name: "chain_key",
+        args: (0, 0),
+        answers: Kind::Text,
+        spec: "chain_key(): the values of this level of a chain and of all coarser ones",
+        examples: &[],
+        call: |run, frame, _| run.chain_key(frame),
+    },
+    Function {
+        name: "is_finest",
+        args: (0, 0),
+        answers: Kind::Bool,
+        spec: "is_finest(): whether this is the last level of a chain that has a value",
+        examples: &[],
+        call: |_, frame, _| Val::Bool(frame.level.is_some_and(|level| level.finest)),
+    },
+    Function {
+        name: "base64",
+        args: (2, 2),
+        answers: Kind::Base64,
+        spec: "base64(data, encoding): data in base64; the encoding is that of ED.4: Base64 passes, Hex is converted, A and \
+               anything else is text",
+        examples: &[
+            ("base64(ZZZ-1.1, ZZZ-1.2)", "VEVTVA==^Base64", "VEVTVA=="),
+            ("base64(ZZZ-1.1, ZZZ-1.2)", "54455354^Hex", "VEVTVA=="),
+            ("base64(ZZZ-1.1, ZZZ-1.2)", "TEST^A", "VEVTVA=="),
+        ],
+        call: |run, frame, args| {
+            let encoding = run.text_of(frame, args[1]).unwrap_or_default().to_ascii_lowercase();
+            run.reading(frame, args[0], "expected data in the encoding that ED-4 names", |text| {
+                encode(text, &encoding)
+            })
+        },
+    },
+];
+
+/// A comparator and the number after it.
+fn compared(text: &str) -> Option<(&str, &str)> {
+    let text = text.trim();
+    let comparator = ["<=", ">=", "<", ">"].into_iter().find(|comparator| text.starts_with(comparator))?;
+    let number = text[comparator.len()..].trim();
+    crate::json::number(number).map(|_| (&text[..comparator.len()], number))
+}
+
+/// A universal id as a URI. `kind` is of table 0301; empty if it is not said.
+pub(crate) fn universal(id: &str, kind: &str) -> Option<String> {
+    let oid = |id: &str| {
+        id.contains('.')
+            && id.split('.').all(|arc| !arc.is_empty() && arc.bytes().all(|b| b.is_ascii_digit()))
+    };
+    if id.is_empty() || id.contains(|c: char| c.is_whitespace() || c.is_control()) {
+        return None;
+    }
+    let uuid = || id.parse::<uuid::Uuid>().ok().filter(|_| id.len() == 36);
+    match kind.trim().to_ascii_uppercase().as_str() {
+        "ISO" | "OID" => oid(id).then(|| format!("urn:oid:{id}")),
+        "UUID" | "GUID" => uuid().map(|uuid| format!("urn:uuid:{uuid}")),
+        "URI" | "URL" => id.contains(':').then(|| id.to_owned()),
+        "DNS" => Some(format!("urn:pons:dns:{}", id.to_ascii_lowercase())),
+        _ if oid(id) => Some(format!("urn:oid:{id}")),
+        _ if uuid().is_some() => uuid().map(|uuid| format!("urn:uuid:{uuid}")),
+        _ if ["http://", "https://", "urn:"].iter().any(|scheme| id.starts_with(scheme)) => {
+            Some(id.to_owned())
+        }
+        _ => None,
+    }
+}
+
+/// The URI of a code system of table 0396.
+pub(crate) fn known_coding_system(name: &str) -> Option<String> {
+    let fixed = match name {
+        "LN" | "LOINC" => "http://loinc.org",
+        "SCT" | "SNOMED" | "SNOMEDCT" | "SCT2" | "SNOMED-CT" => "http://snomed.info/sct",
+        "UCUM" => "http://unitsofmeasure.org",
+        "RXNORM" | "RXN" => "http://www.nlm.nih.gov/research/umls/rxnorm",
+        "CVX" => "http://hl7.org/fhir/sid/cvx",
+        "MVX" => "http://terminology.hl7.org/CodeSystem/MVX",
+        "NDC" => "http://hl7.org/fhir/sid/ndc",
+        "I10" | "ICD10" => "http://hl7.org/fhir/sid/icd-10",
+        "I10C" | "I10CM" | "ICD10CM" | "I10-CM" => "http://hl7.org/fhir/sid/icd-10-cm",
+        "I10P" | "I10PCS" => "http://www.cms.gov/Medicare/Coding/ICD10",
+        "I9" | "I9C" | "I9CDX" => "http://hl7.org/fhir/sid/icd-9-cm",
+        "C4" | "CPT4" | "CPT" => "http://www.ama-assn.org/go/cpt",
+        "HCPCS" | "HPC" => "http://terminology.hl7.org/CodeSystem/HCPCS-all-codes",
+        "ISO3166_1" | "ISO3166" => "urn:iso:std:iso:3166",
+        "ISO639" | "ISO639-1" => "urn:ietf:bcp:47",
+        "CDCREC" => "urn:oid:2.16.840.1.113883.6.238",
+        "NUCC" | "NUCCPT" => "http://nucc.org/provider-taxonomy",
+        _ => "",
+    };
+    if !fixed.is_empty() {
+        return Some(fixed.to_owned());
+    }
+    let table = name.strip_prefix("HL7").map(|rest| rest.trim_start_matches(['-', ' ']))?;
+    let digits = table.len() == 4 && table.bytes().all(|b| b.is_ascii_digit());
+    digits.then(|| format!("http://terminology.hl7.org/CodeSystem/v2-{table}"))
+}
+
+const BASE64: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+
+fn encode(text: &str, encoding: &str) -> Option<String> {
+    let bytes = match encoding {
+        "base64" => {
+            let data: String = text.chars().filter(|c| !c.is_whitespace()).collect();
+            let body = data.trim_end_matches('=');
+            let fits = data.len().is_multiple_of(4)
+                && data.len() - body.len() <= 2
+                && body.bytes().all(|b| BASE64.contains(&b));
+            return fits.then_some(data);
+        }
+        "hex" => {
+            let digits: Vec<u8> = text.bytes().filter(|b| !b.is_ascii_whitespace()).collect();
+            if !digits.len().is_multiple_of(2) {
+                return None;
+            }
+            let value = |digit: u8| char::from(digit).to_digit(16).and_then(|n| u8::try_from(n).ok());
+            digits
+                .chunks(2)
+                .map(|pair| Some(value(pair[0])? << 4 | value(pair[1])?))
+                .collect::<Option<Vec<u8>>>()?
+        }
+        _ => text.as_bytes().to_vec(),
+    };
+    let mut out = String::with_capacity(bytes.len().div_ceil(3) * 4);
+    for chunk in bytes.chunks(3) {
+        let word =
+            chunk.iter().fold(0u32, |word, byte| word << 8 | u32::from(*byte)) << (8 * (3 - chunk.len()));
+        for place in 0..4 {
+            if place <= chunk.len() {
+                out.push(char::from(BASE64[(word >> (18 - 6 * place)) as usize & 63]));
+            } else {
+                out.push('=');
+            }
+        }
+    }
+    Some(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Catalog;
+    use crate::run::Context;
+    use schemas::hl7v2::time::Zone;
+    use schemas::hl7v2::{Limits, Message};
+    use uuid::Uuid;
+
+    /// What an expression answers for a message whose `ZZZ-1` is `field`; empty for absent.
+    fn answer(expression: &str, kind: Kind, field: &str) -> String {
+        let ty = match kind {
+            Kind::Bool => "boolean",
+            Kind::Integer => "integer",
+            Kind::Decimal => "decimal",
+            Kind::Date => "date",
+            Kind::DateTime => "dateTime",
+            Kind::Instant => "instant",
+            Kind::Time => "time",
+            Kind::Base64 => "base64Binary",
+            Kind::Element | Kind::Text => "string",
+        };
+        let mapping = format!(
+            "segment_map: zzz\nfrom: ZZZ\nto: Basic\nrules:\n  code: {{concept: test#x}}\n  extension: {{all: [{{id: x, url: test, as: {ty}, value: \"{expression}\"}}]}}\n\
+             ---\nmapping: test\nversion: 1\nsource: {{format: hl7v2, structure: ADT_A01, events: [A01]}}\n\
+             resources: [{{id: basic, type: Basic, from: ZZZ, identity: {{keys: [], else: message}}, parts: [{{use: zzz, from: ZZZ}}]}}]\n"
+        );
+        let catalog =
+            Catalog::from_files(vec![("test.yaml".to_owned(), mapping)]).unwrap_or_else(|mistakes| {
+                panic!(
+                    "{expression}: {}",
+                    mistakes.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+                )
+            });
+        let text = format!("MSH|^~\\&|TEST|TEST|||20240101000000||ADT^A01|TEST1|P|2.5.1\rZZZ|{field}|x\r");
+        let message = Message::parse(&text, &Limits::default()).expect("a message");
+        let context = Context {
+            message_id: Uuid::nil(),
+            received_at: jiff::Timestamp::UNIX_EPOCH,
+            seq: 1,
+            sender: "test".into(),
+            authority: "test".into(),
+            zone: Zone::UTC,
+            namespace: Uuid::nil(),
+            systems: &[("REGISTERED".to_owned(), "urn:oid:1.9".to_owned())],
+            options: &[],
+        };
+        let mapped = catalog.programs()[0].run(&message, &context).expect("it is mapped");
+        let json = mapped.contributions[0].slots.iter().find_map(|slot| match &slot.write {
+            crate::resource::Write::Valued(fragments) => fragments
+                .iter()
+                .find(|fragment| &*fragment.path == "extension")
+                .map(|fragment| fragment.json.clone()),
+            crate::resource::Write::Cleared => None,
+        });
+        let Some(json) = json else { return String::new() };
+        let value: serde_json::Value = serde_json::from_str(&json).expect("JSON");
+        let value =
+            value.as_object().and_then(|members| members.values().nth(1)).cloned().unwrap_or_default();
+        value.as_str().map_or_else(|| value.to_string(), str::to_owned)
+    }
+
+    #[test]
+    fn the_examples_of_every_function_hold() {
+        for function in FUNCTIONS {
+            for (expression, field, expected) in function.examples {
+                assert_eq!(
+                    answer(expression, function.answers, field),
+                    *expected,
+                    "{expression} of {field:?}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn functions_have_names_of_their_own_and_say_how_they_are_called() {
+        for (index, function) in FUNCTIONS.iter().enumerate() {
+            assert!(FUNCTIONS[..index].iter().all(|other| other.name != function.name), "{}", function.name);
+            assert!(function.spec.starts_with(&format!("{}(", function.name)), "{}", function.name);
+            let without_examples = ["ordinal", "chain_key", "is_finest"].contains(&function.name);
+            assert_eq!(function.examples.is_empty(), without_examples, "{}", function.name);
+        }
+    }
+}

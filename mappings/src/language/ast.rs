@@ -1,0 +1,307 @@
+//! What a mapping file says, as a tree with places.
+
+use super::expression::Expr;
+use schemas::issue::Severity;
+use schemas::yaml::Place;
+
+/// A word with its place.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Word {
+    pub(crate) place: Place,
+    pub(crate) text: String,
+}
+
+/// An expression with its place and its text.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Formula {
+    pub(crate) place: Place,
+    pub(crate) expr: Expr,
+}
+
+/// One document of a file.
+#[derive(Debug)]
+pub(crate) enum Document {
+    /// `type_map:` or `segment_map:`
+    Map(Box<Map>),
+    /// `mapping:`
+    Mapping(Box<Mapping>),
+}
+
+/// A map of a data type or of a segment.
+#[derive(Debug)]
+pub(crate) struct Map {
+    pub(crate) name: Word,
+    /// Whether it is a `segment_map`.
+    pub(crate) of_segment: bool,
+    pub(crate) from: Word,
+    pub(crate) answer: Answer,
+    /// Outer groups that the map may name: alias and group.
+    pub(crate) scope: Vec<(Word, Word)>,
+    pub(crate) options: Vec<OptionDef>,
+    pub(crate) params: Vec<Word>,
+    pub(crate) rules: Body,
+    pub(crate) identity: Option<Identity>,
+    pub(crate) display: Option<Formula>,
+    pub(crate) chain: Vec<Level>,
+    pub(crate) ignore: Vec<Ignore>,
+    pub(crate) tests: Vec<Test>,
+}
+
+/// What a map answers.
+#[derive(Debug)]
+pub(crate) enum Answer {
+    /// `to:` a FHIR type, for a segment map a resource type to which it adds.
+    To(Word),
+    /// `makes:` a resource of its own.
+    Makes(Word),
+    /// `key:` an identity's key.
+    Key { system: Option<Formula>, value: Formula },
+}
+
+/// `rules:` by element, or one rule at the top of a type map.
+#[derive(Debug)]
+pub(crate) enum Body {
+    Elements(Vec<(Word, Rule)>),
+    One(Box<Rule>),
+}
+
+/// One level of a `chain:`.
+#[derive(Debug)]
+pub(crate) struct Level {
+    pub(crate) id: Word,
+    pub(crate) from: Formula,
+    pub(crate) kind: Option<Word>,
+}
+
+/// One named option with its choices.
+#[derive(Debug)]
+pub(crate) struct OptionDef {
+    pub(crate) name: Word,
+    pub(crate) default: String,
+}
+
+/// One rule: what is written into an element.
+#[derive(Debug)]
+pub(crate) struct Rule {
+    pub(crate) place: Place,
+    pub(crate) id: Option<Word>,
+    pub(crate) when: Option<Formula>,
+    pub(crate) each: Option<Formula>,
+    pub(crate) from: Option<Formula>,
+    pub(crate) does: Does,
+    pub(crate) set: Vec<(Word, Rule)>,
+    pub(crate) with: Vec<(Word, Argument)>,
+    pub(crate) map: Option<TableRef>,
+    pub(crate) as_type: Option<Word>,
+    pub(crate) display: Option<Formula>,
+    pub(crate) url: Option<Word>,
+    pub(crate) extension: Vec<Rule>,
+    pub(crate) on_error: OnError,
+    pub(crate) on_unmapped: Option<OnCode>,
+    pub(crate) on_unmatched: Option<OnCode>,
+    pub(crate) on_existing: Option<OnExisting>,
+    pub(crate) issue: Option<Severity>,
+}
+
+/// The producer of a rule.
+#[derive(Debug)]
+pub(crate) enum Does {
+    Value(Formula),
+    Const(Word),
+    Concept(Word),
+    Use(Word),
+    Make {
+        kind: Word,
+        uses: Option<Word>,
+        identity: Option<Box<Identity>>,
+    },
+    /// Only `set:`.
+    Object,
+    /// Only `url:` with nested `extension:`.
+    Extension,
+    First(Vec<Rule>),
+    All(Vec<Rule>),
+    Switch {
+        on: Formula,
+        cases: Vec<(Vec<String>, Rule)>,
+        otherwise: Option<Box<Rule>>,
+    },
+    Ref {
+        to: Word,
+        filter: Option<Formula>,
+    },
+    Refs {
+        to: Word,
+        filter: Option<Formula>,
+        max: Option<u32>,
+    },
+}
+
+/// What is handed to a map by `with:`.
+#[derive(Clone, Debug)]
+pub(crate) enum Argument {
+    Text(Word),
+    Formula(Formula),
+}
+
+/// Which table translates a code.
+#[derive(Clone, Debug)]
+pub(crate) enum TableRef {
+    /// A table of `mappings/table/`.
+    Named(Word),
+    /// The table that the caller gave: `with.map`.
+    Given,
+    /// A table of the sender's own, if it has one.
+    Sender(Word),
+}
+
+/// What to do when a value cannot be read.
+#[derive(Debug)]
+pub(crate) enum OnError {
+    Default,
+    Policy(Policy),
+    /// Another rule in its place.
+    Rule(Box<Rule>),
+}
+
+/// The error policy of a rule.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Policy {
+    /// The resource is left out.
+    Fail,
+    /// The element is left out, with an issue.
+    Omit,
+    /// The element says that there is no value, by the data-absent-reason extension.
+    DataAbsent,
+    /// The message waits for a person.
+    Quarantine,
+}
+
+/// What to do with a code that a table does not translate.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct OnCode {
+    pub(crate) set: Option<Word>,
+    pub(crate) keep: bool,
+    pub(crate) policy: Option<Policy>,
+    pub(crate) issue: Option<Severity>,
+}
+
+/// How a contribution meets what is known already.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum OnExisting {
+    Always(crate::resource::Existing),
+    ByTrigger { cases: Vec<(String, crate::resource::Existing)>, otherwise: crate::resource::Existing },
+}
+
+/// How an instance is recognised.
+#[derive(Debug)]
+pub(crate) struct Identity {
+    pub(crate) keys: Vec<KeyRule>,
+    pub(crate) uses: Option<Word>,
+    pub(crate) otherwise: Otherwise,
+}
+
+/// What to do with an instance that yields no key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Otherwise {
+    Quarantine,
+    Omit,
+    Display,
+    Message,
+}
+
+/// One entry of `identity.keys`.
+#[derive(Debug)]
+pub(crate) struct KeyRule {
+    pub(crate) place: Place,
+    pub(crate) each: Option<Formula>,
+    pub(crate) uses: Option<Word>,
+    pub(crate) value: Vec<Formula>,
+    pub(crate) system: Option<Formula>,
+    pub(crate) of: Option<Word>,
+}
+
+/// Fields that are left out on purpose.
+#[derive(Clone, Debug)]
+pub(crate) struct Ignore {
+    pub(crate) path: Word,
+}
+
+/// A whole mapping of a message.
+#[derive(Debug)]
+pub(crate) struct Mapping {
+    pub(crate) name: Word,
+    pub(crate) version: String,
+    pub(crate) source: Source,
+    pub(crate) options: Vec<OptionDef>,
+    pub(crate) resources: Vec<Resource>,
+    pub(crate) effects: Vec<EffectRule>,
+    pub(crate) checks: Vec<Check>,
+    pub(crate) ignore: Vec<Ignore>,
+    pub(crate) tests: Vec<Test>,
+}
+
+/// Which messages a mapping takes.
+#[derive(Debug)]
+pub(crate) struct Source {
+    pub(crate) structures: Vec<Word>,
+    pub(crate) code: Option<String>,
+    pub(crate) events: Vec<Word>,
+    pub(crate) versions: Option<Word>,
+}
+
+/// One entry of `resources:`.
+#[derive(Debug)]
+pub(crate) struct Resource {
+    pub(crate) place: Place,
+    pub(crate) id: Word,
+    pub(crate) kind: Word,
+    pub(crate) from: Word,
+    pub(crate) alias: Option<Word>,
+    pub(crate) when: Option<Formula>,
+    pub(crate) on_existing: Option<OnExisting>,
+    pub(crate) identity: Option<Identity>,
+    pub(crate) parts: Vec<Part>,
+    pub(crate) set: Vec<(Word, Rule)>,
+}
+
+/// One entry of `parts:`.
+#[derive(Debug)]
+pub(crate) struct Part {
+    pub(crate) uses: Word,
+    pub(crate) from: Word,
+    pub(crate) when: Option<Formula>,
+    pub(crate) with: Vec<(Word, Argument)>,
+}
+
+/// One entry of `effects:`, a `merge:`.
+#[derive(Debug)]
+pub(crate) struct EffectRule {
+    /// Who becomes somebody else, an `id:` of `resources:`.
+    pub(crate) from: Word,
+    /// Who remains.
+    pub(crate) into: Word,
+    pub(crate) when: Option<Formula>,
+}
+
+/// One entry of `checks:`.
+#[derive(Debug)]
+pub(crate) struct Check {
+    pub(crate) id: Word,
+    pub(crate) when: Formula,
+    pub(crate) issue: Severity,
+    pub(crate) text: String,
+    pub(crate) quarantine: bool,
+}
+
+/// One entry of `tests:`.
+#[derive(Clone, Debug)]
+pub(crate) struct Test {
+    pub(crate) place: Place,
+    pub(crate) name: String,
+    pub(crate) given: String,
+    pub(crate) expect: Vec<(Word, String)>,
+    pub(crate) absent: Vec<Word>,
+    pub(crate) unmapped: Option<Vec<String>>,
+    pub(crate) issues: Vec<String>,
+}

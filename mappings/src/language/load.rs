@@ -1,0 +1,827 @@
+//! Reads a mapping file into its tree and collects every mistake on the way.
+
+use super::ast::*;
+use super::expression::{self, Expr};
+use crate::resource::Existing;
+use schemas::issue::Severity;
+use schemas::yaml::{Fields, Key, Mistake, Node, Place, Value, nearest};
+
+/// Reads every document of one file. What could be read is returned beside the mistakes, so that the next check can
+/// find more of them.
+pub(crate) fn read_file(text: &str) -> (Vec<Document>, Vec<Mistake>) {
+    let nodes = match schemas::yaml::read(text) {
+        Ok(nodes) => nodes,
+        Err(mistake) => return (Vec::new(), vec![mistake]),
+    };
+    let mut mistakes = Vec::new();
+    let documents = nodes.iter().filter_map(|node| document(node, &mut mistakes)).collect();
+    (documents, mistakes)
+}
+
+type Mistakes<'m> = &'m mut Vec<Mistake>;
+
+fn wrong(mistakes: Mistakes<'_>, place: Place, key: &str, text: impl Into<String>) {
+    mistakes.push(Mistake { place, key: key.to_owned(), text: text.into() });
+}
+
+fn document(node: &Node, mistakes: Mistakes<'_>) -> Option<Document> {
+    if node.get("type_map").is_some() || node.get("segment_map").is_some() {
+        return map(node, mistakes).map(|map| Document::Map(Box::new(map)));
+    }
+    if node.get("mapping").is_some() {
+        return mapping(node, mistakes).map(|mapping| Document::Mapping(Box::new(mapping)));
+    }
+    if matches!(node.value, Value::Empty) {
+        return None;
+    }
+    wrong(
+        mistakes,
+        node.place,
+        "",
+        "expected a document that begins with type_map:, segment_map: or mapping:",
+    );
+    None
+}
+
+fn map(node: &Node, mistakes: Mistakes<'_>) -> Option<Map> {
+    let mut fields = Fields::new(node, "", mistakes);
+    let of_segment = node.get("segment_map").is_some();
+    let name = word(&mut fields, if of_segment { "segment_map" } else { "type_map" })?;
+    let from = required_word(&mut fields, "from");
+    let to = word(&mut fields, "to");
+    let makes = if of_segment { None } else { word(&mut fields, "makes") };
+    let key = if of_segment { None } else { fields.take("key") };
+    let answer = match (to, makes, key) {
+        (Some(to), None, None) => Some(Answer::To(to)),
+        (None, Some(makes), None) => Some(Answer::Makes(makes)),
+        (None, None, Some(key)) => key_answer(key, fields.mistakes()),
+        _ => {
+            let expected =
+                if of_segment { "expected `to:`" } else { "expected one of `to:`, `makes:` and `key:`" };
+            fields.wrong(name.place, "to", expected);
+            None
+        }
+    };
+    fields.take_text("versions");
+    let scope = match fields.take("scope") {
+        Some(node) => pairs(node, "scope", fields.mistakes(), |name, node, mistakes| {
+            let text =
+                node.text().map(|text| text.strip_prefix("optional ").unwrap_or(text).trim().to_owned());
+            match text {
+                Some(text) => Some((name, Word { place: node.place, text })),
+                None => {
+                    wrong(mistakes, node.place, "scope", "expected the name of a group");
+                    None
+                }
+            }
+        }),
+        None => Vec::new(),
+    };
+    let options = options(&mut fields);
+    let params = words(&mut fields, "params");
+    let identity = fields.take("identity").and_then(|node| identity(node, "identity", fields.mistakes()));
+    let display = formula_at(&mut fields, "display");
+    let chain = chain(&mut fields);
+    let ignore = ignores(&mut fields);
+    let tests = tests(&mut fields);
+    fields.take_text("guide");
+    let is_key = matches!(answer, Some(Answer::Key { .. }));
+    let rules = match fields.take("rules") {
+        Some(node) => {
+            let rules = Body::Elements(elements(node, "rules", fields.mistakes()));
+            fields.finish();
+            rules
+        }
+        None if is_key => {
+            fields.finish();
+            Body::Elements(Vec::new())
+        }
+        None => {
+            // The keys of a rule may stand at the top of a type map; the rest of the keys are known already.
+            drop(fields);
+            let rest = without(
+                node,
+                &[
+                    "type_map",
+                    "segment_map",
+                    "from",
+                    "to",
+                    "makes",
+                    "versions",
+                    "scope",
+                    "options",
+                    "params",
+                    "identity",
+                    "display",
+                    "chain",
+                    "ignore",
+                    "tests",
+                    "guide",
+                ],
+            );
+            Body::One(Box::new(rule(&rest, "", mistakes)?))
+        }
+    };
+    Some(Map {
+        name,
+        of_segment,
+        from: from?,
+        answer: answer?,
+        scope,
+        options,
+        params,
+        rules,
+        identity,
+        display,
+        chain,
+        ignore,
+        tests,
+    })
+}
+
+/// The map without some of its keys.
+fn without(node: &Node, names: &[&str]) -> Node {
+    let value = match &node.value {
+        Value::Map(entries) => Value::Map(
+            entries.iter().filter(|(key, _)| !names.contains(&key.name.as_str())).cloned().collect(),
+        ),
+        other => other.clone(),
+    };
+    Node { place: node.place, value }
+}
+
+fn key_answer(node: &Node, mistakes: Mistakes<'_>) -> Option<Answer> {
+    let mut fields = Fields::new(node, "key", mistakes);
+    let system = formula_at(&mut fields, "system");
+    let value = required_formula(&mut fields, "value");
+    fields.finish();
+    Some(Answer::Key { system, value: value? })
+}
+
+fn chain(fields: &mut Fields<'_, '_>) -> Vec<Level> {
+    let mut levels = Vec::new();
+    for node in fields.take_list("chain") {
+        let mut level = Fields::new(node, "chain", fields.mistakes());
+        let id = required_word(&mut level, "id");
+        let from = required_formula(&mut level, "from");
+        let kind = word(&mut level, "type");
+        level.finish();
+        if let (Some(id), Some(from)) = (id, from) {
+            levels.push(Level { id, from, kind });
+        }
+    }
+    levels
+}
+
+fn mapping(node: &Node, mistakes: Mistakes<'_>) -> Option<Mapping> {
+    let mut fields = Fields::new(node, "", mistakes);
+    let name = word(&mut fields, "mapping");
+    let version = fields.take_required("version").and_then(Node::text).unwrap_or("0").to_owned();
+    let source = fields.take_required("source").and_then(|node| source(node, fields.mistakes()));
+    let options = options(&mut fields);
+    let mut resources = Vec::new();
+    for node in fields.take_list("resources") {
+        resources.extend(resource(node, fields.mistakes()));
+    }
+    let mut effects = Vec::new();
+    for node in fields.take_list("effects") {
+        effects.extend(effect(node, fields.mistakes()));
+    }
+    let mut checks = Vec::new();
+    for node in fields.take_list("checks") {
+        checks.extend(check(node, fields.mistakes()));
+    }
+    let ignore = ignores(&mut fields);
+    let tests = tests(&mut fields);
+    fields.take_text("guide");
+    fields.finish();
+    Some(Mapping {
+        name: name?,
+        version,
+        source: source?,
+        options,
+        resources,
+        effects,
+        checks,
+        ignore,
+        tests,
+    })
+}
+
+fn source(node: &Node, mistakes: Mistakes<'_>) -> Option<Source> {
+    let mut fields = Fields::new(node, "source", mistakes);
+    fields.take_choice("format", &["hl7v2"]);
+    let structures = words(&mut fields, "structure");
+    if structures.is_empty() {
+        fields.wrong(node.place, "structure", "is missing: name the message structure, such as ADT_A01");
+    }
+    let code = fields.take_text("code").map(str::to_owned);
+    let events = words(&mut fields, "events");
+    let versions = word(&mut fields, "versions");
+    fields.finish();
+    Some(Source { structures, code, events, versions })
+}
+
+fn resource(node: &Node, mistakes: Mistakes<'_>) -> Option<Resource> {
+    let path = match node.get("id").and_then(Node::text) {
+        Some(id) => format!("resources.{id}"),
+        None => "resources".to_owned(),
+    };
+    let mut fields = Fields::new(node, &path, mistakes);
+    let id = required_word(&mut fields, "id");
+    let kind = required_word(&mut fields, "type");
+    let from = match (word(&mut fields, "from"), word(&mut fields, "each")) {
+        (Some(from), None) | (None, Some(from)) => Some(from),
+        _ => {
+            fields.wrong(node.place, "from", "expected one of `from:` and `each:`, a group or a segment");
+            None
+        }
+    };
+    let (from, alias) = match from {
+        Some(Word { place, text }) => match text.split_once(" as ") {
+            Some((from, alias)) => (
+                Some(Word { place, text: from.trim().to_owned() }),
+                Some(Word { place, text: alias.trim().to_owned() }),
+            ),
+            None => (Some(Word { place, text }), None),
+        },
+        None => (None, None),
+    };
+    let when = formula_at(&mut fields, "when");
+    let on_existing = on_existing(&mut fields);
+    let identity = fields.take("identity").and_then(|node| identity(node, &path, fields.mistakes()));
+    let mut parts = Vec::new();
+    for node in fields.take_list("parts") {
+        parts.extend(part(node, &path, fields.mistakes()));
+    }
+    let set = fields.take("set").map(|node| elements(node, &path, fields.mistakes())).unwrap_or_default();
+    fields.take("guide");
+    fields.finish();
+    Some(Resource {
+        place: node.place,
+        id: id?,
+        kind: kind?,
+        from: from?,
+        alias,
+        when,
+        on_existing,
+        identity,
+        parts,
+        set,
+    })
+}
+
+fn part(node: &Node, path: &str, mistakes: Mistakes<'_>) -> Option<Part> {
+    let mut fields = Fields::new(node, &format!("{path}.parts"), mistakes);
+    let uses = required_word(&mut fields, "use");
+    let from = match (word(&mut fields, "from"), word(&mut fields, "each")) {
+        (Some(from), None) | (None, Some(from)) => Some(from),
+        _ => {
+            fields.wrong(node.place, "from", "expected one of `from:` and `each:`, a segment");
+            None
+        }
+    };
+    let when = formula_at(&mut fields, "when");
+    let with = with(&mut fields);
+    fields.finish();
+    Some(Part { uses: uses?, from: from?, when, with })
+}
+
+const VERBS: [&str; 1] = ["merge"];
+
+fn effect(node: &Node, mistakes: Mistakes<'_>) -> Option<EffectRule> {
+    let mut fields = Fields::new(node, "effects", mistakes);
+    let id = required_word(&mut fields, "id");
+    let when = formula_at(&mut fields, "when");
+    let mut found = None;
+    for verb in VERBS {
+        let Some(body) = fields.take(verb) else { continue };
+        if found.is_some() {
+            fields.wrong(body.place, verb, "an effect does one thing: write two effects");
+            continue;
+        }
+        let mut parts = Fields::new(body, &format!("effects.{verb}"), fields.mistakes());
+        let (from, into) = (required_word(&mut parts, "from"), required_word(&mut parts, "into"));
+        parts.finish();
+        found = Some((from, into));
+    }
+    if found.is_none() {
+        fields.wrong(node.place, "", format!("expected one of {}", VERBS.join(", ")));
+    }
+    fields.finish();
+    let (from, into) = found?;
+    id?;
+    Some(EffectRule { from: from?, into: into?, when })
+}
+
+fn check(node: &Node, mistakes: Mistakes<'_>) -> Option<Check> {
+    let mut fields = Fields::new(node, "checks", mistakes);
+    let id = required_word(&mut fields, "id");
+    let when = required_formula(&mut fields, "when");
+    let issue = severity(&mut fields).unwrap_or(Severity::Warning);
+    let text = fields.take_text("text").map(str::to_owned);
+    let quarantine = fields.take_choice("policy", &["quarantine", "report"]) == Some("quarantine");
+    fields.finish();
+    let id = id?;
+    let text = text.unwrap_or_else(|| format!("the check `{}` of the mapping does not hold", id.text));
+    Some(Check { when: when?, id, issue, text, quarantine })
+}
+
+fn options(fields: &mut Fields<'_, '_>) -> Vec<OptionDef> {
+    let Some(node) = fields.take("options") else { return Vec::new() };
+    pairs(node, "options", fields.mistakes(), |name, node, mistakes| {
+        let mut option = Fields::new(node, &format!("options.{}", name.text), mistakes);
+        let choices: Vec<String> = option.take_texts("enum").into_iter().map(str::to_owned).collect();
+        let default = option.take_required("default").and_then(Node::text).unwrap_or_default().to_owned();
+        if !choices.contains(&default) {
+            option.wrong(node.place, "default", format!("expected one of {}", choices.join(", ")));
+        }
+        option.finish();
+        Some(OptionDef { name, default })
+    })
+}
+
+fn ignores(fields: &mut Fields<'_, '_>) -> Vec<Ignore> {
+    let mut ignores = Vec::new();
+    for node in fields.take_list("ignore") {
+        let mut entry = Fields::new(node, "ignore", fields.mistakes());
+        let path = required_word(&mut entry, "path");
+        let reason = entry.take_required("reason").and_then(Node::text);
+        entry.finish();
+        if let (Some(path), Some(_)) = (path, reason) {
+            for piece in path.text.split(',') {
+                let path = Word { place: path.place, text: piece.trim().to_owned() };
+                ignores.push(Ignore { path });
+            }
+        }
+    }
+    ignores
+}
+
+fn tests(fields: &mut Fields<'_, '_>) -> Vec<Test> {
+    let mut tests = Vec::new();
+    for node in fields.take_list("tests") {
+        let mut test = Fields::new(node, "tests", fields.mistakes());
+        let name = test.take_text("name").unwrap_or("without a name").to_owned();
+        let given = test.take_required("given").and_then(Node::text).map(str::to_owned);
+        let expect = match test.take("expect") {
+            Some(node) => {
+                pairs(node, "tests.expect", test.mistakes(), |path, node, mistakes| match &node.value {
+                    Value::Text(text) => Some((path, text.clone())),
+                    _ => {
+                        wrong(mistakes, node.place, "tests.expect", "expected a text");
+                        None
+                    }
+                })
+            }
+            None => Vec::new(),
+        };
+        let absent = words(&mut test, "absent");
+        let unmapped = test
+            .take("unmapped")
+            .is_some()
+            .then(|| test.take_texts("unmapped").into_iter().map(str::to_owned).collect::<Vec<_>>());
+        let issues = test.take_texts("issues").into_iter().map(str::to_owned).collect();
+        test.finish();
+        if let Some(given) = given {
+            tests.push(Test { place: node.place, name, given, expect, absent, unmapped, issues });
+        }
+    }
+    tests
+}
+
+fn identity(node: &Node, path: &str, mistakes: Mistakes<'_>) -> Option<Identity> {
+    let mut fields = Fields::new(node, &format!("{path}.identity"), mistakes);
+    let uses = word(&mut fields, "use");
+    // The sender is the scope of every key without a system; to say so is allowed.
+    fields.take_choice("scope", &["sender"]);
+    let otherwise = match fields.take_choice("else", &["quarantine", "omit", "display", "message"]) {
+        Some("quarantine") => Otherwise::Quarantine,
+        Some("omit") => Otherwise::Omit,
+        Some("display") => Otherwise::Display,
+        Some(_) => Otherwise::Message,
+        None => {
+            if node.get("else").is_none() {
+                fields.wrong(node.place, "else", "is missing: say what becomes of an instance without a key");
+            }
+            Otherwise::Message
+        }
+    };
+    let mut keys = Vec::new();
+    for node in fields.take_list("keys") {
+        let mut key = Fields::new(node, &format!("{path}.identity.keys"), fields.mistakes());
+        let each = formula_at(&mut key, "each");
+        let uses = word(&mut key, "use");
+        let system = formula_at(&mut key, "system");
+        let of = word(&mut key, "of");
+        let mut value = Vec::new();
+        match key.take("value") {
+            Some(Node { value: Value::List(items), .. }) => {
+                for item in items {
+                    value.extend(formula(item, "identity.keys.value", key.mistakes()));
+                }
+            }
+            Some(node) => value.extend(formula(node, "identity.keys.value", key.mistakes())),
+            None => {}
+        }
+        if each.is_none() && value.is_empty() {
+            key.wrong(node.place, "value", "expected `each:` or `value:`");
+        }
+        key.finish();
+        keys.push(KeyRule { place: node.place, each, uses, value, system, of });
+    }
+    fields.finish();
+    Some(Identity { keys, uses, otherwise })
+}
+
+/// The rules under `rules:` or `set:`.
+fn elements(node: &Node, path: &str, mistakes: Mistakes<'_>) -> Vec<(Word, Rule)> {
+    let within = path.to_owned();
+    pairs(node, path, mistakes, |name, node, mistakes| {
+        let path = format!("{within}.{}", name.text);
+        rule(node, &path, mistakes).map(|rule| (name, rule))
+    })
+}
+
+const PRODUCERS: [&str; 10] =
+    ["value", "const", "concept", "use", "make", "first", "all", "switch", "ref", "refs"];
+
+fn rule(node: &Node, path: &str, mistakes: Mistakes<'_>) -> Option<Rule> {
+    if let Value::List(_) = node.value {
+        wrong(
+            mistakes,
+            node.place,
+            path,
+            "a list says neither `first:` nor `all:`; write one of them before it",
+        );
+        return None;
+    }
+    let mut fields = Fields::new(node, path, mistakes);
+    // `use` beside `make` says how the made resource is filled; it is no second producer.
+    let made = node.get("make").is_some();
+    let producers: Vec<&str> =
+        PRODUCERS.into_iter().filter(|name| node.get(name).is_some() && !(made && *name == "use")).collect();
+    if let [_, second, ..] = producers.as_slice() {
+        fields.wrong(
+            node.place,
+            second,
+            format!("a rule does one thing; here are {}", producers.join(" and ")),
+        );
+    }
+    let id = word(&mut fields, "id");
+    let when = formula_at(&mut fields, "when");
+    let each = formula_at(&mut fields, "each");
+    let from = formula_at(&mut fields, "from");
+    let as_type = word(&mut fields, "as");
+    let display = formula_at(&mut fields, "display");
+    let url = word(&mut fields, "url");
+    let set = fields.take("set").map(|node| elements(node, path, fields.mistakes())).unwrap_or_default();
+    let with = with(&mut fields);
+    let map = fields.take("map").and_then(|node| table(node, path, fields.mistakes()));
+    let on_error = fields
+        .take("on_error")
+        .map_or(Some(OnError::Default), |node| on_error(node, path, fields.mistakes()));
+    let on_unmapped =
+        fields.take("on_unmapped").and_then(|node| on_code(node, path, "on_unmapped", fields.mistakes()));
+    let on_unmatched =
+        fields.take("on_unmatched").and_then(|node| on_code(node, path, "on_unmatched", fields.mistakes()));
+    let on_existing = on_existing(&mut fields);
+    let issue = severity(&mut fields);
+    fields.take("guide");
+    let extension = match fields.take("extension") {
+        Some(node) => extensions(node, path, fields.mistakes()),
+        None => Vec::new(),
+    };
+    let does = match producers.first() {
+        Some(&"value") => formula_at(&mut fields, "value").map(Does::Value),
+        Some(&"const") => word(&mut fields, "const").map(Does::Const),
+        Some(&"concept") => word(&mut fields, "concept").map(Does::Concept),
+        Some(&"use") => word(&mut fields, "use").map(Does::Use),
+        Some(&"make") => {
+            let kind = word(&mut fields, "make");
+            let uses = word(&mut fields, "use");
+            let identity = fields.take("identity").and_then(|node| identity(node, path, fields.mistakes()));
+            kind.map(|kind| Does::Make { kind, uses, identity: identity.map(Box::new) })
+        }
+        Some(&"first") => Some(Does::First(items(&mut fields, "first", path))),
+        Some(&"all") => Some(Does::All(items(&mut fields, "all", path))),
+        Some(&"switch") => switch(&mut fields, path),
+        Some(&"ref") => {
+            let to = word(&mut fields, "ref");
+            let filter = formula_at(&mut fields, "where");
+            to.map(|to| Does::Ref { to, filter })
+        }
+        Some(&"refs") => {
+            let to = word(&mut fields, "refs");
+            let filter = formula_at(&mut fields, "where");
+            let max = fields.take_parsed("max", "a number");
+            to.map(|to| Does::Refs { to, filter, max })
+        }
+        Some(_) => None,
+        None if !set.is_empty() => Some(Does::Object),
+        None if url.is_some() && !extension.is_empty() => Some(Does::Extension),
+        None => {
+            // Claim the names, so that a misspelt one is met with its nearest.
+            for name in PRODUCERS {
+                fields.take(name);
+            }
+            fields.wrong(node.place, "", format!("expected one of {}, set", PRODUCERS.join(", ")));
+            None
+        }
+    };
+    if let [_, others @ ..] = producers.as_slice() {
+        for name in PRODUCERS.into_iter().filter(|name| others.contains(name)) {
+            fields.take(name);
+        }
+    }
+    fields.finish();
+    Some(Rule {
+        place: node.place,
+        id,
+        when,
+        each,
+        from,
+        does: does?,
+        set,
+        with,
+        map,
+        as_type,
+        display,
+        url,
+        extension,
+        on_error: on_error?,
+        on_unmapped,
+        on_unmatched,
+        on_existing,
+        issue,
+    })
+}
+
+/// The rules of a list, each with an id of its own.
+fn items(fields: &mut Fields<'_, '_>, name: &'static str, path: &str) -> Vec<Rule> {
+    let list = fields.take_list(name);
+    named_rules(list, &format!("{path}.{name}"), fields.mistakes())
+}
+
+fn named_rules(list: &[Node], path: &str, mistakes: Mistakes<'_>) -> Vec<Rule> {
+    let mut rules: Vec<Rule> = Vec::new();
+    for node in list {
+        let id = node.get("id").and_then(Node::text);
+        if id.is_none() {
+            wrong(mistakes, node.place, path, "each item needs an `id:`: it is the name of its slot");
+        }
+        let path = id.map_or_else(|| path.to_owned(), |id| format!("{path}.{id}"));
+        let Some(rule) = rule(node, &path, mistakes) else { continue };
+        let twice =
+            rules.iter().any(|other| matches!((&other.id, &rule.id), (Some(a), Some(b)) if a.text == b.text));
+        if twice {
+            wrong(mistakes, node.place, &path, "this id stands here twice");
+        }
+        rules.push(rule);
+    }
+    rules
+}
+
+/// `extension: {all: [..]}` or a list.
+fn extensions(node: &Node, path: &str, mistakes: Mistakes<'_>) -> Vec<Rule> {
+    let path = format!("{path}.extension");
+    match (&node.value, node.get("all").map(|all| &all.value)) {
+        (Value::List(list), _) | (Value::Map(_), Some(Value::List(list))) => {
+            named_rules(list, &path, mistakes)
+        }
+        _ => {
+            wrong(mistakes, node.place, &path, "expected a list of extensions, or `all:` with one");
+            Vec::new()
+        }
+    }
+}
+
+fn switch(fields: &mut Fields<'_, '_>, path: &str) -> Option<Does> {
+    let on = formula_at(fields, "switch");
+    let node = fields.take_required("cases")?;
+    let mut otherwise = None;
+    let mut cases = Vec::new();
+    for (name, rule) in elements(node, &format!("{path}.cases"), fields.mistakes()) {
+        if name.text == "else" {
+            otherwise = Some(Box::new(rule));
+        } else {
+            cases.push((name.text.split_whitespace().map(str::to_owned).collect(), rule));
+        }
+    }
+    Some(Does::Switch { on: on?, cases, otherwise })
+}
+
+fn with(fields: &mut Fields<'_, '_>) -> Vec<(Word, Argument)> {
+    let Some(node) = fields.take("with") else { return Vec::new() };
+    pairs(node, "with", fields.mistakes(), |name, node, mistakes| {
+        let Some(text) = node.text() else {
+            wrong(mistakes, node.place, "with", format!("expected a text, found {}", node.kind()));
+            return None;
+        };
+        let argument = match text.strip_prefix('=') {
+            Some(rest) => {
+                let place = Place { line: node.place.line, column: node.place.column + 1 };
+                Argument::Formula(formula_text(rest, place, "with", mistakes)?)
+            }
+            None => Argument::Text(Word { place: node.place, text: text.to_owned() }),
+        };
+        Some((name, argument))
+    })
+}
+
+fn table(node: &Node, path: &str, mistakes: Mistakes<'_>) -> Option<TableRef> {
+    match &node.value {
+        Value::Text(text) if text == "with.map" => Some(TableRef::Given),
+        Value::Text(text) => Some(TableRef::Named(Word { place: node.place, text: text.clone() })),
+        Value::Map(_) => {
+            let mut fields = Fields::new(node, &format!("{path}.map"), mistakes);
+            let sender = required_word(&mut fields, "sender");
+            fields.finish();
+            sender.map(TableRef::Sender)
+        }
+        _ => {
+            wrong(mistakes, node.place, path, "expected the name of a table");
+            None
+        }
+    }
+}
+
+fn policy(text: &str) -> Option<Policy> {
+    match text {
+        "fail" => Some(Policy::Fail),
+        "omit" => Some(Policy::Omit),
+        "data-absent" => Some(Policy::DataAbsent),
+        "quarantine" => Some(Policy::Quarantine),
+        _ => None,
+    }
+}
+
+const POLICIES: [&str; 4] = ["fail", "omit", "data-absent", "quarantine"];
+
+fn expected_policy(text: &str) -> String {
+    let hint = nearest(text, POLICIES).map_or(String::new(), |near| format!("; did you mean `{near}`?"));
+    format!("expected one of {}{hint}", POLICIES.join(", "))
+}
+
+fn on_error(node: &Node, path: &str, mistakes: Mistakes<'_>) -> Option<OnError> {
+    if let Some(text) = node.text() {
+        let found = policy(text).map(OnError::Policy);
+        if found.is_none() {
+            wrong(mistakes, node.place, &format!("{path}.on_error"), expected_policy(text));
+        }
+        return found;
+    }
+    rule(node, &format!("{path}.on_error"), mistakes).map(|rule| OnError::Rule(Box::new(rule)))
+}
+
+fn on_code(node: &Node, path: &str, name: &str, mistakes: Mistakes<'_>) -> Option<OnCode> {
+    let path = format!("{path}.{name}");
+    if let Some(text) = node.text() {
+        let found = policy(text).filter(|p| *p != Policy::DataAbsent);
+        if found.is_none() {
+            wrong(mistakes, node.place, &path, expected_policy(text));
+        }
+        return found.map(|policy| OnCode { policy: Some(policy), ..OnCode::default() });
+    }
+    let mut fields = Fields::new(node, &path, mistakes);
+    let set = word(&mut fields, "set");
+    let keep = fields.take_choice("keep", &["local"]).is_some();
+    // Every code that a table does not know goes to the queue; to say so is allowed.
+    fields.take_bool("queue");
+    let policy = fields.take_choice("policy", &["omit", "fail", "quarantine"]).and_then(policy);
+    let issue = severity(&mut fields);
+    fields.finish();
+    Some(OnCode { set, keep, policy, issue })
+}
+
+fn existing(text: &str) -> Option<Existing> {
+    match text {
+        "merge" => Some(Existing::Merge),
+        "fill" => Some(Existing::Fill),
+        "keep" => Some(Existing::Keep),
+        _ => None,
+    }
+}
+
+fn on_existing(fields: &mut Fields<'_, '_>) -> Option<OnExisting> {
+    let node = fields.take("on_existing")?;
+    if node.text().is_some() {
+        return fields
+            .take_choice("on_existing", &["merge", "fill", "keep"])
+            .and_then(existing)
+            .map(OnExisting::Always);
+    }
+    let mut otherwise = Existing::Merge;
+    let cases = pairs(node, "on_existing", fields.mistakes(), |name, node, mistakes| {
+        let found = node.text().and_then(existing);
+        if found.is_none() {
+            wrong(mistakes, node.place, "on_existing", "expected one of merge, fill, keep");
+        }
+        found.map(|found| (name.text, found))
+    });
+    let cases = cases
+        .into_iter()
+        .filter(|(name, found)| {
+            if name == "else" {
+                otherwise = *found;
+            }
+            name != "else"
+        })
+        .collect();
+    Some(OnExisting::ByTrigger { cases, otherwise })
+}
+
+fn severity(fields: &mut Fields<'_, '_>) -> Option<Severity> {
+    fields.take_choice("issue", &["information", "warning", "error"]).map(|word| match word {
+        "information" => Severity::Information,
+        "warning" => Severity::Warning,
+        _ => Severity::Error,
+    })
+}
+
+/// The entries of a map with keys of the author's own.
+fn pairs<T>(
+    node: &Node,
+    path: &str,
+    mistakes: Mistakes<'_>,
+    mut read: impl FnMut(Word, &Node, Mistakes<'_>) -> Option<T>,
+) -> Vec<T> {
+    match &node.value {
+        Value::Map(entries) => entries
+            .iter()
+            .filter_map(|(Key { place, name }, node)| {
+                read(Word { place: *place, text: name.clone() }, node, mistakes)
+            })
+            .collect(),
+        Value::Empty => Vec::new(),
+        _ => {
+            wrong(mistakes, node.place, path, format!("expected a map, found {}", node.kind()));
+            Vec::new()
+        }
+    }
+}
+
+fn word(fields: &mut Fields<'_, '_>, name: &'static str) -> Option<Word> {
+    let place = fields.take(name)?.place;
+    fields.take_text(name).map(|text| Word { place, text: text.to_owned() })
+}
+
+fn required_word(fields: &mut Fields<'_, '_>, name: &'static str) -> Option<Word> {
+    fields.take_required(name)?;
+    word(fields, name)
+}
+
+fn words(fields: &mut Fields<'_, '_>, name: &'static str) -> Vec<Word> {
+    let Some(node) = fields.take(name) else { return Vec::new() };
+    match &node.value {
+        Value::List(items) => items
+            .iter()
+            .filter_map(|item| item.text().map(|text| Word { place: item.place, text: text.to_owned() }))
+            .collect(),
+        _ => fields
+            .take_texts(name)
+            .into_iter()
+            .map(|text| Word { place: node.place, text: text.to_owned() })
+            .collect(),
+    }
+}
+
+fn formula_at(fields: &mut Fields<'_, '_>, name: &'static str) -> Option<Formula> {
+    let node = fields.take(name)?;
+    let key = fields.path_of(name);
+    formula(node, &key, fields.mistakes())
+}
+
+fn required_formula(fields: &mut Fields<'_, '_>, name: &'static str) -> Option<Formula> {
+    fields.take_required(name)?;
+    formula_at(fields, name)
+}
+
+fn formula(node: &Node, key: &str, mistakes: Mistakes<'_>) -> Option<Formula> {
+    let Some(text) = node.text() else {
+        wrong(mistakes, node.place, key, format!("expected an expression, found {}", node.kind()));
+        return None;
+    };
+    formula_text(text, node.place, key, mistakes)
+}
+
+fn formula_text(text: &str, place: Place, key: &str, mistakes: Mistakes<'_>) -> Option<Formula> {
+    match expression::parse(text) {
+        Ok(expr) => Some(Formula { place, expr }),
+        Err(expression::Wrong { at, text }) => {
+            wrong(mistakes, within(place, at), key, text);
+            None
+        }
+    }
+}
+
+/// The place of a character inside a scalar. A quoted scalar begins one column later; the reader of YAML gives the
+/// place of the quote, so the column may be one too small, never on another line.
+pub(crate) fn within(place: Place, at: usize) -> Place {
+    Place { line: place.line, column: place.column + at }
+}
+
+/// Whether an expression is a plain path.
+pub(crate) fn is_path(expr: &Expr) -> bool {
+    matches!(expr, Expr::Path(_))
+}

@@ -1,0 +1,456 @@
+//! A compiled catalog: flat lists of expressions, nodes and slots that refer to each other by number.
+//!
+//! Invariant: nothing here is looked up by name while a message is mapped, and what is referred to exists.
+
+use crate::json::Primitive;
+use crate::language::ast::{OnExisting, Otherwise, Policy};
+use crate::resource::Existing;
+use crate::table::Table;
+use schemas::hl7v2::definitions::Version;
+use schemas::hl7v2::path::SegmentName;
+use schemas::issue::Severity;
+use std::sync::Arc;
+
+/// An expression, by its place in [`Code::exprs`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ExprId(pub(crate) u32);
+
+/// A node, by its place in [`Code::nodes`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct NodeId(pub(crate) u32);
+
+/// Everything that the programs of a catalog share.
+#[derive(Debug, Default)]
+pub(crate) struct Code {
+    pub(crate) exprs: Vec<Op>,
+    pub(crate) nodes: Vec<Node>,
+    pub(crate) maps: Vec<TypeMap>,
+    pub(crate) makes: Vec<Make>,
+    pub(crate) tables: Vec<Table>,
+    /// The tables of senders: `sender/name`.
+    pub(crate) sender_tables: std::collections::HashMap<String, u32>,
+}
+
+/// What an expression does.
+#[derive(Debug)]
+pub(crate) enum Op {
+    /// A field of a segment in scope, or the segment itself (`field` 0).
+    Segment {
+        scope: Scope,
+        name: SegmentName,
+        field: u16,
+        pick: Pick,
+        steps: [u16; 2],
+    },
+    /// A part of the element on which the map was called, of the current item or of a chain's level.
+    Part {
+        base: Base,
+        steps: [u16; 2],
+    },
+    With(u16),
+    Option {
+        name: Box<str>,
+        default: Box<str>,
+    },
+    SenderName,
+    SenderSystem,
+    ReceivedAt,
+    MessageId,
+    LevelKind,
+    LevelId,
+    Text(Box<str>),
+    Number(i64),
+    Call {
+        function: usize,
+        args: Box<[ExprId]>,
+    },
+    Not(ExprId),
+    And(ExprId, ExprId),
+    Or(ExprId, ExprId),
+    Compare(crate::language::expression::Comparison, ExprId, ExprId),
+    In {
+        negated: bool,
+        item: ExprId,
+        list: Box<[ExprId]>,
+    },
+    Coalesce(ExprId, ExprId),
+}
+
+/// Where a segment is looked for.
+#[derive(Debug)]
+pub(crate) enum Scope {
+    /// The anchor if it has the name, else the group instance and outwards.
+    Near,
+    /// The nearest group of that name around.
+    Group(Box<str>),
+    /// The current item: an instance of a resource, or a segment.
+    Item,
+}
+
+/// Which repetitions of a field are meant.
+#[derive(Debug)]
+pub(crate) enum Pick {
+    /// All; where one value is wanted, the first.
+    All,
+    Number(u16),
+    Where(ExprId),
+}
+
+/// What a relative path begins at.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Base {
+    Map,
+    Item,
+    Level,
+}
+
+/// One rule, compiled.
+#[derive(Debug)]
+pub(crate) struct Node {
+    pub(crate) when: Option<ExprId>,
+    /// Repeats over the repetitions of a path, or over segments.
+    pub(crate) each: Option<ExprId>,
+    pub(crate) does: Action,
+    pub(crate) on_error: Recovery,
+    pub(crate) report: Option<Severity>,
+    /// The rule's name for issues, such as `pid_patient/birthDate`.
+    pub(crate) rule: Arc<str>,
+    /// Extensions beside a primitive.
+    pub(crate) extension: Vec<NodeId>,
+    /// The type's suffix in the name of a choice element, such as `Quantity`; empty elsewhere.
+    pub(crate) suffix: &'static str,
+}
+
+/// What becomes of a value that cannot be read.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Recovery {
+    /// What the rule around it says; nobody says anything: the element is left out.
+    Outer,
+    Policy(Policy),
+    Node(NodeId),
+}
+
+/// What a node writes.
+#[derive(Debug)]
+pub(crate) enum Action {
+    Value {
+        expr: ExprId,
+        kind: Primitive,
+    },
+    Coded {
+        expr: ExprId,
+        table: TableUse,
+        form: CodeForm,
+    },
+    /// JSON text, ready.
+    Const(Box<str>),
+    Concept {
+        system: Box<str>,
+        code: Vec<Piece>,
+        display: Option<ExprId>,
+        form: CodeForm,
+    },
+    Object {
+        fields: Vec<Field>,
+        constant: bool,
+    },
+    Call {
+        map: u32,
+        from: Option<ExprId>,
+        with: Vec<(u16, Argument)>,
+        table: Option<TableUse>,
+        set: Vec<Field>,
+    },
+    Make {
+        make: u32,
+        from: Option<ExprId>,
+    },
+    First(Vec<NodeId>),
+    All(Vec<NodeId>),
+    Switch {
+        on: ExprId,
+        cases: Vec<(Vec<Box<str>>, NodeId)>,
+        otherwise: Option<NodeId>,
+    },
+    Ref {
+        to: Target,
+        filter: Option<ExprId>,
+    },
+    Refs {
+        to: Target,
+        filter: Option<ExprId>,
+        max: u32,
+    },
+    /// `{"url": .., "valueX": ..}`, or with nested extensions.
+    Extension {
+        url: Box<str>,
+        value: Option<NodeId>,
+        nested: Vec<NodeId>,
+    },
+}
+
+/// What a reference means.
+#[derive(Clone, Debug)]
+pub(crate) enum Target {
+    /// A name that [`MappingCode::refs`] turns into an entry of `resources:`.
+    Resource(u16),
+    /// Every resource of the message.
+    All,
+    /// The resource for which this one is made.
+    Owner,
+}
+
+/// A piece of a code with `{..}` in it.
+#[derive(Debug)]
+pub(crate) enum Piece {
+    Text(Box<str>),
+    Expr(ExprId),
+}
+
+/// How a code is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum CodeForm {
+    /// The code alone, of a table's target only.
+    Code,
+    Coding,
+    Concept,
+    /// Text of a string or uri element.
+    Plain(Primitive),
+}
+
+/// Which table translates, and what to do where it does not.
+#[derive(Clone, Debug)]
+pub(crate) struct TableUse {
+    pub(crate) table: Lookup,
+    /// For codes that the table does not know.
+    pub(crate) unmapped: CodeRule,
+    /// For codes of which the table says that they have no target.
+    pub(crate) unmatched: CodeRule,
+}
+
+/// Which table.
+#[derive(Clone, Debug)]
+pub(crate) enum Lookup {
+    Table(u32),
+    /// The caller's.
+    Given,
+    /// The sender's own, by name.
+    Sender(Box<str>),
+}
+
+/// What to do with a code that is not translated.
+#[derive(Clone, Debug)]
+pub(crate) struct CodeRule {
+    pub(crate) set: Option<Box<str>>,
+    pub(crate) keep: bool,
+    pub(crate) policy: Policy,
+    pub(crate) issue: Option<Severity>,
+}
+
+/// What is handed to a map.
+#[derive(Clone, Debug)]
+pub(crate) enum Argument {
+    Text(Box<str>),
+    Expr(ExprId),
+}
+
+/// One element of an object.
+#[derive(Debug)]
+pub(crate) struct Field {
+    /// `"system":`, for a choice element `"value`.
+    pub(crate) key: Box<str>,
+    /// The name alone.
+    pub(crate) name: Box<str>,
+    pub(crate) many: bool,
+    pub(crate) choice: bool,
+    /// Without it the object is not valid.
+    pub(crate) required: bool,
+    pub(crate) node: NodeId,
+}
+
+/// A value map.
+#[derive(Debug, Default)]
+pub(crate) struct TypeMap {
+    pub(crate) body: MapBody,
+    pub(crate) ignore: Vec<IgnoreRule>,
+}
+
+/// What a value map writes.
+#[derive(Debug, Default)]
+pub(crate) enum MapBody {
+    #[default]
+    Empty,
+    Object(Vec<Field>),
+    Node(NodeId),
+}
+
+/// Leaves that are left out on purpose.
+#[derive(Clone, Debug)]
+pub(crate) struct IgnoreRule {
+    /// `None` means relative to the element of the map.
+    pub(crate) segment: Option<SegmentName>,
+    /// Field for a segment path; component for a relative one. Both ends are included.
+    pub(crate) first: u16,
+    pub(crate) last: u16,
+    /// What follows, component and subcomponent; 0 stands for all.
+    pub(crate) steps: [u16; 2],
+}
+
+/// A made resource.
+#[derive(Debug)]
+pub(crate) struct Make {
+    pub(crate) kind: &'static str,
+    pub(crate) slots: Vec<Slot>,
+    pub(crate) identity: IdentityRule,
+    pub(crate) display: Option<ExprId>,
+    pub(crate) chain: Vec<ChainLevel>,
+    pub(crate) with: Vec<(u16, Argument)>,
+    pub(crate) ignore: Vec<IgnoreRule>,
+    pub(crate) existing: Existing,
+    /// Whether the identity is written where the resource is made, not in the map.
+    pub(crate) outer_identity: bool,
+}
+
+/// One level of a chain.
+#[derive(Debug)]
+pub(crate) struct ChainLevel {
+    pub(crate) id: Box<str>,
+    pub(crate) kind: Box<str>,
+    pub(crate) from: ExprId,
+}
+
+/// One slot: a part of a resource that is written and emptied as a whole.
+#[derive(Debug)]
+pub(crate) struct Slot {
+    /// Stable: `pid_patient/telecom/home`.
+    pub(crate) name: Arc<str>,
+    pub(crate) path: SlotPath,
+    pub(crate) order: u32,
+    pub(crate) guards: Vec<ExprId>,
+    pub(crate) node: NodeId,
+    /// The fields whose `""` empties the slot, and whose value replaces it.
+    pub(crate) sources: Vec<ExprId>,
+    pub(crate) existing: Option<OnExisting>,
+    /// Whether it is written where the resource is made, not in the map.
+    pub(crate) outer: bool,
+}
+
+/// Where a slot stands in the resource.
+#[derive(Clone, Debug)]
+pub(crate) struct SlotPath {
+    /// `telecom`, `period.start`; of a choice element without its type.
+    pub(crate) text: Arc<str>,
+    pub(crate) many: bool,
+    pub(crate) choice: bool,
+    /// Where extensions beside a primitive go: `_birthDate.extension`.
+    pub(crate) beside: Arc<str>,
+}
+
+/// How an instance is recognised.
+#[derive(Debug)]
+pub(crate) struct IdentityRule {
+    pub(crate) keys: Vec<Key>,
+    pub(crate) otherwise: Otherwise,
+}
+
+/// One source of keys.
+#[derive(Debug)]
+pub(crate) struct Key {
+    pub(crate) each: Option<ExprId>,
+    pub(crate) system: Option<ExprId>,
+    pub(crate) value: Vec<ExprId>,
+    /// The entry of `resources:` under which the key is counted.
+    pub(crate) of: Option<u16>,
+    /// Whether the value counts earlier siblings.
+    pub(crate) ordinal: bool,
+    /// Whether system and value are those of a map that stands on the item.
+    pub(crate) by_map: bool,
+}
+
+/// One compiled mapping.
+#[derive(Debug)]
+pub(crate) struct MappingCode {
+    pub(crate) name: String,
+    pub(crate) version: String,
+    pub(crate) structures: Vec<String>,
+    pub(crate) code: String,
+    pub(crate) events: Vec<String>,
+    pub(crate) versions: VersionRange,
+    pub(crate) resources: Vec<ResourceCode>,
+    pub(crate) effects: Vec<EffectCode>,
+    pub(crate) checks: Vec<CheckCode>,
+    pub(crate) ignore: Vec<IgnoreRule>,
+    /// What each name that references use means here.
+    pub(crate) refs: Vec<Option<usize>>,
+}
+
+/// Versions from and to, both included.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct VersionRange {
+    pub(crate) from: Version,
+    pub(crate) to: Version,
+}
+
+impl VersionRange {
+    pub(crate) const ALL: VersionRange = VersionRange { from: Version::V2_1, to: Version::V2_8_2 };
+
+    pub(crate) fn contains(&self, version: Version) -> bool {
+        self.from <= version && version <= self.to
+    }
+}
+
+/// One entry of `resources:`.
+#[derive(Debug)]
+pub(crate) struct ResourceCode {
+    pub(crate) id: Box<str>,
+    pub(crate) kind: &'static str,
+    /// The path of the group from the message; empty for the message itself.
+    pub(crate) groups: Box<str>,
+    /// The segment in the innermost group, if the instances are segments.
+    pub(crate) segment: Option<SegmentName>,
+    pub(crate) when: Option<ExprId>,
+    pub(crate) existing: OnExisting,
+    pub(crate) identity: IdentityRule,
+    pub(crate) parts: Vec<PartCode>,
+    pub(crate) set: Vec<Slot>,
+}
+
+/// One entry of `parts:`.
+#[derive(Debug)]
+pub(crate) struct PartCode {
+    /// The path of the group from the resource's own.
+    pub(crate) groups: Box<str>,
+    pub(crate) segment: SegmentName,
+    pub(crate) when: Option<ExprId>,
+    pub(crate) with: Vec<(u16, Argument)>,
+    pub(crate) slots: Arc<Vec<Slot>>,
+    pub(crate) ignore: Arc<Vec<IgnoreRule>>,
+}
+
+/// One entry of `effects:`, a `merge:`.
+#[derive(Debug)]
+pub(crate) struct EffectCode {
+    pub(crate) from: usize,
+    pub(crate) into: usize,
+    pub(crate) when: Option<ExprId>,
+}
+
+/// One entry of `checks:`.
+#[derive(Debug)]
+pub(crate) struct CheckCode {
+    pub(crate) rule: Box<str>,
+    pub(crate) when: ExprId,
+    pub(crate) issue: Severity,
+    pub(crate) text: Box<str>,
+    pub(crate) quarantine: bool,
+}
+
+impl Code {
+    pub(crate) fn op(&self, id: ExprId) -> &Op {
+        &self.exprs[id.0 as usize]
+    }
+
+    pub(crate) fn node(&self, id: NodeId) -> &Node {
+        &self.nodes[id.0 as usize]
+    }
+}

@@ -1,0 +1,575 @@
+//! Evaluates expressions. Total: every operation answers on every input.
+
+use super::coverage::State;
+use super::{Frame, Item, Run, Val};
+use crate::language::expression::Comparison;
+use crate::program::{Base, ExprId, Op, Pick, Scope};
+use schemas::hl7v2::grammar::InstanceId;
+use schemas::hl7v2::time::{TsError, Written, Zone};
+use schemas::hl7v2::{Element, Level, SegmentName};
+use smallvec::SmallVec;
+use std::borrow::Cow;
+
+/// The items of a path.
+pub(crate) type Items = SmallVec<[Item; 4]>;
+
+type Segments = SmallVec<[u32; 4]>;
+
+impl<'r> Run<'r> {
+    /// Evaluates an expression.
+    pub(crate) fn eval(&mut self, frame: &Frame<'r, '_>, id: ExprId) -> Val<'r> {
+        let code = self.code;
+        match code.op(id) {
+            Op::Segment { field: 0, scope, name, .. } => match self.first_segment(frame, scope, *name) {
+                Some(_) => Val::Segment,
+                None => Val::Absent,
+            },
+            Op::Segment { .. } | Op::Part { .. } => {
+                let element = self.element(frame, id);
+                self.value_of(element)
+            }
+            Op::With(param) => {
+                let given = frame.call.and_then(|call| call.with.iter().find(|(known, _)| known == param));
+                given.map_or(Val::Absent, |(_, value)| value.clone())
+            }
+            Op::Option { name, default } => {
+                let set = self.context.options.iter().find(|(option, _)| **option == **name);
+                Val::Text(Cow::Borrowed(set.map_or(default, |(_, choice)| choice)))
+            }
+            Op::SenderName => Val::Text(Cow::Borrowed(&self.context.sender)),
+            Op::SenderSystem => Val::Text(crate::identity::sender_system(&self.context.authority).into()),
+            Op::ReceivedAt => Val::Text(self.context.received_at.to_string().into()),
+            Op::MessageId => Val::Text(self.context.message_id.to_string().into()),
+            Op::LevelKind => frame.level.map_or(Val::Absent, |level| Val::Text(level.kind.into())),
+            Op::LevelId => frame.level.map_or(Val::Absent, |level| Val::Text(level.id.into())),
+            Op::Text(text) => Val::Text(Cow::Borrowed(text)),
+            Op::Number(number) => Val::Integer(*number),
+            Op::Call { function, args } => (crate::functions::FUNCTIONS[*function].call)(self, frame, args),
+            Op::Not(inner) => Val::Bool(!self.is_true(frame, *inner)),
+            Op::And(a, b) => Val::Bool(self.is_true(frame, *a) && self.is_true(frame, *b)),
+            Op::Or(a, b) => Val::Bool(self.is_true(frame, *a) || self.is_true(frame, *b)),
+            Op::Compare(comparison, a, b) => Val::Bool(self.compare(frame, *comparison, *a, *b)),
+            Op::In { negated, item, list } => {
+                let item = self.text_of(frame, *item);
+                let found = item.is_some_and(|item| {
+                    list.iter().any(|other| {
+                        self.text_of(frame, *other).is_some_and(|other| other.trim() == item.trim())
+                    })
+                });
+                Val::Bool(found != *negated)
+            }
+            Op::Coalesce(a, b) => {
+                let marks = self.marks.len();
+                match self.eval(frame, *a) {
+                    Val::Absent | Val::Null => {
+                        self.marks.truncate(marks);
+                        self.eval(frame, *b)
+                    }
+                    value => value,
+                }
+            }
+        }
+    }
+
+    /// Evaluates a condition. What it reads is not carried over.
+    pub(super) fn holds(&mut self, frame: &Frame<'r, '_>, id: ExprId) -> bool {
+        self.quiet += 1;
+        let holds = self.is_true(frame, id);
+        self.quiet -= 1;
+        holds
+    }
+
+    fn is_true(&mut self, frame: &Frame<'r, '_>, id: ExprId) -> bool {
+        matches!(self.eval(frame, id), Val::Bool(true))
+    }
+
+    /// Absent compares false, and `!=` with absent is true.
+    fn compare(&mut self, frame: &Frame<'r, '_>, comparison: Comparison, a: ExprId, b: ExprId) -> bool {
+        let (a, b) = (self.eval(frame, a), self.eval(frame, b));
+        let (Some(a), Some(b)) = (self.text(a), self.text(b)) else {
+            return comparison == Comparison::Unequal;
+        };
+        let (a, b) = (a.trim(), b.trim());
+        let order = match (a.parse::<f64>(), b.parse::<f64>()) {
+            (Ok(a), Ok(b)) => a.partial_cmp(&b),
+            _ => Some(a.cmp(b)),
+        };
+        match comparison {
+            Comparison::Equal => a == b,
+            Comparison::Unequal => a != b,
+            Comparison::Less => order.is_some_and(std::cmp::Ordering::is_lt),
+            Comparison::LessOrEqual => order.is_some_and(std::cmp::Ordering::is_le),
+            Comparison::Greater => order.is_some_and(std::cmp::Ordering::is_gt),
+            Comparison::GreaterOrEqual => order.is_some_and(std::cmp::Ordering::is_ge),
+        }
+    }
+
+    /// Whether something other than HL7's null stands there. For a field that is for any repetition.
+    pub(crate) fn is_valued(&mut self, frame: &Frame<'r, '_>, id: ExprId) -> bool {
+        let code = self.code;
+        if let Op::Segment { field, pick: Pick::All, steps: [0, 0], scope, name, .. } = code.op(id)
+            && *field > 0
+        {
+            let Some(segment) = self.first_segment(frame, scope, *name) else { return false };
+            let element = self.message.field(segment as usize, *field);
+            return !element.is_absent() && !element.is_null(self.message);
+        }
+        !matches!(self.eval(frame, id), Val::Absent | Val::Null)
+    }
+
+    fn value_of(&self, element: Element) -> Val<'r> {
+        if element.is_absent() {
+            Val::Absent
+        } else if element.is_null(self.message) {
+            Val::Null
+        } else {
+            Val::Element(element)
+        }
+    }
+
+    /// What a path names; absent for anything else. For a field with repetitions, the field, or the one that is picked.
+    pub(super) fn element(&mut self, frame: &Frame<'r, '_>, id: ExprId) -> Element {
+        let code = self.code;
+        match code.op(id) {
+            Op::Segment { scope, name, field, pick, steps } if *field > 0 => {
+                let Some(segment) = self.first_segment(frame, scope, *name) else {
+                    return Element::absent(Level::Field);
+                };
+                let whole = self.message.field(segment as usize, *field);
+                let picked = match pick {
+                    Pick::All => whole,
+                    Pick::Number(number) => whole.repetition(self.message, u32::from(*number)),
+                    Pick::Where(condition) => {
+                        let found = whole.repetitions(self.message).find(|repetition| {
+                            let frame = Frame { item: Item::Element(*repetition), ..*frame };
+                            self.holds(&frame, *condition)
+                        });
+                        found.unwrap_or(Element::absent(Level::Repetition))
+                    }
+                };
+                self.down(picked, *steps)
+            }
+            Op::Part { base, steps } => {
+                let element = self.base(frame, *base);
+                self.down(element, *steps)
+            }
+            Op::Coalesce(a, b) => {
+                let first = self.element(frame, *a);
+                if first.is_absent() { self.element(frame, *b) } else { first }
+            }
+            _ => Element::absent(Level::Field),
+        }
+    }
+
+    fn base(&self, frame: &Frame<'r, '_>, base: Base) -> Element {
+        match base {
+            Base::Map => frame.base,
+            Base::Item => match frame.item {
+                Item::Element(element) => element,
+                Item::None | Item::Segment(_) | Item::Instance(_) => Element::absent(Level::Field),
+            },
+            Base::Level => frame.level.map_or(Element::absent(Level::Field), |level| level.element),
+        }
+    }
+
+    fn down(&self, element: Element, steps: [u16; 2]) -> Element {
+        let mut element = element;
+        for step in steps.into_iter().take_while(|step| *step > 0) {
+            element = element.part(self.message, step);
+        }
+        element
+    }
+
+    /// The items that an `each` repeats over: segments, or repetitions that are neither empty nor null.
+    pub(crate) fn items(&mut self, frame: &Frame<'r, '_>, id: ExprId) -> Items {
+        let code = self.code;
+        let message = self.message;
+        let mut items = Items::new();
+        match code.op(id) {
+            Op::Segment { scope, name, field: 0, .. } => {
+                items.extend(self.segments(frame, scope, *name).into_iter().map(Item::Segment));
+            }
+            Op::Segment { scope, name, field, pick, steps } => {
+                let Some(segment) = self.first_segment(frame, scope, *name) else { return items };
+                let whole = message.field(segment as usize, *field);
+                for repetition in whole.repetitions(message) {
+                    let meant = match pick {
+                        Pick::All => true,
+                        Pick::Number(number) => repetition.repetition_number(message) == u32::from(*number),
+                        Pick::Where(condition) => {
+                            let frame = Frame { item: Item::Element(repetition), ..*frame };
+                            self.holds(&frame, *condition)
+                        }
+                    };
+                    if meant {
+                        self.push_item(&mut items, self.down(repetition, *steps));
+                    }
+                }
+            }
+            Op::Part { base, steps } => {
+                let base = self.base(frame, *base);
+                for repetition in base.repetitions(message) {
+                    self.push_item(&mut items, self.down(repetition, *steps));
+                }
+            }
+            Op::Coalesce(a, b) => {
+                items = self.items(frame, *a);
+                if items.is_empty() {
+                    items = self.items(frame, *b);
+                }
+            }
+            _ => {}
+        }
+        items
+    }
+
+    fn push_item(&self, items: &mut Items, element: Element) {
+        if !element.is_absent() && !element.is_null(self.message) {
+            items.push(Item::Element(element));
+        }
+    }
+
+    /// The segment that a name means: the item, the anchor, else the nearest in the groups around.
+    pub(super) fn first_segment(
+        &self,
+        frame: &Frame<'r, '_>,
+        scope: &Scope,
+        name: SegmentName,
+    ) -> Option<u32> {
+        let named = |segment: &u32| self.message.segments()[*segment as usize].name() == name;
+        match scope {
+            Scope::Near => {
+                if let Item::Segment(segment) = frame.item
+                    && named(&segment)
+                {
+                    return Some(segment);
+                }
+                match frame.anchor.filter(named) {
+                    Some(anchor) => Some(anchor),
+                    None => self.segments(frame, scope, name).first().copied(),
+                }
+            }
+            Scope::Group(_) | Scope::Item => self.segments(frame, scope, name).first().copied(),
+        }
+    }
+
+    fn segments(&self, frame: &Frame<'r, '_>, scope: &Scope, name: SegmentName) -> Segments {
+        match scope {
+            Scope::Near => self.near(frame.group, name),
+            Scope::Group(group) => {
+                let structure = self.groups.structure();
+                let around = std::iter::successors(Some(frame.group), |id| self.groups.parent(*id))
+                    .find(|id| structure.node(self.groups.group(*id)).name == &**group);
+                around.map_or_else(Segments::new, |id| self.inside(id, name, 2))
+            }
+            Scope::Item => match frame.item {
+                Item::Segment(segment) if self.message.segments()[segment as usize].name() == name => {
+                    smallvec::smallvec![segment]
+                }
+                Item::Instance(index) => {
+                    let instance = &self.instances[index];
+                    match instance.anchor {
+                        Some(anchor) if self.message.segments()[anchor as usize].name() == name => {
+                            smallvec::smallvec![anchor]
+                        }
+                        _ => self.inside(instance.group, name, 2),
+                    }
+                }
+                _ => Segments::new(),
+            },
+        }
+    }
+
+    /// The segments of a name in a group instance, else in the one around it, and so on.
+    pub(super) fn near(&self, group: InstanceId, name: SegmentName) -> Segments {
+        let mut at = Some(group);
+        while let Some(id) = at {
+            let found = self.inside(id, name, 2);
+            if !found.is_empty() {
+                return found;
+            }
+            at = self.groups.parent(id);
+        }
+        Segments::new()
+    }
+
+    /// The segments of a name in a group instance itself, else in the groups inside it that stand at most once.
+    pub(super) fn inside(&self, group: InstanceId, name: SegmentName, depth: u32) -> Segments {
+        let own = self.groups.segments(group).map(|(segment, _)| segment);
+        let mut found: Segments = own
+            .filter(|segment| self.message.segments()[*segment].name() == name)
+            .map(|segment| segment as u32)
+            .collect();
+        if found.is_empty() && depth > 0 {
+            let structure = self.groups.structure();
+            for child in self.groups.children(group) {
+                if !structure.node(self.groups.group(child)).repeats {
+                    found.extend(self.inside(child, name, depth - 1));
+                }
+            }
+        }
+        found
+    }
+
+    /// The text of a value; of an element its first leaf, which counts as carried over.
+    pub(crate) fn text(&mut self, value: Val<'r>) -> Option<Cow<'r, str>> {
+        match value {
+            Val::Absent | Val::Null | Val::Unreadable(_) | Val::Segment => None,
+            Val::Element(element) => {
+                let leaf = element.first_leaf(self.message)?;
+                if self.message.is_null(leaf) {
+                    return None;
+                }
+                self.mark(leaf, State::Mapped);
+                Some(self.message.value(leaf))
+            }
+            Val::Text(text) => Some(text),
+            Val::Integer(number) => Some(number.to_string().into()),
+            Val::Bool(truth) => Some(Cow::Borrowed(if truth { "true" } else { "false" })),
+        }
+    }
+
+    /// The text of an expression.
+    pub(crate) fn text_of(&mut self, frame: &Frame<'r, '_>, id: ExprId) -> Option<Cow<'r, str>> {
+        let value = self.eval(frame, id);
+        self.text(value).filter(|text| !text.is_empty())
+    }
+
+    /// The text of a part of what a path names, or of the whole if it has no parts.
+    pub(crate) fn part_text(&mut self, frame: &Frame<'r, '_>, id: ExprId, part: u16) -> Option<Cow<'r, str>> {
+        let element = self.element(frame, id);
+        let value = self.value_of(self.down(element, [part, 0]));
+        self.text(value).filter(|text| !text.trim().is_empty())
+    }
+
+    /// Every repetition of every argument, parted by a separator.
+    pub(crate) fn join(&mut self, frame: &Frame<'r, '_>, separator: &str, args: &'r [ExprId]) -> Val<'r> {
+        let code = self.code;
+        let mut joined = String::new();
+        let mut found = false;
+        let mut null = false;
+        let mut add = |text: Cow<'_, str>| {
+            if text.trim().is_empty() && !text.contains('\n') {
+                return;
+            }
+            if found {
+                joined.push_str(separator);
+            }
+            joined.push_str(&text);
+            found = true;
+        };
+        for arg in args {
+            match code.op(*arg) {
+                Op::Segment { scope, name, field, pick: Pick::All, steps } if *field > 0 => {
+                    let one = self.first_segment(frame, scope, *name);
+                    let anchored = one.is_some() && one == frame.anchor;
+                    let segments =
+                        if anchored { one.into_iter().collect() } else { self.segments(frame, scope, *name) };
+                    for segment in segments {
+                        let whole = self.message.field(segment as usize, *field);
+                        null |= whole.is_null(self.message);
+                        for repetition in whole.repetitions(self.message) {
+                            let value = self.value_of(self.down(repetition, *steps));
+                            if let Some(text) = self.text(value) {
+                                add(text);
+                            }
+                        }
+                    }
+                }
+                Op::Segment { .. } | Op::Part { .. } => {
+                    for item in self.items(frame, *arg) {
+                        if let Item::Element(element) = item
+                            && let Some(text) = self.text(Val::Element(element))
+                        {
+                            add(text);
+                        }
+                    }
+                }
+                _ => {
+                    if let Some(text) = self.text_of(frame, *arg) {
+                        add(text);
+                    }
+                }
+            }
+        }
+        match (found, null) {
+            (true, _) => Val::Text(joined.into()),
+            (false, true) => Val::Null,
+            (false, false) => Val::Absent,
+        }
+    }
+
+    /// Changes a text.
+    pub(crate) fn change(
+        &mut self,
+        frame: &Frame<'r, '_>,
+        id: ExprId,
+        how: impl FnOnce(&str) -> String,
+    ) -> Val<'r> {
+        match self.eval(frame, id) {
+            Val::Null => Val::Null,
+            value => match self.text(value) {
+                Some(text) => {
+                    let changed = how(&text);
+                    if changed.is_empty() { Val::Absent } else { Val::Text(changed.into()) }
+                }
+                None => Val::Absent,
+            },
+        }
+    }
+
+    /// Reads a text as something that it may not be.
+    pub(crate) fn reading(
+        &mut self,
+        frame: &Frame<'r, '_>,
+        id: ExprId,
+        expected: &'static str,
+        how: impl FnOnce(&str) -> Option<String>,
+    ) -> Val<'r> {
+        match self.eval(frame, id) {
+            Val::Null => Val::Null,
+            value => match self.text(value) {
+                Some(text) if text.trim().is_empty() => Val::Absent,
+                Some(text) => match how(&text) {
+                    Some(read) => Val::Text(read.into()),
+                    None => Val::Unreadable(expected.into()),
+                },
+                None => Val::Absent,
+            },
+        }
+    }
+
+    /// Reads a time. `how` answers it written, and whether something of it was left out.
+    pub(crate) fn time(
+        &mut self,
+        frame: &Frame<'r, '_>,
+        id: ExprId,
+        how: impl FnOnce(&str, &Zone) -> Result<(Written, bool), TsError>,
+    ) -> Val<'r> {
+        let marks = self.marks.len();
+        let text = match self.eval(frame, id) {
+            Val::Null => return Val::Null,
+            value => self.text(value),
+        };
+        let Some(text) = text.filter(|text| !text.trim().is_empty()) else { return Val::Absent };
+        match how(&text, &self.zone) {
+            Ok((written, narrowed)) => {
+                if narrowed {
+                    self.narrow_since(marks);
+                }
+                if self.quiet == 0 {
+                    for doubt in written.doubts {
+                        let issue = doubt.issue(self.last_path());
+                        self.doubt(issue);
+                    }
+                }
+                Val::Text(written.text.into())
+            }
+            Err(error) => Val::Unreadable(error.to_string().into()),
+        }
+    }
+
+    /// The sender's registry.
+    pub(crate) fn registered(&self, name: &str) -> Option<&'r str> {
+        let systems = self.context.systems;
+        systems.iter().find(|(known, _)| known == name.trim()).map(|(_, uri)| uri.as_str())
+    }
+
+    /// See the function `system`.
+    pub(crate) fn system(&mut self, frame: &Frame<'r, '_>, args: &'r [ExprId]) -> Val<'r> {
+        let by_parts =
+            |run: &mut Self| [0, 1, 2].map(|n| args.get(n).and_then(|arg| run.text_of(frame, *arg)));
+        let candidates: SmallVec<[[Option<Cow<'r, str>>; 3]; 2]> = if args.len() == 3 {
+            smallvec::smallvec![by_parts(self)]
+        } else {
+            args.iter().map(|arg| [1, 2, 3].map(|part| self.part_text(frame, *arg, part))).collect()
+        };
+        for [name, id, kind] in candidates {
+            if let Some(uri) = name.as_deref().and_then(|name| self.registered(name)) {
+                return Val::Text(uri.into());
+            }
+            if let Some(uri) = id.as_deref().and_then(|id| self.registered(id)) {
+                return Val::Text(uri.into());
+            }
+            let kind = kind.unwrap_or_default();
+            if let Some(uri) = id.as_deref().and_then(|id| crate::functions::universal(id.trim(), &kind)) {
+                return Val::Text(uri.into());
+            }
+            if let Some(name) = name.or(id) {
+                // A bare OID in the place of the name is one all the same.
+                let uri = crate::functions::universal(name.trim(), "");
+                let uri =
+                    uri.unwrap_or_else(|| crate::identity::scoped_system(&self.context.authority, &name));
+                return Val::Text(uri.into());
+            }
+        }
+        Val::Absent
+    }
+
+    /// See the function `coding_system`.
+    pub(crate) fn coding_system(&self, name: Option<&str>, oid: Option<&str>) -> Val<'r> {
+        let name = name.map(str::trim).filter(|name| !name.is_empty());
+        let oid = oid.map(str::trim).and_then(|oid| crate::functions::universal(oid, ""));
+        if let Some(uri) = name.and_then(|name| self.registered(name)) {
+            return Val::Text(uri.into());
+        }
+        let known = name.and_then(crate::functions::known_coding_system).or(oid);
+        let known = known.or_else(|| name.and_then(|name| crate::functions::universal(name, "")));
+        match (known, name) {
+            (Some(uri), _) => Val::Text(uri.into()),
+            (None, Some(name)) => {
+                Val::Text(crate::identity::scoped_system(&self.context.authority, name).into())
+            }
+            (None, None) => Val::Absent,
+        }
+    }
+
+    /// The trigger event.
+    pub(crate) fn trigger(&self) -> Cow<'r, str> {
+        self.trigger.clone()
+    }
+
+    /// MSH-9.1.
+    pub(crate) fn message_code(&self) -> Option<Cow<'r, str>> {
+        self.message.header().message_code()
+    }
+
+    /// MSH-12.1.
+    pub(crate) fn version(&self) -> Option<Cow<'r, str>> {
+        self.message.header().version()
+    }
+
+    /// See the function `chain_key`.
+    pub(crate) fn chain_key(&self, frame: &Frame<'r, '_>) -> Val<'r> {
+        frame.level.map_or(Val::Absent, |level| Val::Text(level.key.clone().into()))
+    }
+
+    /// Whether any of these is HL7's null, and whether any is valued.
+    pub(super) fn presence(&mut self, frame: &Frame<'r, '_>, sources: &'r [ExprId]) -> (bool, bool) {
+        let (mut null, mut valued) = (false, false);
+        for source in sources {
+            let element = self.element(frame, *source);
+            if !element.is_absent() {
+                let is_null = element.is_null(self.message);
+                null |= is_null;
+                valued |= !is_null;
+            }
+        }
+        (null, valued)
+    }
+
+    /// The value of an expression as the value of a rule: `None` for absent and null.
+    ///
+    /// # Errors
+    /// Why it cannot be read.
+    pub(super) fn rule_value(
+        &mut self,
+        frame: &Frame<'r, '_>,
+        id: ExprId,
+    ) -> Result<Option<Cow<'r, str>>, Cow<'static, str>> {
+        match self.eval(frame, id) {
+            Val::Unreadable(why) => Err(why),
+            value => Ok(self.text(value).filter(|text| !text.trim().is_empty())),
+        }
+    }
+}

@@ -1,0 +1,234 @@
+//! The instances of the resources of a mapping: first who they are, then what is said of them.
+
+use super::write::Again;
+use super::{Frame, Halt, Instance, Item, Run};
+use crate::language::ast::Otherwise;
+use crate::program::{PartCode, ResourceCode};
+use schemas::hl7v2::grammar::InstanceId;
+use schemas::hl7v2::{Element, Level};
+use schemas::issue::{Issue, Severity};
+use smallvec::SmallVec;
+use std::collections::HashMap;
+
+impl<'r> Run<'r> {
+    /// Finds every instance of every resource, with its id.
+    pub(super) fn find_instances(&mut self) -> Result<(), Halt> {
+        let mapping = self.mapping;
+        for (def, resource) in mapping.resources.iter().enumerate() {
+            self.around.push(HashMap::new());
+            let Some(group) = self.groups.structure().group(&resource.groups) else { continue };
+            let places: Vec<InstanceId> = self.groups.instances_of(group).collect();
+            for place in places {
+                match resource.segment {
+                    None => self.find_instance(def, resource, place, None)?,
+                    Some(name) => {
+                        for segment in self.inside(place, name, 2) {
+                            self.find_instance(def, resource, place, Some(segment))?;
+                        }
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn find_instance(
+        &mut self,
+        def: usize,
+        resource: &'r ResourceCode,
+        group: InstanceId,
+        anchor: Option<u32>,
+    ) -> Result<(), Halt> {
+        self.step()?;
+        let frame = self.frame(group, anchor, None);
+        let present = anchor.is_some()
+            || resource.parts.is_empty()
+            || resource.parts.iter().any(|part| !self.part_segments(&frame, part).is_empty());
+        if !present || resource.when.is_some_and(|when| !self.holds(&frame, when)) {
+            return Ok(());
+        }
+        let keys = self.keys(&frame, &resource.identity, resource.kind)?;
+        let place = || {
+            let segment = anchor
+                .map_or(String::new(), |anchor| self.message.segments()[anchor as usize].path().to_string());
+            format!("{}|{segment}", self.groups.path(group))
+        };
+        let id = match keys.first() {
+            Some((system, value)) => {
+                crate::identity::id_of(self.context.namespace, resource.kind, system, value)
+            }
+            None => match resource.identity.otherwise {
+                Otherwise::Message => {
+                    self.id_of_message(resource.kind, &format!("{}|{}", resource.id, place()))
+                }
+                Otherwise::Omit | Otherwise::Display => {
+                    let path = anchor.map_or(String::new(), |anchor| {
+                        self.message.segments()[anchor as usize].path().to_string()
+                    });
+                    let text = "left out: nothing says which one it is";
+                    self.issue(Severity::Warning, "no-identity", path, &resource.id, text);
+                    return Ok(());
+                }
+                Otherwise::Quarantine => {
+                    let text =
+                        format!("{} {}: no identifier says which one it is", resource.kind, resource.id);
+                    return Err(Halt::Quarantine(text));
+                }
+            },
+        };
+        let index = self.instances.len();
+        self.instances.push(Instance { def, group, anchor, id, aliases: keys, left_out: false });
+        let around = &mut self.around[def];
+        let mut at = Some(group);
+        while let Some(id) = at {
+            around.entry(id).or_default().push(index);
+            at = self.groups.parent(id);
+        }
+        Ok(())
+    }
+
+    fn frame(&self, group: InstanceId, anchor: Option<u32>, owner: Option<usize>) -> Frame<'r, 'r> {
+        Frame {
+            group,
+            anchor,
+            base: Element::absent(Level::Field),
+            item: Item::None,
+            call: None,
+            level: None,
+            owner,
+        }
+    }
+
+    /// The instances of a resource that share the most of the groups around this place.
+    pub(super) fn related(&self, group: InstanceId, def: usize) -> SmallVec<[usize; 4]> {
+        let mut at = Some(group);
+        while let Some(id) = at {
+            if let Some(found) = self.around.get(def).and_then(|around| around.get(&id)) {
+                return found.iter().copied().collect();
+            }
+            at = self.groups.parent(id);
+        }
+        SmallVec::new()
+    }
+
+    /// The segments on which a part of a resource stands.
+    fn part_segments(&self, frame: &Frame<'r, '_>, part: &PartCode) -> SmallVec<[u32; 4]> {
+        if let Some(anchor) = frame.anchor
+            && part.groups.is_empty()
+            && self.message.segments()[anchor as usize].name() == part.segment
+        {
+            return smallvec::smallvec![anchor];
+        }
+        if part.groups.is_empty() {
+            return self.near(frame.group, part.segment);
+        }
+        let structure = self.groups.structure();
+        let Some(inner) = structure.group_in(self.groups.group(frame.group), &part.groups) else {
+            return SmallVec::new();
+        };
+        let mut found = SmallVec::new();
+        for id in self.groups.instances_of(inner) {
+            if self.lies_in(id, frame.group) {
+                found.extend(self.inside(id, part.segment, 2));
+            }
+        }
+        found
+    }
+
+    fn lies_in(&self, inner: InstanceId, outer: InstanceId) -> bool {
+        std::iter::successors(Some(inner), |id| self.groups.parent(*id)).any(|id| id == outer)
+    }
+
+    /// Writes every instance. Answers those that had to be left out.
+    pub(super) fn write_instances(&mut self) -> Result<Vec<(usize, Issue)>, Halt> {
+        let mut left_out = Vec::new();
+        for index in 0..self.instances.len() {
+            if self.instances[index].left_out {
+                continue;
+            }
+            let marks = std::mem::take(&mut self.marks);
+            let issues = self.issues.len();
+            match self.write_instance(index) {
+                Ok(entry) => {
+                    let own = std::mem::replace(&mut self.marks, marks);
+                    self.entries[entry].marks.extend(own);
+                }
+                Err(Halt::LeaveOut | Halt::Unreadable) => {
+                    self.marks = marks;
+                    let why = self.issues.get(issues..).and_then(<[Issue]>::last).cloned();
+                    let def = &self.mapping.resources[self.instances[index].def];
+                    let text = format!("this {} is left out", def.kind);
+                    let path = why.map_or(String::new(), |issue| issue.path);
+                    left_out.push((
+                        index,
+                        Issue::new(Severity::Error, "resource-left-out", path, text).by(&*def.id),
+                    ));
+                }
+                Err(quarantine @ Halt::Quarantine(_)) => return Err(quarantine),
+            }
+        }
+        Ok(left_out)
+    }
+
+    fn write_instance(&mut self, index: usize) -> Result<usize, Halt> {
+        let mapping = self.mapping;
+        let instance = &self.instances[index];
+        let (group, anchor) = (instance.group, instance.anchor);
+        let resource = &mapping.resources[instance.def];
+        let (id, aliases) = (instance.id, instance.aliases.clone());
+        let on_existing = self.existing(&resource.existing);
+        let (entry, fresh) = self.entry(resource.kind, id, aliases, on_existing);
+        let frame = self.frame(group, anchor, Some(entry));
+        let mut place = 0;
+        for part in &resource.parts {
+            place += 1;
+            let segments = self.part_segments(&frame, part);
+            for (turn, segment) in segments.into_iter().enumerate() {
+                let frame = Frame { anchor: Some(segment), ..frame };
+                if part.when.is_some_and(|when| !self.holds(&frame, when)) {
+                    continue;
+                }
+                let again = match (fresh, turn) {
+                    (true, 0) => Again::Never,
+                    (true, _) => Again::Part,
+                    (false, _) => Again::Made,
+                };
+                let call = self.call_of_part(&frame, part);
+                let frame = Frame { call: Some(&call), ..frame };
+                self.ignore(&part.ignore, &frame);
+                for slot in part.slots.iter() {
+                    self.write_slot(&frame, slot, entry, place, again)?;
+                }
+            }
+        }
+        let again = if fresh { Again::Never } else { Again::Made };
+        for slot in &resource.set {
+            self.write_slot(&frame, slot, entry, place + 1, again)?;
+        }
+        Ok(entry)
+    }
+
+    /// The merges that the mapping asks for.
+    pub(super) fn find_effects(&mut self) -> Result<(), Halt> {
+        let mapping = self.mapping;
+        for effect in &mapping.effects {
+            for index in 0..self.instances.len() {
+                let instance = &self.instances[index];
+                if instance.def != effect.from || instance.left_out {
+                    continue;
+                }
+                let (group, from) = (instance.group, instance.id);
+                let frame = self.frame(group, instance.anchor, None);
+                if effect.when.is_some_and(|when| !self.holds(&frame, when)) {
+                    continue;
+                }
+                let into = self.related(group, effect.into).first().map(|index| self.instances[*index].id);
+                match into {
+                    Some(into) if into != from => self.effects.push(super::Effect::Merge { from, into }),
+                    _ => {}
+                }
+            }
+        }
+        Ok(())
+    }
+}

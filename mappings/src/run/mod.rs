@@ -1,0 +1,390 @@
+//! Runs a program over one message.
+//!
+//! Invariant: the result is a function of the message, the program and the context; work is bounded by [`FUEL`]; a value of the
+//! message appears in the result's values only, never in an issue.
+
+mod coverage;
+mod evaluate;
+mod instances;
+mod write;
+
+use crate::program::{Code, MappingCode, TableUse};
+use crate::resource::{Contribution, Stamp};
+use schemas::hl7v2::grammar::{Groups, InstanceId};
+use schemas::hl7v2::time::{Ts, Zone};
+use schemas::hl7v2::{Element, Level, Message, SegmentName};
+use schemas::issue::{Issue, Severity};
+use std::borrow::Cow;
+use std::collections::HashMap;
+use std::sync::Arc;
+use uuid::Uuid;
+
+/// What a mapping may know beside the message. Kept with the message, so that mapping it again gives the same bytes.
+#[derive(Clone, Debug)]
+pub struct Context<'c> {
+    /// The message.
+    pub message_id: Uuid,
+    /// When it was received.
+    pub received_at: jiff::Timestamp,
+    /// Its place in the order of the store.
+    pub seq: i64,
+    /// Who sent it, as the configuration names the source.
+    pub sender: Arc<str>,
+    /// To whom identifiers without a registered assigner belong: senders with the same one share their patients. Mostly the
+    /// sender itself.
+    pub authority: Arc<str>,
+    /// The zone of times without an offset, where MSH-7 has none.
+    pub zone: Zone,
+    /// The installation's secret namespace of ids.
+    pub namespace: Uuid,
+    /// The sender's registry of assigning authorities and coding systems: name and URI.
+    pub systems: &'c [(String, String)],
+    /// The sender's options: `map.option` and its choice.
+    pub options: &'c [(String, String)],
+}
+
+/// What a message says, once it is mapped.
+#[derive(Clone, Debug)]
+pub struct Mapped {
+    /// What it says about each resource, in the order of the mapping and of the message.
+    pub contributions: Vec<Contribution>,
+    /// What is to be done beside writing resources.
+    pub effects: Vec<Effect>,
+    /// What could not be taken as it stood. Unmapped fields are among them (`unmapped-field`).
+    pub issues: Vec<Issue>,
+    /// When the message says it was said.
+    pub stamp: Stamp,
+    /// The codes that no table translates, for the queue of unmapped codes.
+    pub unmapped_codes: Vec<UnmappedCode>,
+}
+
+/// An act of the store that a mapping asks for. The ids are those of the contributions; a known alias wins over them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// Everything that is known of `from` is of `into` from now on.
+    Merge {
+        /// Who is no longer used.
+        from: Uuid,
+        /// Who remains.
+        into: Uuid,
+    },
+}
+
+/// A code that a table does not translate.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UnmappedCode {
+    /// The table.
+    pub table: String,
+    /// The code as it was sent.
+    pub code: String,
+    /// Where it stands.
+    pub path: String,
+}
+
+/// A message that cannot be mapped and waits for a person.
+#[derive(Clone, Debug)]
+pub struct Quarantined {
+    /// Why; without a value of the message.
+    pub reason: String,
+    /// What was found until then.
+    pub issues: Vec<Issue>,
+}
+
+/// The steps that one message may take. A node or an item of a list is one step; 10,000 OBX take some two million.
+const FUEL: u64 = 50_000_000;
+
+/// Why a part of the work ends early.
+pub(crate) enum Halt {
+    /// The message goes to quarantine.
+    Quarantine(String),
+    /// The resource is left out.
+    LeaveOut,
+    /// A value cannot be read, and a rule around this one says what to do.
+    Unreadable,
+}
+
+/// A value while an expression is evaluated.
+#[derive(Clone, Debug)]
+pub(crate) enum Val<'r> {
+    Absent,
+    /// HL7's `""`.
+    Null,
+    /// Something stands there that is not of the kind that was expected.
+    Unreadable(Cow<'static, str>),
+    Element(Element),
+    Segment,
+    Text(Cow<'r, str>),
+    Integer(i64),
+    Bool(bool),
+}
+
+/// The current item of an `each`.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Item {
+    None,
+    Element(Element),
+    Segment(u32),
+    /// An instance of `resources:`, in the `where` of a reference.
+    Instance(usize),
+}
+
+/// What a rule sees.
+#[derive(Clone, Copy)]
+pub(crate) struct Frame<'r, 'c> {
+    /// The group instance around it.
+    pub(crate) group: InstanceId,
+    /// The segment on which its map stands.
+    pub(crate) anchor: Option<u32>,
+    /// The element on which its type map was called.
+    pub(crate) base: Element,
+    pub(crate) item: Item,
+    pub(crate) call: Option<&'c Call<'r, 'c>>,
+    pub(crate) level: Option<&'c ChainState<'r>>,
+    /// The resource that is being written, an index of [`Run::entries`].
+    pub(crate) owner: Option<usize>,
+}
+
+/// What the caller of a map gave.
+pub(crate) struct Call<'r, 'c> {
+    pub(crate) with: Vec<(u16, Val<'r>)>,
+    pub(crate) table: Option<&'r TableUse>,
+    /// The call around this one, for a table that is handed on.
+    pub(crate) outer: Option<&'c Call<'r, 'c>>,
+}
+
+/// One level of a chain.
+pub(crate) struct ChainState<'r> {
+    pub(crate) id: &'r str,
+    pub(crate) kind: &'r str,
+    pub(crate) element: Element,
+    /// The values of this level and of the coarser ones.
+    pub(crate) key: String,
+    pub(crate) finest: bool,
+}
+
+/// One resource that is being written.
+struct Entry {
+    contribution: Contribution,
+    left_out: bool,
+    marks: Vec<coverage::Mark>,
+}
+
+/// One instance of an entry of `resources:`.
+struct Instance {
+    def: usize,
+    group: InstanceId,
+    anchor: Option<u32>,
+    id: Uuid,
+    aliases: Vec<(String, String)>,
+    /// Its resource was left out; references to it are, too.
+    left_out: bool,
+}
+
+/// The state of one run.
+pub(crate) struct Run<'r> {
+    code: &'r Code,
+    mapping: &'r MappingCode,
+    message: &'r Message<'r>,
+    groups: &'r Groups,
+    context: &'r Context<'r>,
+    zone: Zone,
+    trigger: Cow<'r, str>,
+    entries: Vec<Entry>,
+    entry_of: HashMap<(&'static str, Uuid), usize>,
+    instances: Vec<Instance>,
+    /// For each entry of `resources:`, its instances by the groups in which they lie.
+    around: Vec<HashMap<InstanceId, Vec<usize>>>,
+    ordinals: HashMap<(usize, InstanceId, String), u32>,
+    issues: Vec<Issue>,
+    unmapped_codes: Vec<UnmappedCode>,
+    effects: Vec<Effect>,
+    /// What was carried over since the innermost open resource began.
+    marks: Vec<coverage::Mark>,
+    /// Above 0 while conditions and keys are read, which carries nothing over.
+    quiet: u32,
+    /// The leaf that was read last, for the places of issues.
+    last_leaf: Option<usize>,
+    /// How many values were written, to tell an object that carries something from one of constants.
+    carried: u64,
+    /// Above 0 inside a rule that says what to do with unreadable values.
+    guarded: u32,
+    /// Whether a value of the current slot could not be read.
+    failed: bool,
+    /// The type that was written last into a choice element.
+    suffix: &'static str,
+    /// Extensions for the primitive that is being written, parted by commas.
+    beside: String,
+    fuel: u64,
+    doubted: Vec<&'static str>,
+}
+
+/// Maps a message.
+pub(crate) fn run<'r>(
+    code: &'r Code,
+    mapping: &'r MappingCode,
+    message: &'r Message<'r>,
+    context: &'r Context<'r>,
+) -> Result<Mapped, Quarantined> {
+    let Some(structure) = schemas::hl7v2::grammar::structure_of(message) else {
+        let reason = "the message structure is not known".to_owned();
+        return Err(Quarantined { reason, issues: message.issues().to_vec() });
+    };
+    let groups = schemas::hl7v2::grammar::group(message, structure);
+    let mut run = Run::new(code, mapping, message, &groups, context);
+    run.issues.extend(groups.issues().iter().cloned());
+    match run.whole() {
+        Ok(()) => Ok(run.finish()),
+        Err(Halt::Quarantine(reason)) => Err(Quarantined { reason, issues: run.issues }),
+        Err(Halt::LeaveOut | Halt::Unreadable) => Err(Quarantined {
+            reason: "a part outside every resource cannot be read".to_owned(),
+            issues: run.issues,
+        }),
+    }
+}
+
+impl<'r> Run<'r> {
+    fn new(
+        code: &'r Code,
+        mapping: &'r MappingCode,
+        message: &'r Message<'r>,
+        groups: &'r Groups,
+        context: &'r Context<'r>,
+    ) -> Run<'r> {
+        let header = message.header();
+        let trigger = header.trigger().filter(|trigger| !trigger.is_empty());
+        let trigger = trigger.or_else(|| {
+            let evn = message.find(SegmentName::of("EVN"))?;
+            message.field(evn, 1).text(message)
+        });
+        Run {
+            code,
+            mapping,
+            message,
+            groups,
+            context,
+            zone: Zone::of_message(header.made_at().as_deref(), &context.zone),
+            trigger: trigger.unwrap_or_default(),
+            entries: Vec::new(),
+            entry_of: HashMap::new(),
+            instances: Vec::new(),
+            around: Vec::new(),
+            ordinals: HashMap::new(),
+            issues: Vec::new(),
+            unmapped_codes: Vec::new(),
+            effects: Vec::new(),
+            marks: Vec::new(),
+            quiet: 0,
+            last_leaf: None,
+            carried: 0,
+            guarded: 0,
+            failed: false,
+            suffix: "",
+            beside: String::new(),
+            fuel: FUEL,
+            doubted: Vec::new(),
+        }
+    }
+
+    fn whole(&mut self) -> Result<(), Halt> {
+        self.checks()?;
+        self.find_instances()?;
+        // A resource that is left out takes the references to it with it, so what refers to it is written again; each turn
+        // leaves at least one more out.
+        loop {
+            let before = (self.issues.len(), self.unmapped_codes.len());
+            let newly = self.write_instances()?;
+            if newly.is_empty() {
+                break;
+            }
+            self.issues.truncate(before.0);
+            self.unmapped_codes.truncate(before.1);
+            for (index, issue) in newly {
+                self.instances[index].left_out = true;
+                self.issues.push(issue);
+            }
+            self.entries.clear();
+            self.entry_of.clear();
+            self.marks.clear();
+            self.doubted.clear();
+        }
+        self.find_effects()
+    }
+
+    fn checks(&mut self) -> Result<(), Halt> {
+        let mapping = self.mapping;
+        for check in &mapping.checks {
+            let frame = self.root_frame();
+            if self.holds(&frame, check.when) {
+                let issue = Issue::new(check.issue, "check", "", &*check.text).by(&*check.rule);
+                self.issues.push(issue);
+                if check.quarantine {
+                    return Err(Halt::Quarantine(check.text.to_string()));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn root_frame(&self) -> Frame<'r, 'r> {
+        Frame {
+            group: InstanceId::ROOT,
+            anchor: None,
+            base: Element::absent(Level::Field),
+            item: Item::None,
+            call: None,
+            level: None,
+            owner: None,
+        }
+    }
+
+    fn step(&mut self) -> Result<(), Halt> {
+        match self.fuel.checked_sub(1) {
+            Some(fuel) => {
+                self.fuel = fuel;
+                Ok(())
+            }
+            None => Err(Halt::Quarantine("the message takes more steps to map than are allowed".to_owned())),
+        }
+    }
+
+    fn finish(mut self) -> Mapped {
+        self.report_unmapped();
+        let stamp = self.stamp();
+        let mut contributions = Vec::with_capacity(self.entries.len());
+        for entry in self.entries {
+            if !entry.left_out {
+                contributions.push(entry.contribution);
+            }
+        }
+        Mapped {
+            contributions,
+            effects: self.effects,
+            issues: self.issues,
+            stamp,
+            unmapped_codes: self.unmapped_codes,
+        }
+    }
+
+    /// When the message says it was said: EVN-2, else MSH-7; and MSH-13.
+    fn stamp(&self) -> Stamp {
+        let moment = |element: Element| {
+            let text = element.text(self.message)?;
+            Some(Ts::parse(&text).ok()?.to_timestamp(&self.zone)?.as_microsecond())
+        };
+        let evn = self.message.find(SegmentName::of("EVN"));
+        let at = evn
+            .and_then(|evn| moment(self.message.field(evn, 2)))
+            .or_else(|| moment(self.message.field(0, 7)));
+        let number = self.message.field(0, 13).text(self.message).and_then(|text| text.trim().parse().ok());
+        Stamp { sender: self.context.sender.clone(), at, number, seq: self.context.seq }
+    }
+
+    fn issue(&mut self, severity: Severity, code: &str, path: String, rule: &str, text: impl Into<String>) {
+        self.issues.push(Issue::new(severity, code, path, text).by(rule));
+    }
+
+    /// The path of the leaf that was read last.
+    fn last_path(&self) -> String {
+        self.last_leaf.map_or(String::new(), |leaf| self.message.path_of(leaf).to_string())
+    }
+}

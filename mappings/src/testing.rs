@@ -1,0 +1,155 @@
+//! Runs the `tests:` that stand in the mappings.
+
+use crate::alone::{Alone, NotMapped, map_alone};
+use crate::catalog::Catalog;
+use crate::language::ast::Test;
+use crate::run::Context;
+use schemas::hl7v2::time::Zone;
+use schemas::hl7v2::{Limits, Message};
+use schemas::yaml::Place;
+use serde_json::Value;
+use std::fmt;
+use uuid::Uuid;
+
+/// A test of a mapping that does not hold.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TestFailure {
+    /// The file in which it stands.
+    pub file: String,
+    /// Where in the file.
+    pub place: Place,
+    /// Its name.
+    pub name: String,
+    /// What was expected, and what came.
+    pub text: String,
+}
+
+impl fmt::Display for TestFailure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}: test `{}`: {}", self.file, self.place, self.name, self.text)
+    }
+}
+
+impl Catalog {
+    /// Runs every test of every mapping, each against an empty store. The messages of tests are invented, so what they
+    /// hold may be shown.
+    pub fn run_tests(&self) -> Vec<TestFailure> {
+        let mut failures = Vec::new();
+        for (file, test) in &self.tests {
+            for text in run(self, test) {
+                failures.push(TestFailure {
+                    file: file.clone(),
+                    place: test.place,
+                    name: test.name.clone(),
+                    text,
+                });
+            }
+        }
+        failures
+    }
+
+    /// How many tests stand in the mappings.
+    pub fn test_count(&self) -> usize {
+        self.tests.len()
+    }
+}
+
+/// What does not hold of one test.
+fn run(catalog: &Catalog, test: &Test) -> Vec<String> {
+    let message = match Message::parse(&test.given, &Limits::default()) {
+        Ok(message) => message,
+        Err(error) => return vec![format!("the message cannot be read: {error}")],
+    };
+    let context = Context {
+        message_id: Uuid::from_u128(1),
+        received_at: jiff::Timestamp::UNIX_EPOCH,
+        seq: 1,
+        sender: "test".into(),
+        authority: "test".into(),
+        zone: Zone::UTC,
+        namespace: Uuid::nil(),
+        systems: &[],
+        options: &[],
+    };
+    let Alone { bundle, issues } = match map_alone(catalog, &message, &context) {
+        Ok(alone) => alone,
+        Err(NotMapped::NotTaken) => return vec!["no mapping takes this message".to_owned()],
+        Err(NotMapped::Quarantined(quarantined)) => {
+            let expected = test.issues.iter().any(|code| code == "quarantined");
+            return if expected { Vec::new() } else { vec![format!("quarantined: {}", quarantined.reason)] };
+        }
+    };
+    let bundle: Value = match serde_json::from_str(&bundle) {
+        Ok(bundle) => bundle,
+        Err(error) => return vec![format!("the Bundle is no JSON: {error}")],
+    };
+    let mut wrong = Vec::new();
+    for (path, expected) in &test.expect {
+        match at(&bundle, &path.text) {
+            Some(found) if matches(&bundle, found, expected) => {}
+            Some(found) => wrong.push(format!("{}: expected {expected}, found {}", path.text, shown(found))),
+            None => wrong.push(format!("{}: expected {expected}, found nothing", path.text)),
+        }
+    }
+    for path in &test.absent {
+        if let Some(found) = at(&bundle, &path.text) {
+            wrong.push(format!("{}: expected nothing, found {}", path.text, shown(found)));
+        }
+    }
+    if let Some(expected) = &test.unmapped {
+        let unmapped = issues.iter().filter(|issue| issue.code == "unmapped-field");
+        let found: Vec<&str> = unmapped.map(|issue| issue.path.as_str()).collect();
+        if found != expected.iter().map(String::as_str).collect::<Vec<_>>() {
+            wrong.push(format!("unmapped: expected [{}], found [{}]", expected.join(", "), found.join(", ")));
+        }
+    }
+    for code in &test.issues {
+        if !issues.iter().any(|issue| issue.code == *code) {
+            wrong.push(format!("expected an issue {code}"));
+        }
+    }
+    wrong
+}
+
+/// What a path such as `Patient.name[0].family` or `Observation[1].status` names in a Bundle. Indexes count from 0; without
+/// one the first is meant.
+fn at<'b>(bundle: &'b Value, path: &str) -> Option<&'b Value> {
+    let mut steps = path.split('.');
+    let (kind, index) = step(steps.next()?)?;
+    let mut found = resources(bundle).filter(|resource| resource["resourceType"] == kind).nth(index)?;
+    for text in steps {
+        let (name, index) = step(text)?;
+        found = found.get(name)?;
+        if let Value::Array(items) = found {
+            found = items.get(index)?;
+        }
+    }
+    Some(found)
+}
+
+fn step(text: &str) -> Option<(&str, usize)> {
+    match text.split_once('[') {
+        None => Some((text, 0)),
+        Some((name, rest)) => Some((name, rest.strip_suffix(']')?.parse().ok()?)),
+    }
+}
+
+fn resources(bundle: &Value) -> impl Iterator<Item = &Value> {
+    bundle["entry"].as_array().into_iter().flatten().map(|entry| &entry["resource"])
+}
+
+/// Whether a value is as expected. `-> Patient` expects a reference to that resource of the Bundle.
+fn matches(bundle: &Value, found: &Value, expected: &str) -> bool {
+    if let Some(target) = expected.strip_prefix("-> ") {
+        let id = at(bundle, &format!("{target}.id")).and_then(Value::as_str);
+        return found.as_str().is_some_and(|found| id.is_some_and(|id| found == format!("urn:uuid:{id}")));
+    }
+    shown(found) == expected
+}
+
+fn shown(value: &Value) -> String {
+    match value {
+        Value::String(text) => text.clone(),
+        other => other.to_string(),
+    }
+}
