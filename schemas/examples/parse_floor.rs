@@ -2,6 +2,8 @@
 //!
 //! `cargo run --release -p schemas --example parse_floor`
 
+#![expect(clippy::print_stdout, reason = "an example prints what it measures")]
+
 use schemas::hl7v2::{Limits, Message, charset};
 use std::fmt::Write as _;
 use std::hint::black_box;
