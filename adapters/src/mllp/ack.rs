@@ -9,11 +9,14 @@
 
 use crate::{Rejection, RejectionKind, Stored};
 use jiff::Timestamp;
-use memchr::{memchr, memchr2};
+use memchr::{memchr, memchr2, memchr2_iter};
 use uuid::Uuid;
 
 /// The longest header field that is echoed; HL7 allows 427 bytes at most (MSH-3 of v2.7 and later has 227, MSH-10 199).
 const ECHO_MAX: usize = 1_000;
+
+/// How far into a message that does not begin with MSH one is looked for.
+const SOUGHT_MAX: usize = 64 * 1024;
 
 /// MSH-1 to MSH-18; nothing behind them matters to an answer.
 const FIELDS: usize = 18;
@@ -40,11 +43,21 @@ pub struct Msh<'m> {
 }
 
 impl<'m> Msh<'m> {
-    /// Finds MSH at the beginning of a message, behind white space and a byte order mark. `None` if it is not there.
+    /// Finds MSH: at the beginning of a message, behind white space and a byte order mark; else, so that even a message with
+    /// something before it can be answered, the first line that begins with it. `None` if there is none.
     pub fn read(message: &'m [u8]) -> Option<Self> {
-        let whole = message.len();
-        let message = message.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(message).trim_ascii_start();
-        let offset = whole - message.len();
+        let start = message.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(message).trim_ascii_start();
+        if start.starts_with(b"MSH") {
+            return Self::at(message, message.len() - start.len());
+        }
+        let head = &message[..message.len().min(SOUGHT_MAX)];
+        memchr2_iter(b'\r', b'\n', head)
+            .find(|line_end| message[line_end + 1..].starts_with(b"MSH"))
+            .and_then(|line_end| Self::at(message, line_end + 1))
+    }
+
+    fn at(message: &'m [u8], offset: usize) -> Option<Self> {
+        let message = &message[offset..];
         let end = memchr2(b'\r', b'\n', message).unwrap_or(message.len());
         let segment = &message[..end];
         let separator = *segment.strip_prefix(b"MSH")?.first()?;
@@ -597,6 +610,8 @@ mod tests {
 
     #[test]
     fn what_is_no_header_is_not_read() {
+        let late = Msh::read(b"noise\r\nMSH|^~\\&|||||||ADT^A01|7|P|2.5\rPID|1").expect("MSH");
+        assert_eq!((late.control_id(), late.end()), (&b"7"[..], 37));
         for message in ["", "MS", "MSH", "MSHA", "MSH\r|^~\\&", "PID|1", "FHS|^~\\&", "MSH \u{7}"] {
             assert_eq!(Msh::read(message.as_bytes()), None, "{message:?}");
         }

@@ -9,6 +9,7 @@
 //! message cannot be stored, no later one of the connection is handed over.
 
 use super::ack::{self, Level, Mode, Msh, Said, When};
+use super::batch::{self, Batch, MESSAGES_MAX};
 use super::codec::{Decoder, Edge, HEAD_MAX, Piece, Why};
 use super::source::{MEMORY_UNIT, Shared, refusal};
 use crate::{Outcome, Received, Stored, Verdict};
@@ -53,6 +54,15 @@ struct Taken {
     outcome: Option<Outcome>,
     /// Until when it may be tried again.
     deadline: Instant,
+    in_batch: InBatch,
+}
+
+/// Whether a message came in a batch.
+enum InBatch {
+    No,
+    Within,
+    /// The last one; with the header of the batch.
+    Last(Bytes),
 }
 
 /// An application acknowledgement that is owed.
@@ -74,12 +84,18 @@ pub(super) struct Connection<'s, S> {
     edge: Edge,
     /// Whether further messages are taken.
     open: bool,
+    /// The messages of a batch that are not handed over yet.
+    queue: VecDeque<(Bytes, InBatch)>,
     line: FuturesOrdered<BoxFuture<'static, Taken>>,
     line_bytes: usize,
     stalled: VecDeque<Taken>,
     owed: FuturesUnordered<BoxFuture<'static, Owed>>,
     /// Whether an application acknowledgement was ever owed here; the peer may acknowledge it.
     answers_expected: bool,
+    /// Whether the message that is being answered came in a batch.
+    answers_batch: bool,
+    /// The answers to a batch until its last message is answered, and how many they are.
+    batch_answers: (Vec<u8>, usize),
     out: BytesMut,
     /// Since when bytes wait in `out` or in the stream's own buffer.
     unflushed: Option<Instant>,
@@ -101,11 +117,14 @@ impl<'s, S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'s, S> {
             decoder: Decoder::new(shared.config.framing, shared.config.frame_max),
             edge: Edge::More,
             open: true,
+            queue: VecDeque::new(),
             line: FuturesOrdered::new(),
             line_bytes: 0,
             stalled: VecDeque::new(),
             owed: FuturesUnordered::new(),
             answers_expected: false,
+            answers_batch: false,
+            batch_answers: (Vec::new(), 0),
             out: BytesMut::new(),
             unflushed: None,
             memory: None,
@@ -180,7 +199,8 @@ impl<'s, S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'s, S> {
     }
 
     fn is_done(&self) -> bool {
-        let nothing_to_come = !self.open || (self.edge == Edge::End && !self.decoder.is_within());
+        let nothing_to_come =
+            !self.open || (self.edge == Edge::End && !self.decoder.is_within() && self.queue.is_empty());
         nothing_to_come
             && self.line.is_empty()
             && self.stalled.is_empty()
@@ -191,12 +211,21 @@ impl<'s, S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'s, S> {
     /// Hands the whole messages at hand to the intake, as far as the window allows.
     fn take_frames(&mut self) {
         while self.open && self.stalled.is_empty() && self.line.len() < self.shared.config.in_flight_max {
+            if let Some((message, in_batch)) = self.queue.pop_front() {
+                self.line_bytes -= message.len();
+                self.take_message(message, in_batch);
+                continue;
+            }
             let piece = self.decoder.next(self.edge);
             if piece.is_some() {
                 self.within_since = None;
             }
             match piece {
-                Some(Piece::Frame(bytes)) => self.take_message(bytes),
+                Some(Piece::Frame(bytes)) => match Batch::read(&bytes) {
+                    None if self.is_acknowledgement(&bytes) => {}
+                    None => self.take_message(bytes, InBatch::No),
+                    Some(batch) => self.take_batch(bytes, batch),
+                },
                 Some(Piece::Refused { head, total, why }) => {
                     let text = match why {
                         Why::OutsideFrame => format!("{total} bytes outside of any MLLP frame"),
@@ -233,17 +262,47 @@ impl<'s, S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'s, S> {
         }
     }
 
-    fn take_message(&mut self, bytes: Bytes) {
-        let header = Msh::read(&bytes);
-        if header.as_ref().is_some_and(Msh::is_acknowledgement) {
-            // Never answered, or two systems would acknowledge each other's acknowledgements for ever.
-            if !self.answers_expected {
-                let head = bytes.slice(..bytes.len().min(HEAD_MAX));
-                let text = "an acknowledgement of nothing that was sent here".to_owned();
-                self.shared.keep_refused(self.received(head), text);
-            }
+    /// Takes the messages of a batch one by one; they are answered together.
+    fn take_batch(&mut self, frame: Bytes, batch: Batch) {
+        let count = batch.messages.len();
+        if count == 0 || count > MESSAGES_MAX {
+            self.refuse_here(frame, format!("a batch of {count} messages"));
             return;
         }
+        if !batch.oddities.is_empty() {
+            tracing::warn!(source = %self.shared.name, peer = %self.peer, oddities = ?batch.oddities, "a batch is not as it says");
+        }
+        for stray in batch.strays {
+            self.keep(&stray, "lines of a batch outside of any message");
+        }
+        for message in batch.messages {
+            if !self.is_acknowledgement(&message) {
+                self.line_bytes += message.len();
+                self.queue.push_back((message, InBatch::Within));
+            }
+        }
+        if let Some((_, in_batch)) = self.queue.back_mut() {
+            *in_batch = InBatch::Last(batch.header);
+        }
+    }
+
+    /// Whether this is an acknowledgement, which is never answered, or two systems would acknowledge each other's
+    /// acknowledgements for ever. One that nothing here asked for is kept.
+    fn is_acknowledgement(&self, message: &Bytes) -> bool {
+        let is_acknowledgement = Msh::read(message).is_some_and(|header| header.is_acknowledgement());
+        if is_acknowledgement && !self.answers_expected {
+            self.keep(message, "an acknowledgement of nothing that was sent here");
+        }
+        is_acknowledgement
+    }
+
+    fn keep(&self, bytes: &Bytes, why: &str) {
+        let head = bytes.slice(..bytes.len().min(HEAD_MAX));
+        self.shared.keep_refused(self.received(head), why.to_owned());
+    }
+
+    fn take_message(&mut self, bytes: Bytes, in_batch: InBatch) {
+        let header = Msh::read(&bytes);
         if header.is_none() && bytes.iter().take(4).any(|byte| *byte == 0) {
             self.refuse_here(bytes, "UTF-16 and UTF-32 do not travel over MLLP".to_owned());
             return;
@@ -253,8 +312,9 @@ impl<'s, S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'s, S> {
         self.line_bytes += bytes.len();
         let (shared, received) = (Arc::clone(self.shared), self.received(bytes));
         let deadline = Instant::now() + shared.config.hold;
-        self.line
-            .push_back(Box::pin(async move { take(&shared, received, waits_for_mapping, deadline).await }));
+        self.line.push_back(Box::pin(async move {
+            take(&shared, received, waits_for_mapping, deadline, in_batch).await
+        }));
     }
 
     /// Refuses, in its turn, what the intake need not see; its head is kept. The connection ends with it.
@@ -263,7 +323,8 @@ impl<'s, S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'s, S> {
         self.shared.keep_refused(received.clone(), text.clone());
         self.line_bytes += received.bytes.len();
         let verdict = Verdict::Rejected(refusal(text));
-        let taken = Taken { received, verdict, outcome: None, deadline: Instant::now() };
+        let deadline = Instant::now();
+        let taken = Taken { received, verdict, outcome: None, deadline, in_batch: InBatch::No };
         self.line.push_back(std::future::ready(taken).boxed());
     }
 
@@ -294,7 +355,7 @@ impl<'s, S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'s, S> {
                     break;
                 }
                 let waits = taken.outcome.is_some();
-                taken = take(self.shared, taken.received, waits, taken.deadline).await;
+                taken = take(self.shared, taken.received, waits, taken.deadline, taken.in_batch).await;
             }
             self.answer(taken);
             if !self.open {
@@ -306,16 +367,31 @@ impl<'s, S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'s, S> {
 
     /// Answers a message whose turn it is.
     fn answer(&mut self, taken: Taken) {
+        self.answers_batch = !matches!(taken.in_batch, InBatch::No);
+        self.answer_message(&taken);
+        self.answers_batch = false;
+        if let InBatch::Last(header) = &taken.in_batch
+            && self.batch_answers.1 > 0
+        {
+            let (answers, count) = std::mem::take(&mut self.batch_answers);
+            let answer = batch::answer(header, &self.shared.config.identity, &answers, count);
+            self.frame(&answer);
+        }
+    }
+
+    fn answer_message(&mut self, taken: &Taken) {
         let Some(msh) = Msh::read(&taken.received.bytes) else {
             // Nobody to answer to. The intake has kept it.
             tracing::warn!(source = %self.shared.name, peer = %self.peer, "no MSH to answer to: connection closed");
             self.cut();
             return;
         };
-        match taken.verdict {
-            Verdict::Stored(stored) => self.acknowledge(&msh, stored, taken.outcome, &taken.received.bytes),
+        match &taken.verdict {
+            Verdict::Stored(stored) => {
+                self.acknowledge(&msh, stored, taken.outcome.as_ref(), &taken.received.bytes);
+            }
             Verdict::Rejected(rejection) => {
-                self.refuse(&msh, &rejection);
+                self.refuse(&msh, rejection);
                 if rejection.close {
                     self.cut();
                 }
@@ -334,24 +410,24 @@ impl<'s, S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'s, S> {
         }
     }
 
-    fn acknowledge(&mut self, msh: &Msh, stored: Stored, outcome: Option<Outcome>, bytes: &Bytes) {
+    fn acknowledge(&mut self, msh: &Msh, stored: &Stored, outcome: Option<&Outcome>, bytes: &Bytes) {
         match msh.mode() {
             Mode::Original => match outcome {
                 Some(Outcome::Quarantined(rejection)) => {
-                    self.send(msh, Level::Original, Said::Quarantined(&stored, &rejection));
+                    self.send(msh, Level::Original, Said::Quarantined(stored, rejection));
                 }
                 Some(Outcome::Normalized | Outcome::Unknown) | None => {
-                    self.send(msh, Level::Original, Said::Taken(&stored));
+                    self.send(msh, Level::Original, Said::Taken(stored));
                 }
             },
             Mode::Enhanced { accept, application } => {
                 if accept.is_due(true) {
-                    self.send(msh, Level::Accept, Said::Taken(&stored));
+                    self.send(msh, Level::Accept, Said::Taken(stored));
                 }
                 if application != When::Never {
                     self.answers_expected = true;
                     let header = Bytes::copy_from_slice(&bytes[..msh.end()]);
-                    let shared = Arc::clone(self.shared);
+                    let (shared, stored) = (Arc::clone(self.shared), stored.clone());
                     self.owed.push(Box::pin(async move {
                         let outcome = wait_for_outcome(&shared, &stored).await;
                         Owed { header, when: application, stored, outcome }
@@ -393,13 +469,24 @@ impl<'s, S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'s, S> {
 
     fn send(&mut self, msh: &Msh, level: Level, said: Said) {
         let answer = ack::write(msh, &self.shared.config.identity, level, said);
-        self.shared.config.framing.frame(&answer, &mut self.out);
+        if self.answers_batch {
+            self.batch_answers.0.extend_from_slice(&answer);
+            self.batch_answers.1 += 1;
+        } else {
+            self.frame(&answer);
+        }
+    }
+
+    fn frame(&mut self, answer: &[u8]) {
+        self.shared.config.framing.frame(answer, &mut self.out);
         self.unflushed.get_or_insert_with(Instant::now);
     }
 
     /// Takes nothing more and forgets what is not answered; the sender will send it again.
     fn cut(&mut self) {
         self.open = false;
+        self.queue.clear();
+        self.batch_answers = (Vec::new(), 0);
         self.line = FuturesOrdered::new();
         self.line_bytes = 0;
         self.owed = FuturesUnordered::new();
@@ -509,7 +596,13 @@ impl<'s, S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'s, S> {
 }
 
 /// Hands a message to the intake, and waits for the mapping if the answer does.
-async fn take(shared: &Shared, received: Received, waits_for_mapping: bool, deadline: Instant) -> Taken {
+async fn take(
+    shared: &Shared,
+    received: Received,
+    waits_for_mapping: bool,
+    deadline: Instant,
+    in_batch: InBatch,
+) -> Taken {
     let verdict = tokio::time::timeout_at(deadline, shared.intake.accept(received.clone())).await;
     let verdict =
         verdict.unwrap_or_else(|_| Verdict::Unavailable { reason: "the store takes too long".to_owned() });
@@ -519,7 +612,7 @@ async fn take(shared: &Shared, received: Received, waits_for_mapping: bool, dead
         _ if waits_for_mapping => Some(Outcome::Unknown),
         _ => None,
     };
-    Taken { received, verdict, outcome, deadline }
+    Taken { received, verdict, outcome, deadline, in_batch }
 }
 
 async fn wait_for_outcome(shared: &Shared, stored: &Stored) -> Outcome {

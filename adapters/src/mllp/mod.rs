@@ -4,6 +4,7 @@
 //! lower layer protocol, forgive what senders are seen to do, and take TLS and client certificates.
 
 pub mod ack;
+mod batch;
 pub mod codec;
 mod config;
 mod connection;

@@ -89,7 +89,7 @@ async fn each_code_means_what_table_0008_says_over_one_kept_connection() {
 
 #[tokio::test]
 async fn an_answer_to_another_message_is_never_taken_for_this_one() {
-    let pair = Pair::new("answer_timeout: 100ms").await;
+    let pair = Pair::new("").await;
     let outgoing = outgoing("TEST2");
     for (answers, expected) in [
         (vec![ack("AE", "TEST1"), ack("AA", "TEST2")], receipt("MSA-1 AA")),
@@ -101,12 +101,11 @@ async fn an_answer_to_another_message_is_never_taken_for_this_one() {
         (vec![frame(b"hello")], again("an answer without MSA-1")),
         (vec![ack("XX", "TEST2")], again("an answer whose MSA-1 is not in table 0008")),
     ] {
-        let destination = destination(
-            "mllp",
-            &format!("connect: {}\nanswer_timeout: 100ms", pair.listener.local_addr().unwrap()),
-            Path::new("."),
-        )
-        .unwrap();
+        let timeout =
+            if matches!(expected, Err(DeliverError::Again { away: true, .. })) { "100ms" } else { "30s" };
+        let address = pair.listener.local_addr().expect("bound");
+        let config = format!("connect: {address}\nanswer_timeout: {timeout}");
+        let destination = destination("mllp", &config, Path::new(".")).expect("a right configuration");
         let other_side = async {
             let mut peer = pair.accept().await;
             peer.next().await.expect("a message");
@@ -121,7 +120,7 @@ async fn an_answer_to_another_message_is_never_taken_for_this_one() {
 
 #[tokio::test]
 async fn an_answer_that_came_too_late_does_not_settle_the_next_message() {
-    let pair = Pair::new("answer_timeout: 50ms").await;
+    let pair = Pair::new("answer_timeout: 500ms").await;
     let first = outgoing("TEST1");
     let (late, mut peer) = within(async {
         tokio::join!(pair.destination.deliver(&first), async {

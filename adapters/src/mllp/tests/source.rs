@@ -243,6 +243,35 @@ async fn half_a_message_is_kept_when_the_sender_leaves() {
 }
 
 #[tokio::test]
+async fn a_batch_is_taken_message_by_message_and_answered_as_a_batch() {
+    let running = Running::start("in_flight_max: 2").await;
+    let mut peer = running.connect().await;
+    let ids = ["OK1", "AE2", "OK3", "OK4", "OK5"];
+    let header = b"FHS|^~\\&|TESTAPP\rBHS|^~\\&|TESTAPP|TESTFAC|PONSAPP|PONSFAC|2026||||B1\r".to_vec();
+    let messages = ids.iter().flat_map(|id| message(id, "")).collect();
+    let batch = frame(&[header.clone(), messages, b"BTS|5\rFTS|1\r".to_vec()].concat());
+    peer.send(&[framed("OK0"), batch, framed("OK6")].concat()).await;
+    assert_eq!(peer.answer().await, "AA OK0");
+    let answer = peer.next().await.expect("an answer");
+    assert!(answer.starts_with("BHS|^~\\&|PONSAPP|PONSFAC|TESTAPP|TESTFAC||||||B1\rMSH|"), "{answer}");
+    assert!(answer.ends_with("\rBTS|5\r"), "{answer}");
+    let codes: Vec<&str> = answer.split('\r').filter(|line| line.starts_with("MSA")).collect();
+    assert_eq!(codes, ["MSA|AA|OK1", "MSA|AE|AE2|not taken", "MSA|AA|OK3", "MSA|AA|OK4", "MSA|AA|OK5"]);
+    assert_eq!(peer.answer().await, "AA OK6");
+    assert_eq!(running.intake.accepted(), ["OK0", "OK1", "AE2", "OK3", "OK4", "OK5", "OK6"]);
+
+    // A batch of which something cannot be stored is not answered at all, so that it is sent again.
+    let batch = frame(&[header, message("OK1", ""), message("JUNK2", ""), message("OK3", "")].concat());
+    peer.send(&batch).await;
+    assert_eq!(peer.answer().await, "closed");
+
+    let mut peer = running.connect().await;
+    peer.send(&frame(b"BHS|^~\\&|TESTAPP\rBTS|0\r")).await;
+    assert_eq!(peer.answer().await, "closed");
+    assert_eq!(running.intake.refused().await.1, "a batch of 0 messages");
+}
+
+#[tokio::test]
 async fn wide_characters_are_refused_and_kept() {
     let running = Running::start("").await;
     let mut peer = running.connect().await;
@@ -370,13 +399,13 @@ async fn slow_and_silent_senders_are_let_go() {
 
 #[tokio::test]
 async fn a_steady_stream_is_not_taken_for_a_slow_message() {
-    let running = Running::start("frame_timeout: 100ms").await;
+    let running = Running::start("frame_timeout: 500ms").await;
     let mut peer = running.connect().await;
     let began = tokio::time::Instant::now();
     let mut n = 0;
     // Each write ends within the next message, so that one is always under way.
     let mut rest = framed("OK0");
-    while began.elapsed() < Duration::from_millis(300) {
+    while began.elapsed() < Duration::from_millis(1200) {
         let next = framed(&format!("OK{}", n + 1));
         let (head, tail) = next.split_at(10);
         peer.send(&[&rest[..], head].concat()).await;
