@@ -1,13 +1,11 @@
 //! A message mapped by itself, into an empty store: what `pons map` and the tests of mappings print.
 
-use crate::bundle::{self, About, Entry};
-use crate::catalog::Catalog;
-use crate::compile::target;
+use crate::bundle::{self, About, Entry, Rendered};
+use crate::catalog::{Catalog, Program};
 use crate::resource::State;
 use crate::run::{Context, Mapped, Quarantined};
 use schemas::hl7v2::Message;
-use schemas::issue::{Issue, Severity};
-use uuid::Uuid;
+use schemas::issue::Issue;
 
 /// A message mapped by itself.
 #[derive(Clone, Debug)]
@@ -27,6 +25,16 @@ pub enum NotMapped {
     Quarantined(Quarantined),
 }
 
+/// Maps one message by a mapping of the caller's choice, as [`map_alone`] does by the one that takes it.
+///
+/// # Errors
+/// [`NotMapped::Quarantined`] says why.
+pub fn map_by(program: &Program, message: &Message<'_>, context: &Context<'_>) -> Result<Alone, NotMapped> {
+    let mapped = program.run(message, context).map_err(NotMapped::Quarantined)?;
+    let mapping = format!("{} {}", program.name(), program.version());
+    Ok(render(mapped, context, &mapping))
+}
+
 /// Maps one message into an empty store: its contributions are rendered as they are, and a resource that lacks a required
 /// element is left out with an issue.
 ///
@@ -37,16 +45,7 @@ pub fn map_alone(
     message: &Message<'_>,
     context: &Context<'_>,
 ) -> Result<Alone, NotMapped> {
-    let program = catalog.program_of(message).ok_or(NotMapped::NotTaken)?;
-    let mapped = program.run(message, context).map_err(NotMapped::Quarantined)?;
-    let mapping = format!("{} {}", program.name(), program.version());
-    Ok(render(mapped, context, &mapping))
-}
-
-struct Rendered {
-    resource_type: String,
-    id: Uuid,
-    json: String,
+    map_by(catalog.program_of(message).ok_or(NotMapped::NotTaken)?, message, context)
 }
 
 fn render(mapped: Mapped, context: &Context<'_>, mapping: &str) -> Alone {
@@ -63,27 +62,7 @@ fn render(mapped: Mapped, context: &Context<'_>, mapping: &str) -> Alone {
             json,
         });
     }
-    // What refers to a resource that is left out keeps a reference to nowhere, so it is taken out of the text, which may
-    // leave its own element without a required part; each turn leaves at least one more out.
-    loop {
-        let incomplete: Vec<(Uuid, String, &'static str)> = rendered
-            .iter()
-            .filter_map(|one| {
-                Some((one.id, one.resource_type.clone(), missing(&one.resource_type, &one.json)?))
-            })
-            .collect();
-        if incomplete.is_empty() {
-            break;
-        }
-        for (id, kind, element) in incomplete {
-            let text = format!("this {kind} is left out: its element {element} is required and has no value");
-            issues.push(Issue::new(Severity::Error, "resource-left-out", "", text));
-            rendered.retain(|one| one.id != id);
-            for one in &mut rendered {
-                bundle::forget(&mut one.json, &kind, id);
-            }
-        }
-    }
+    issues.extend(bundle::leave_out_incomplete(&mut rendered));
     let entries: Vec<Entry<'_>> = rendered
         .iter()
         .map(|one| Entry { resource_type: &one.resource_type, id: one.id, json: &one.json })
@@ -95,15 +74,4 @@ fn render(mapped: Mapped, context: &Context<'_>, mapping: &str) -> Alone {
         mapping,
     };
     Alone { bundle: bundle::assemble(&entries, &about), issues }
-}
-
-/// The first required element that a resource lacks.
-pub(crate) fn missing(resource_type: &str, json: &str) -> Option<&'static str> {
-    let members = bundle::members(json);
-    target::required_elements(resource_type)
-        .find(|(name, choice)| {
-            let found = |member: &&str| if *choice { member.starts_with(name) } else { member == name };
-            !members.iter().any(found)
-        })
-        .map(|(name, _)| name)
 }

@@ -1,6 +1,8 @@
 //! The FHIR transaction Bundle in which the resources of one message travel.
 
+use crate::compile::target;
 use crate::json;
+use schemas::issue::{Issue, Severity};
 use std::collections::HashSet;
 use std::fmt::Write as _;
 use uuid::Uuid;
@@ -27,6 +29,55 @@ pub struct About<'a> {
     pub received_at: jiff::Timestamp,
     /// The mapping and its version, such as `oru_r01 1.0.0`.
     pub mapping: &'a str,
+}
+
+/// One resource that may have to be left out of its Bundle.
+#[derive(Clone, Debug)]
+pub struct Rendered {
+    /// `Patient`, ...
+    pub resource_type: String,
+    /// Its id.
+    pub id: Uuid,
+    /// Its JSON; references are written `Type/<uuid>`.
+    pub json: String,
+}
+
+/// Takes out every resource that lacks a required element, and the references to it, and says so.
+///
+/// What refers to a resource that is left out would refer to nowhere, so the reference is taken out of its text; that may
+/// leave its own element without a required part, so each turn may leave out more.
+pub fn leave_out_incomplete(rendered: &mut Vec<Rendered>) -> Vec<Issue> {
+    let mut issues = Vec::new();
+    loop {
+        let incomplete: Vec<(Uuid, String, &'static str)> = rendered
+            .iter()
+            .filter_map(|one| {
+                Some((one.id, one.resource_type.clone(), missing(&one.resource_type, &one.json)?))
+            })
+            .collect();
+        if incomplete.is_empty() {
+            return issues;
+        }
+        for (id, kind, element) in incomplete {
+            let text = format!("this {kind} is left out: its element {element} is required and has no value");
+            issues.push(Issue::new(Severity::Error, "resource-left-out", "", text));
+            rendered.retain(|one| one.id != id);
+            for one in rendered.iter_mut() {
+                forget(&mut one.json, &kind, id);
+            }
+        }
+    }
+}
+
+/// The first required element that a resource lacks.
+fn missing(resource_type: &str, json: &str) -> Option<&'static str> {
+    let members = members(json);
+    target::required_elements(resource_type)
+        .find(|(name, choice)| {
+            let found = |member: &&str| if *choice { member.starts_with(name) } else { member == name };
+            !members.iter().any(found)
+        })
+        .map(|(name, _)| name)
 }
 
 /// Writes a transaction Bundle: a PUT for each entry, and a Provenance that says from which message they come.

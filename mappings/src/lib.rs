@@ -20,7 +20,7 @@ mod run;
 mod table;
 mod testing;
 
-pub use alone::{Alone, NotMapped, map_alone};
+pub use alone::{Alone, NotMapped, map_alone, map_by};
 pub use catalog::{Catalog, FileMistake, Program};
 pub use functions::reference;
 pub use identity::id_of;
