@@ -8,6 +8,8 @@ mod changes;
 mod error;
 mod intake;
 mod migrate;
+#[cfg(test)]
+mod model;
 mod pack;
 mod postgres;
 mod recording;

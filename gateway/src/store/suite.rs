@@ -51,23 +51,24 @@ behaviours! {
     a_dead_letter_is_delivered_again_or_skipped_by_a_person,
     quarantine_flags_the_keys_until_it_is_resolved,
     text_with_nul_is_kept,
+    an_append_given_up_half_way_leaves_nothing_behind,
     old_days_go_once_they_are_final_and_the_books_stay_true,
     what_waits_for_a_person_outlives_its_day,
 }
 
 /// Where a test's store lies; every opening is as of another process.
 #[derive(Clone)]
-enum Place {
+pub(super) enum Place {
     Sqlite(Arc<tempfile::TempDir>),
     Postgres { server: String, url: String, name: String },
 }
 
 impl Place {
-    fn sqlite() -> Place {
+    pub(super) fn sqlite() -> Place {
         Place::Sqlite(Arc::new(tempfile::tempdir().unwrap()))
     }
 
-    async fn postgres() -> Place {
+    pub(super) async fn postgres() -> Place {
         let server = std::env::var("PONS_TEST_POSTGRES").expect("PONS_TEST_POSTGRES names a server");
         let name = format!("pons_store_{}", Uuid::new_v4().simple());
         run(&server, &format!("CREATE DATABASE {name}")).await;
@@ -75,13 +76,13 @@ impl Place {
         Place::Postgres { url: format!("{base}/{name}"), server, name }
     }
 
-    async fn drop_database(&self) {
+    pub(super) async fn drop_database(&self) {
         if let Place::Postgres { server, name, .. } = self {
             run(server, &format!("DROP DATABASE {name} WITH (FORCE)")).await;
         }
     }
 
-    async fn open(&self) -> Arc<dyn Store> {
+    pub(super) async fn open(&self) -> Arc<dyn Store> {
         let url = match self {
             Place::Sqlite(folder) => format!("sqlite:{}", folder.path().join("pons.db").display()),
             Place::Postgres { url, .. } => url.clone(),
@@ -112,7 +113,7 @@ fn message(control_id: &str, patient: &str) -> NewMessage {
     at(Timestamp::now(), control_id, patient)
 }
 
-fn at(time: Timestamp, control_id: &str, patient: &str) -> NewMessage {
+pub(super) fn at(time: Timestamp, control_id: &str, patient: &str) -> NewMessage {
     let seconds = u64::try_from(time.as_second()).unwrap();
     let nanos = u32::try_from(time.subsec_nanosecond()).unwrap();
     NewMessage {
@@ -145,11 +146,11 @@ fn seq_of(appended: &Appended) -> Seq {
     }
 }
 
-async fn append(store: &Arc<dyn Store>, batch: Vec<NewMessage>) -> Vec<Seq> {
+pub(super) async fn append(store: &Arc<dyn Store>, batch: Vec<NewMessage>) -> Vec<Seq> {
     store.append(batch).await.unwrap().iter().map(seq_of).collect()
 }
 
-async fn all_open(store: &Arc<dyn Store>) -> Vec<OpenMessage> {
+pub(super) async fn all_open(store: &Arc<dyn Store>) -> Vec<OpenMessage> {
     store.open_messages(LaneSet::ALL, Seq(0), 10_000, usize::MAX).await.unwrap()
 }
 
@@ -159,11 +160,11 @@ async fn lanes(store: &Arc<dyn Store>) -> Vec<Lease> {
     store.lease(Uuid::from_u128(1), &["lane:0".to_owned()], MINUTE).await.unwrap()
 }
 
-async fn lease(store: &Arc<dyn Store>, replica: u128, name: &str) -> Lease {
+pub(super) async fn lease(store: &Arc<dyn Store>, replica: u128, name: &str) -> Lease {
     store.lease(Uuid::from_u128(replica), &[name.to_owned()], MINUTE).await.unwrap().remove(0)
 }
 
-fn routed(message: &OpenMessage) -> MessageResult {
+pub(super) fn routed(message: &OpenMessage) -> MessageResult {
     MessageResult {
         seq: message.seq,
         id: message.id,
@@ -178,11 +179,11 @@ fn routed(message: &OpenMessage) -> MessageResult {
     }
 }
 
-fn quarantined(message: &OpenMessage) -> MessageResult {
+pub(super) fn quarantined(message: &OpenMessage) -> MessageResult {
     MessageResult { quarantined: Some("no mapping".to_owned()), bundle: Bytes::new(), ..routed(message) }
 }
 
-fn delivery(message: &OpenMessage, subscription: &str) -> NewDelivery {
+pub(super) fn delivery(message: &OpenMessage, subscription: &str) -> NewDelivery {
     NewDelivery {
         id: DeliveryId::of(Uuid::nil(), message.id, subscription, message.revision),
         message: message.id,
@@ -195,7 +196,7 @@ fn delivery(message: &OpenMessage, subscription: &str) -> NewDelivery {
     }
 }
 
-async fn record(store: &Arc<dyn Store>, recording: Recording) -> Result<Vec<i64>, StoreError> {
+pub(super) async fn record(store: &Arc<dyn Store>, recording: Recording) -> Result<Vec<i64>, StoreError> {
     let leases = lanes(store).await;
     store.begin_record(&leases).await?.commit(recording).await
 }
@@ -215,7 +216,7 @@ async fn route_all(store: &Arc<dyn Store>, subscriptions: &[&str]) -> Vec<OpenMe
     open
 }
 
-fn change(delivery: &OpenDelivery, state: DeliveryState) -> DeliveryChange {
+pub(super) fn change(delivery: &OpenDelivery, state: DeliveryState) -> DeliveryChange {
     let tried = !matches!(state, DeliveryState::Published | DeliveryState::Pending);
     DeliveryChange {
         id: delivery.id,
@@ -234,7 +235,7 @@ fn change(delivery: &OpenDelivery, state: DeliveryState) -> DeliveryChange {
     }
 }
 
-async fn deliveries(store: &Arc<dyn Store>, subscription: &str) -> Vec<OpenDelivery> {
+pub(super) async fn deliveries(store: &Arc<dyn Store>, subscription: &str) -> Vec<OpenDelivery> {
     store.open_deliveries(subscription, 0, 10_000).await.unwrap()
 }
 
@@ -976,8 +977,36 @@ async fn text_with_nul_is_kept(place: Place) {
     assert_eq!(store.search(&query).await.unwrap()[0].id, odd.id);
 }
 
+async fn an_append_given_up_half_way_leaves_nothing_behind(place: Place) {
+    use std::future::Future;
+    use std::pin::pin;
+    use std::task::Poll;
+
+    let store = place.open().await;
+    let mut appended = 0;
+    for polls in 0..12 {
+        let batch: Vec<NewMessage> = (0..3).map(|n| message(&format!("B{polls}-{n}"), "P1")).collect();
+        {
+            let mut given_up = pin!(store.append(batch.clone()));
+            let mut left = polls;
+            std::future::poll_fn(|context| {
+                left -= 1;
+                let over = left < 0 || given_up.as_mut().poll(context).is_ready();
+                if over { Poll::Ready(()) } else { Poll::Pending }
+            })
+            .await;
+        }
+        // Whether it was committed or not, the sender sends again and each message is there once.
+        let again = batch.into_iter().map(|each| NewMessage { id: message("", "").id, ..each }).collect();
+        assert_eq!(store.append(again).await.unwrap().len(), 3);
+        appended += 3;
+        assert_eq!(all_open(&store).await.len(), appended, "given up after {polls} polls");
+    }
+    balanced(&store).await;
+}
+
 /// Noon of a day long ago, so that the clock of no database matters.
-fn noon(day: i8) -> Timestamp {
+pub(super) fn noon(day: i8) -> Timestamp {
     jiff::civil::date(2025, 3, day).at(12, 0, 0, 0).to_zoned(jiff::tz::TimeZone::UTC).unwrap().timestamp()
 }
 
@@ -1047,4 +1076,82 @@ async fn what_waits_for_a_person_outlives_its_day(place: Place) {
     assert_eq!(store.housekeeping(&keep_two, noon(9)).await.unwrap(), 2);
     let books = balanced(&store).await;
     assert_eq!((books[0].received, books[0].routed_final), (3, 3));
+}
+
+#[tokio::test]
+async fn a_second_gateway_on_one_sqlite_file_is_refused_and_a_tool_is_not() {
+    let Place::Sqlite(folder) = Place::sqlite() else { panic!("an SQLite file") };
+    let url = format!("sqlite:{}", folder.path().join("deep/pons.db").display());
+    let refused = open(&url, Role::Tool).await.err().expect("there is no store yet").to_string();
+    assert!(refused.contains("start `pons run` first"), "{refused}");
+    let gateway = open(&url, Role::Gateway).await.unwrap();
+    let refused = open(&url, Role::Tool).await.unwrap().check_schema().await.unwrap_err().to_string();
+    assert!(refused.contains("run `pons migrate`"), "{refused}");
+    gateway.migrate().await.unwrap();
+    append(&gateway, vec![message("C1", "P1")]).await;
+    let refused = open(&url, Role::Gateway).await.err().expect("the file is taken").to_string();
+    assert!(refused.contains("another `pons run`"), "{refused}");
+    let tool = open(&url, Role::Tool).await.unwrap();
+    tool.check_schema().await.unwrap();
+    let found = tool.search(&Query { limit: 9, ..Query::default() }).await.unwrap();
+    assert_eq!(found.len(), 1);
+    route_all(&gateway, &[]).await;
+    tool.request("admin", &[Request::Normalize(found[0].id)]).await.unwrap();
+    assert_eq!(gateway.carry_out_requests(9).await.unwrap(), 1);
+    drop(gateway);
+    open(&url, Role::Gateway).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_store_is_named_by_its_url() {
+    for url in ["mysql://localhost/x", "/var/lib/pons", "", "postgres://[broken"] {
+        assert!(matches!(open(url, Role::Gateway).await.err(), Some(StoreError::Setup(_))), "{url}");
+    }
+}
+
+#[tokio::test]
+async fn a_database_that_is_away_is_no_mistake_of_ours() {
+    // A port on which nobody listens: bound, and given back.
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let store = open(&format!("postgres://nobody@127.0.0.1:{port}/none"), Role::Gateway).await.unwrap();
+    assert!(matches!(store.append(many(1)).await, Err(StoreError::Away(_))));
+    assert!(matches!(store.migrate().await, Err(StoreError::Away(_))));
+    assert!(matches!(store.check_durable().await, Err(StoreError::Away(_))));
+}
+
+#[tokio::test]
+#[ignore = "needs PostgreSQL: tests/run starts it"]
+async fn a_database_that_loses_what_it_confirmed_is_refused() {
+    let place = Place::postgres().await;
+    let store = place.open().await;
+    store.check_durable().await.unwrap();
+    let Place::Postgres { server, name, .. } = &place else { panic!("a PostgreSQL database") };
+    run(server, &format!("ALTER DATABASE {name} SET synchronous_commit = off")).await;
+    let refused = store.check_durable().await.unwrap_err().to_string();
+    assert!(refused.contains("synchronous_commit = off"), "{refused}");
+    place.drop_database().await;
+}
+
+#[tokio::test]
+#[ignore = "needs PostgreSQL: tests/run starts it"]
+async fn a_connection_that_is_cut_is_away_and_the_next_one_works() {
+    let place = Place::postgres().await;
+    let store = place.open().await;
+    append(&store, many(3)).await;
+    let Place::Postgres { server, name, .. } = &place else { panic!("a PostgreSQL database") };
+    let cut = format!("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'");
+    run(server, &cut).await;
+    assert!(matches!(store.append(vec![message("X", "P1")]).await, Err(StoreError::Away(_))));
+    append(&store, vec![message("X", "P1")]).await;
+    run(server, &cut).await;
+    let reading = async || store.open_messages(LaneSet::ALL, Seq(0), 99, usize::MAX).await;
+    // Every cut connection of the pool may answer once that it is gone.
+    for _ in 0..10 {
+        match reading().await {
+            Ok(open) => assert_eq!(open.len(), 4),
+            Err(error) => assert!(matches!(error, StoreError::Away(_)), "{error:?}"),
+        }
+    }
+    assert_eq!(reading().await.unwrap().len(), 4);
+    place.drop_database().await;
 }

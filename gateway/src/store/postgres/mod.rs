@@ -163,15 +163,15 @@ impl Store for Postgres {
         .fetch_one(&mut conn)
         .await?;
         conn.close().await?;
-        let version: i32 = row.try_get(0)?;
-        if version < 150_000 {
-            let text = format!("PostgreSQL 15 or later is needed, this is {}", version / 10_000);
-            return Err(StoreError::NotDurable(text));
-        }
         for (column, setting) in [(1, "fsync"), (2, "full_page_writes"), (3, "synchronous_commit")] {
             if row.try_get::<String, _>(column)? == "off" {
                 return Err(StoreError::NotDurable(format!("PostgreSQL runs with {setting} = off")));
             }
+        }
+        let version: i32 = row.try_get(0)?;
+        if version < 150_000 {
+            let text = format!("PostgreSQL 15 or later is needed, this is {}", version / 10_000);
+            return Err(StoreError::Setup(text));
         }
         Ok(())
     }
