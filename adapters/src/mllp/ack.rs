@@ -635,4 +635,34 @@ mod tests {
             assert_eq!(Msh::read(message.as_bytes()).expect("MSH").mode(), mode, "{fields}");
         }
     }
+
+    use proptest::prelude::*;
+
+    proptest! {
+        /// Whatever a readable header holds, the answer is a message that the reader takes, and it names the right one.
+        #[test]
+        fn an_answer_to_a_readable_message_is_itself_readable(
+            separators in prop_oneof![Just("|^~\\&"), Just("#*!?%"), Just("|^~\\&#"), Just("$:;/=")],
+            fields in proptest::collection::vec("[A-Za-z0-9 .^~&\\\\äß漢\u{b}\u{1c}-]{0,12}", 16),
+            negative in any::<bool>(),
+        ) {
+            let (separator, encoding) = separators.split_at(1);
+            let message = format!("MSH{separator}{encoding}{separator}{}\rPID{separator}1\r", fields.join(separator));
+            let limits = schemas::hl7v2::Limits::default();
+            let parsed = schemas::hl7v2::Message::parse(&message, &limits).expect("readable");
+            let msh = Msh::read(message.as_bytes()).expect("the reader found it");
+            let (stored, rejection) = (stored(), rejection("PID-3[2].1"));
+            let said = if negative { Said::Quarantined(&stored, &rejection) } else { Said::Taken(&stored) };
+            let ack = String::from_utf8(write(&msh, &us(), Level::Application, said)).expect("UTF-8 in, UTF-8 out");
+            let answer = schemas::hl7v2::Message::parse(&ack, &limits).expect("readable");
+            let names: Vec<String> = answer.segments().iter().map(|segment| segment.name().to_string()).collect();
+            let expected: &[&str] = if negative { &["MSH", "MSA", "ERR"] } else { &["MSH", "MSA"] };
+            prop_assert_eq!(names, expected);
+            let msa_2 = answer.field(1, 2).text(&answer).unwrap_or_default().into_owned();
+            let control_id = parsed.header().control_id().unwrap_or_default().into_owned();
+            prop_assert_eq!(msa_2.trim(), control_id.trim());
+            let message_code = answer.header().message_code().unwrap_or_default().into_owned();
+            prop_assert_eq!(message_code, "ACK");
+        }
+    }
 }
