@@ -288,6 +288,10 @@ fn decode_narrow<'b>(bytes: &'b [u8], fallback: Option<&str>) -> Decoded<'b> {
                 let text = "bytes that are no characters of the character set in force stand as U+FFFD";
                 issues.push(Issue::new(Severity::Error, "charset-undecodable", place(body, at), text));
             }
+            if let Some(at) = switched.left_open {
+                let text = "a two-byte character set is not switched back from before the field ends";
+                issues.push(Issue::new(Severity::Warning, "charset-switch", place(body, at), text));
+            }
             if let Some(at) = switched.unknown {
                 let text = "an escape sequence for a character set that is not known is kept";
                 issues.push(Issue::new(Severity::Warning, "charset-escape", place(body, at), text));
@@ -624,6 +628,7 @@ mod tests {
         // Second bytes 0x5C and 0x7C inside of the two-byte set.
         check("ISO IR87", b"\x1b$BK\\5|\x1b(B", "本亨", "ISO IR87", &[]);
         check("ISO IR159", b"\x1b$(D\x22\x2f\x1b(B", "\u{2d8}", "ISO IR159", &[]);
+        check("ISO IR87", b"\x1b$B;3ED", "山田", "ISO IR87", &["charset-switch"]);
         check("ISO IR14~ISO IR87", b"\xd4\xcf\xc0\xde", "ﾔﾏﾀﾞ", "Shift_JIS", &["charset-untrue"]);
         check("ASCII~ISO IR14", b"\x1b)I\xd4\xcf\xc0", "ﾔﾏﾀ", "ASCII", &[]);
     }
@@ -644,7 +649,11 @@ mod tests {
     fn a_switch_ends_with_its_segment() {
         let bytes = message("ASCII~ISO IR87", b"\x1b$B;3ED");
         let text = decode(&bytes, None).text.into_owned();
-        assert!(text.ends_with("\rPV1|1|I\r"), "the next segment is ASCII again");
+        assert!(text.ends_with("||19700101\rPV1|1|I\r"), "fields and segments behind it are whole");
+        let end = message("ASCII~KS X 1001", b"\x1b$(C1h|");
+        let decoded = decode(&end, None);
+        assert!(decoded.text.ends_with("\rPV1|1|I\r"), "the next segment is ASCII again");
+        assert!(decoded.issues.iter().any(|issue| issue.code == "charset-switch"), "{:?}", decoded.issues);
     }
 
     #[test]

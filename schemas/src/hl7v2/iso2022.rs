@@ -1,7 +1,7 @@
 //! Character sets that are switched within a message: ISO 2022, by its own escape sequences (0x1B) or by HL7's
 //! `\Cxxyy\` and `\Mxxyyzz\`.
 //!
-//! Invariant: a switch lasts to the next one or to the end of its segment. Between switches nothing is looked for in
+//! Invariant: a switch lasts to the next one or to the end of its segment, or to a `|` that can be no part of a character. Between switches nothing is looked for in
 //! a two-byte set, because its bytes may look like separators.
 
 use encoding_rs::Encoding;
@@ -16,6 +16,8 @@ pub(super) struct Switched {
     pub(super) charset: Option<&'static str>,
     /// Where bytes were met that are no characters.
     pub(super) bad: Option<usize>,
+    /// Where a two-byte set ended without a switch back.
+    pub(super) left_open: Option<usize>,
     /// Where an escape sequence was met that names no known set.
     pub(super) unknown: Option<usize>,
 }
@@ -101,7 +103,7 @@ pub(super) fn decode<'b>(
     }
     let mut state = State { lower: None, upper: None };
     let text = String::with_capacity(bytes.len());
-    let mut result = Switched { text, any: false, charset: None, bad: None, unknown: None };
+    let mut result = Switched { text, any: false, charset: None, bad: None, left_open: None, unknown: None };
     // The run of bytes since the last switch.
     let mut run = 0;
     let mut at = 0;
@@ -136,8 +138,11 @@ pub(super) fn decode<'b>(
                 result.unknown.get_or_insert(at);
                 at += 1;
             }
-            None if matches!(bytes[at], b'\r' | b'\n') => {
+            None if matches!(bytes[at], b'\r' | b'\n') || state.forgotten(bytes[at]) => {
                 flush(&state, run..at, &mut result);
+                if matches!(state.lower, Some(Set::Double(..))) {
+                    result.left_open.get_or_insert(at);
+                }
                 state = State { lower: None, upper: None };
                 run = at;
                 at += 1;
@@ -182,6 +187,13 @@ struct State {
 }
 
 impl State {
+    /// Whether a byte shows that the sender forgot to switch back: `|` begins no character of JIS X 0208, JIS X 0212 or
+    /// GB 2312.
+    fn forgotten(&self, byte: u8) -> bool {
+        byte == b'|'
+            && matches!(self.lower, Some(Set::Double(encoding, _)) if encoding != encoding_rs::EUC_KR)
+    }
+
     /// How many bytes the next character has.
     fn step(&self, bytes: &[u8]) -> usize {
         match (bytes, self.lower, self.upper) {

@@ -47,6 +47,7 @@ pub(crate) fn message<'t>(text: &'t str, limits: &Limits) -> Result<Message<'t>,
         leaves: Vec::with_capacity((bytes.len() / 6 + 16).min(4096)),
         names: Names::default(),
         findings,
+        looked_ahead: (0, false),
         line: start,
         at: start + 4 + encoding_end,
         field: 2,
@@ -142,6 +143,8 @@ struct Scan<'t, 'l> {
     leaves: Vec<Leaf>,
     names: Names,
     findings: Findings,
+    /// Up to where the last look ahead saw blanks only, and its answer.
+    looked_ahead: (usize, bool),
     /// Where the current line begins.
     line: usize,
     /// Where the current subcomponent begins.
@@ -280,19 +283,26 @@ impl Scan<'_, '_> {
         }
     }
 
-    /// Whether what follows a line feed is the end, a blank line, or a segment name with a field separator.
-    fn a_line_begins(&self, at: usize) -> bool {
+    /// Whether what follows a line feed, blanks and other line feeds left out, is the end, a carriage return, or a
+    /// segment name with a field separator.
+    fn a_line_begins(&mut self, at: usize) -> bool {
+        let (until, answer) = self.looked_ahead;
+        if at <= until {
+            return answer;
+        }
         let rest = &self.bytes[at..];
-        let rest = &rest[header::blanks(rest)..];
-        match rest {
-            [] | [b'\r' | b'\n', ..] => true,
+        let blanks = rest.iter().take_while(|b| **b <= b' ' && **b != b'\r').count();
+        let answer = match rest[blanks..] {
+            [] | [b'\r', ..] => true,
             [a, b, c, separator, ..] => {
                 a.is_ascii_uppercase()
                     && [b, c].iter().all(|x| x.is_ascii_uppercase() || x.is_ascii_digit())
-                    && *separator == self.separators.field
+                    && separator == self.separators.field
             }
             _ => false,
-        }
+        };
+        self.looked_ahead = (at + blanks, answer);
+        answer
     }
 
     /// A line has ended before `end`.
