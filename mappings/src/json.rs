@@ -108,6 +108,11 @@ pub(crate) fn primitive(out: &mut String, kind: Primitive, text: &str) -> bool {
             out.push_str(text);
         } else if kind.bare() {
             out.push_str(&number(text).expect("it was read as a number above"));
+        } else if kind == Primitive::Text && text.chars().any(|c| c.is_whitespace() && !c.is_ascii()) {
+            // FHIR's strings know blank, tab and line ends; a no-break space becomes a blank.
+            let plain: String =
+                text.chars().map(|c| if c.is_whitespace() && !c.is_ascii() { ' ' } else { c }).collect();
+            string(out, plain.trim());
         } else {
             string(out, text);
         }
@@ -172,6 +177,7 @@ pub(crate) fn inner(out: &mut String, text: &str) {
             b'\n' => out.push_str("\\n"),
             b'\r' => out.push_str("\\r"),
             b'\t' => out.push_str("\\t"),
+            // Control characters, vertical tab and form feed among them.
             _ => {}
         }
     }
@@ -209,6 +215,7 @@ mod tests {
         };
         check(Primitive::Text, "  TEST \"x\" ", r#""TEST \"x\"""#);
         check(Primitive::Text, " \u{1} ", "");
+        check(Primitive::Text, "a\u{a0}b\u{2028}", "\"a b\"");
         check(Primitive::Code, " a  b ", r#""a b""#);
         check(Primitive::Uri, "urn:oid:1.2", r#""urn:oid:1.2""#);
         check(Primitive::Uri, "not a uri", "");

@@ -4,6 +4,7 @@
 //! message never wipes what a rich one said; what one sender said later (by its own clock) wins, in whatever order its messages
 //! arrive; HL7's `""` empties a slot and the emptiness is remembered; applying a message twice changes nothing.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use uuid::Uuid;
 
@@ -58,7 +59,8 @@ pub enum Write {
 /// A piece of a resource in JSON, and where it goes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fragment {
-    /// Elements from the resource's root, parted by dots: `birthDate`, `period.end`, `_birthDate`.
+    /// Elements from the resource's root, parted by dots: `birthDate`, `period.end`, `_birthDate`. The type of a choice
+    /// stands after a slash: `value/Quantity` is `valueQuantity`, and no other type of `value[x]` is written beside it.
     pub path: Arc<str>,
     /// Whether `json` is the items of an array, parted by commas, to be appended to those of other slots.
     pub list: bool,
@@ -160,7 +162,7 @@ impl State {
             .slots
             .iter()
             .flat_map(|slot| &slot.fragments)
-            .map(|fragment| Arc::from(root(&fragment.path)))
+            .map(|fragment| Arc::from(&*root(&fragment.path)))
             .filter(|path: &Arc<str>| !elements.iter().any(|(name, _)| **name == **path))
             .collect();
         self.slots = elements
@@ -194,9 +196,10 @@ impl State {
             Write::Cleared => &[],
         };
         // What a whole write said of the same elements counts as this slot's past.
-        let roots: Vec<&str> = fragments.iter().map(|fragment| root(&fragment.path)).collect();
-        let whole =
-            |slot: &Slot| slot.name.strip_prefix(WHOLE).is_some_and(|element| roots.contains(&element));
+        let whole = |slot: &Slot| {
+            let element = slot.name.strip_prefix(WHOLE);
+            element.is_some_and(|element| fragments.iter().any(|fragment| says(&fragment.path, element)))
+        };
         if self.slots.iter().any(|slot| whole(slot) && (weak || !newer(stamp, message, slot))) {
             applied.skipped += 1;
             return;
@@ -238,7 +241,12 @@ impl State {
                 if known.fragments != slot.fragments {
                     applied.changed = true;
                     if slot.fragments.is_empty() {
-                        applied.cleared.extend(known.fragments.iter().map(|fragment| fragment.path.clone()));
+                        applied.cleared.extend(known.fragments.iter().map(|fragment| {
+                            match fragment.path.contains('/') {
+                                true => Arc::from(fragment.path.replace('/', "")),
+                                false => fragment.path.clone(),
+                            }
+                        }));
                     }
                 }
                 *known = slot;
@@ -259,7 +267,12 @@ impl State {
         for fragment in self.slots.iter().flat_map(|slot| &slot.fragments) {
             tree.insert(fragment);
         }
+        let valued = tree.children.iter().any(|(name, _)| *name == "value");
         for (name, node) in &tree.children {
+            // R4 invariant obs-6: a reason why there is no value stands only where there is none.
+            if valued && *name == "dataAbsentReason" {
+                continue;
+            }
             out.push(',');
             push_member(name, node, out);
         }
@@ -401,8 +414,23 @@ fn newer(stamp: &Stamp, message: Uuid, slot: &Slot) -> bool {
     slot.message == message || stamp.is_newer_than(&slot.stamp)
 }
 
-fn root(path: &str) -> &str {
-    path.split('.').next().unwrap_or(path)
+/// The element of the resource in which a fragment stands, as JSON names it.
+fn root(path: &str) -> Cow<'_, str> {
+    let first = path.split('.').next().unwrap_or(path);
+    match first.split_once('/') {
+        Some((name, of)) => Cow::Owned(format!("{name}{of}")),
+        None => Cow::Borrowed(first),
+    }
+}
+
+/// Whether a fragment says something of an element, as JSON names it: the same one, or another type of a choice.
+fn says(path: &str, element: &str) -> bool {
+    match path.split('.').next().unwrap_or(path).split_once('/') {
+        Some((name, _)) => {
+            element.strip_prefix(name).is_some_and(|of| of.starts_with(|c: char| c.is_ascii_uppercase()))
+        }
+        None => root(path) == element,
+    }
 }
 
 /// The family names in the items of a `name` array, folded.
@@ -421,6 +449,8 @@ fn families<'j>(items: impl Iterator<Item = &'j str>) -> Vec<String> {
 #[derive(Default)]
 struct Tree<'f> {
     children: Vec<(&'f str, Tree<'f>)>,
+    /// The type of a choice.
+    of: &'f str,
     value: Option<&'f str>,
     items: Vec<&'f str>,
 }
@@ -429,11 +459,15 @@ impl<'f> Tree<'f> {
     fn insert(&mut self, fragment: &'f Fragment) {
         let mut node = self;
         for name in fragment.path.split('.') {
+            let (name, of) = name.split_once('/').unwrap_or((name, ""));
             let index = node.children.iter().position(|(known, _)| *known == name).unwrap_or_else(|| {
                 node.children.push((name, Tree::default()));
                 node.children.len() - 1
             });
             node = &mut node.children[index].1;
+            if node.value.is_none() {
+                node.of = of;
+            }
         }
         if fragment.list {
             node.items.push(&fragment.json);
@@ -447,6 +481,7 @@ impl<'f> Tree<'f> {
 fn push_member(name: &str, node: &Tree<'_>, out: &mut String) {
     out.push('"');
     out.push_str(name);
+    out.push_str(node.of);
     out.push_str("\":");
     if let Some(value) = node.value {
         out.push_str(value);
@@ -684,6 +719,22 @@ mod tests {
         assert_eq!(body(&state), r#"{"gender":"male"}"#);
         state.apply(&sex("\"female\""), &stamp("a", 2, 2), message(2));
         assert!(!state.apply(&sex("\"other\""), &stamp("a", 1, 1), message(1)).changed);
+    }
+
+    #[test]
+    fn a_choice_has_one_type_and_a_value_needs_no_reason_for_its_absence() {
+        let mut state = State::default();
+        let slots = vec![
+            valued("obx/absent", 1, "dataAbsentReason", false, "{}"),
+            valued("obx/value", 2, "value/Quantity", false, "{\"value\":1}"),
+            valued("nte/value", 3, "value/String", false, "\"1\""),
+        ];
+        state.apply(&patient(Existing::Merge, slots), &stamp("a", 1, 1), message(1));
+        assert_eq!(body(&state), r#"{"valueQuantity":{"value":1}}"#);
+        let other = vec![cleared("obx/value", 2)];
+        let applied = state.apply(&patient(Existing::Merge, other), &stamp("a", 2, 2), message(2));
+        assert_eq!(applied.cleared, ["valueQuantity".into()]);
+        assert_eq!(body(&state), r#"{"valueString":"1"}"#);
     }
 
     #[test]

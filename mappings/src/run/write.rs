@@ -58,7 +58,7 @@ impl<'r> Run<'r> {
         let mut fragments = Vec::new();
         if count > 0 {
             let path = if slot.path.choice {
-                Arc::from(format!("{}{}", slot.path.text, self.suffix))
+                Arc::from(format!("{}/{}", slot.path.text, self.suffix))
             } else {
                 slot.path.text.clone()
             };
@@ -239,65 +239,20 @@ impl<'r> Run<'r> {
     }
 
     fn emit_one(&mut self, frame: &Frame<'r, '_>, node: &'r Node, sink: &mut Sink<'_>) -> Result<(), Halt> {
-        match &node.does {
-            Action::First(items) => {
-                let before = sink.count;
-                for item in items {
-                    self.emit(frame, *item, sink)?;
-                    if sink.count > before || !self.beside.is_empty() && sink.max == 1 {
-                        break;
-                    }
-                }
-                return Ok(());
+        let before = sink.count;
+        if self.delegate(frame, node, sink)? {
+            if sink.count > before {
+                self.written(node);
             }
-            Action::All(items) => {
-                for item in items {
-                    self.emit(frame, *item, sink)?;
-                }
-                return Ok(());
-            }
-            Action::Switch { on, cases, otherwise } => {
-                let selector = self.element(frame, *on);
-                let text = self.text_of_switch(frame, *on);
-                let found = cases
-                    .iter()
-                    .find(|(words, _)| text.as_deref().is_some_and(|t| words.iter().any(|w| **w == *t)));
-                if found.is_some() && !selector.is_absent() {
-                    self.marks.push(Mark {
-                        first: selector.first,
-                        end: selector.end,
-                        state: State::Selector,
-                    });
-                }
-                return match found.map(|(_, node)| *node).or(*otherwise) {
-                    Some(node) => self.emit(frame, node, sink),
-                    None => Ok(()),
-                };
-            }
-            Action::Refs { to, filter, max } => return self.write_refs(frame, to, *filter, *max, sink),
-            Action::Call { map, from, with, table, set } if set.is_empty() => {
-                let map = &self.code.maps[*map as usize];
-                if let MapBody::Node(body) = map.body {
-                    let Some(base) = self.base_of(frame, *from) else { return Ok(()) };
-                    let call = self.call(frame, with, table.as_ref());
-                    let inner = Frame { base, item: Item::Element(base), call: Some(&call), ..*frame };
-                    self.ignore(&map.ignore, &inner);
-                    return self.emit(&inner, body, sink);
-                }
-            }
-            _ => {}
+            return Ok(());
         }
         let (length, marks) = (sink.out.len(), self.marks.len());
         if sink.count > 0 {
             sink.out.push(',');
         }
-        let wrote = self.write(frame, node, sink.out);
-        match wrote {
+        match self.write(frame, node, sink.out) {
             Ok(true) => {
                 sink.count += 1;
-                if !node.suffix.is_empty() {
-                    self.suffix = node.suffix;
-                }
                 for extension in &node.extension {
                     let mut text = String::new();
                     let mut inner = Sink { out: &mut text, count: 0, max: u32::MAX };
@@ -306,16 +261,7 @@ impl<'r> Run<'r> {
                         push_part(&mut self.beside, &text);
                     }
                 }
-                if let Some(severity) = node.report {
-                    let path = self.last_path();
-                    self.issue(
-                        severity,
-                        "rule-used",
-                        path,
-                        &node.rule,
-                        "the value was taken by a rule that reports its use",
-                    );
-                }
+                self.written(node);
                 Ok(())
             }
             Ok(false) => {
@@ -329,6 +275,73 @@ impl<'r> Run<'r> {
                 sink.out.truncate(length);
                 Err(halt)
             }
+        }
+    }
+
+    /// Writes by another node, if that is what the node does.
+    fn delegate(&mut self, frame: &Frame<'r, '_>, node: &'r Node, sink: &mut Sink<'_>) -> Result<bool, Halt> {
+        match &node.does {
+            Action::First(items) => {
+                let before = sink.count;
+                for item in items {
+                    self.emit(frame, *item, sink)?;
+                    if sink.count > before || (!self.beside.is_empty() && sink.max == 1) {
+                        break;
+                    }
+                }
+            }
+            Action::All(items) => {
+                for item in items {
+                    self.emit(frame, *item, sink)?;
+                }
+            }
+            Action::Switch { on, cases, otherwise } => {
+                let selector = self.element(frame, *on);
+                let text = self.text_of_switch(frame, *on);
+                let is = |words: &[Box<str>]| {
+                    text.as_deref().is_some_and(|text| words.iter().any(|word| **word == *text))
+                };
+                let found = cases.iter().find(|(words, _)| is(words));
+                if found.is_some() && !selector.is_absent() {
+                    self.marks.push(Mark {
+                        first: selector.first,
+                        end: selector.end,
+                        state: State::Selector,
+                    });
+                }
+                if let Some(node) = found.map(|(_, node)| *node).or(*otherwise) {
+                    self.emit(frame, node, sink)?;
+                }
+            }
+            Action::Refs { to, filter, max } => self.write_refs(frame, to, *filter, *max, sink)?,
+            Action::Call { map, from, with, table, set } if set.is_empty() => {
+                let map = &self.code.maps[*map as usize];
+                let MapBody::Node(body) = map.body else { return Ok(false) };
+                let Some(base) = self.base_of(frame, *from) else { return Ok(true) };
+                let call = self.call(frame, with, table.as_ref());
+                let inner = Frame { base, item: Item::Element(base), call: Some(&call), ..*frame };
+                self.ignore(&map.ignore, &inner);
+                self.emit(&inner, body, sink)?;
+            }
+            _ => return Ok(false),
+        }
+        Ok(true)
+    }
+
+    /// What follows when a node has written something.
+    fn written(&mut self, node: &'r Node) {
+        if !node.suffix.is_empty() {
+            self.suffix = node.suffix;
+        }
+        if let Some(severity) = node.report {
+            let path = self.last_path();
+            self.issue(
+                severity,
+                "rule-used",
+                path,
+                &node.rule,
+                "the value was taken by a rule that reports its use",
+            );
         }
     }
 
@@ -809,7 +822,9 @@ impl<'r> Run<'r> {
                 Otherwise::Display => {
                     let Some(display) = display else { return Ok(None) };
                     out.push_str("{\"display\":");
-                    json::string(out, display.trim());
+                    if !json::primitive(out, Primitive::Text, &display) {
+                        return Ok(None);
+                    }
                     out.push('}');
                     self.carried += 1;
                     return Ok(Some(None));
@@ -1009,9 +1024,12 @@ fn write_reference(out: &mut String, kind: &str, id: Uuid, display: Option<&str>
     let mut buffer = Uuid::encode_buffer();
     out.push_str(id.hyphenated().encode_lower(&mut buffer));
     out.push('"');
-    if let Some(display) = display.map(str::trim).filter(|display| !display.is_empty()) {
+    if let Some(display) = display {
+        let before = out.len();
         out.push_str(",\"display\":");
-        json::string(out, display);
+        if !json::primitive(out, Primitive::Text, display) {
+            out.truncate(before);
+        }
     }
     out.push('}');
 }
