@@ -43,6 +43,7 @@ pub(crate) fn compile(files: &[Parsed], tables: Vec<Table>) -> Compiled {
         refs: HashMap::new(),
         resources: Vec::new(),
         file: "",
+        in_extension: false,
         mistakes: Vec::new(),
     };
     compiler.gather(files);
@@ -92,6 +93,8 @@ struct Compiler<'a> {
     /// Every `id:` of every mapping's resources.
     resources: Vec<&'a str>,
     file: &'a str,
+    /// Whether the next extension stands inside another.
+    in_extension: bool,
     mistakes: Vec<FileMistake>,
 }
 

@@ -43,8 +43,9 @@ impl Want {
 impl<'a> Compiler<'a> {
     /// Compiles one rule, with everything around its producer.
     pub(super) fn rule(&mut self, env: &Env<'a>, rule: &'a Rule, want: &Want, name: &str) -> NodeId {
-        let when = rule.when.as_ref().map(|formula| self.condition(env, formula));
         let (env, each) = self.item(env, rule.each.as_ref());
+        // With `each:`, a condition is about the item.
+        let when = rule.when.as_ref().map(|formula| self.condition(&env, formula));
         let env = &env;
         let extends = rule.url.is_some();
         let (does, suffix) = if extends {
@@ -112,7 +113,9 @@ impl<'a> Compiler<'a> {
 
     fn extension_action(&mut self, env: &Env<'a>, rule: &'a Rule, name: &str) -> Action {
         let short = rule.url.as_ref().map_or("", |url| url.text.as_str());
-        let full = if short.contains(':') {
+        // Inside an extension a short name is the whole URL (FHIR R4, Extension.url).
+        let nested = std::mem::take(&mut self.in_extension);
+        let full = if nested || short.contains(':') {
             short.to_owned()
         } else {
             format!("http://hl7.org/fhir/StructureDefinition/{short}")
@@ -141,8 +144,13 @@ impl<'a> Compiler<'a> {
                 suffix,
             }))
         };
-        let nested = self.extensions(env, &rule.extension, name);
-        Action::Extension { url: url.into(), value, nested }
+        let mut inner = Vec::new();
+        for rule in &rule.extension {
+            self.in_extension = true;
+            inner.extend(self.extensions(env, std::slice::from_ref(rule), name));
+        }
+        self.in_extension = false;
+        Action::Extension { url: url.into(), value, nested: inner }
     }
 
     /// The type that a rule writes, by `as:` or by what it does; `None` where its items or its map decide.

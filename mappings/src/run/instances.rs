@@ -120,7 +120,8 @@ impl<'r> Run<'r> {
             return smallvec::smallvec![anchor];
         }
         if part.groups.is_empty() {
-            return self.near(frame.group, part.segment);
+            // A part stands in the group of its resource: the NTE of an order is none of its results'.
+            return self.inside(frame.group, part.segment, 2);
         }
         let structure = self.groups.structure();
         let Some(inner) = structure.group_in(self.groups.group(frame.group), &part.groups) else {

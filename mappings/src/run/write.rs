@@ -155,22 +155,20 @@ impl<'r> Run<'r> {
         if sink.count >= sink.max {
             return Ok(());
         }
-        if let Some(when) = node.when
-            && !self.holds(frame, when)
-        {
+        let Some(each) = node.each else {
+            if node.when.is_none_or(|when| self.holds(frame, when)) {
+                self.emit_guarded(frame, node, sink)?;
+            }
             return Ok(());
-        }
-        match node.each {
-            None => self.emit_guarded(frame, node, sink),
-            Some(each) => {
-                for item in self.items(frame, each) {
-                    self.step()?;
-                    let frame = Frame { item, ..*frame };
-                    self.emit_guarded(&frame, node, sink)?;
-                }
-                Ok(())
+        };
+        for item in self.items(frame, each) {
+            self.step()?;
+            let frame = Frame { item, ..*frame };
+            if node.when.is_none_or(|when| self.holds(&frame, when)) {
+                self.emit_guarded(&frame, node, sink)?;
             }
         }
+        Ok(())
     }
 
     /// Writes a node, and what its rule says instead if a value in it cannot be read.
@@ -713,7 +711,10 @@ impl<'r> Run<'r> {
                 for index in 0..self.instances.len() {
                     self.step()?;
                     let instance = &self.instances[index];
-                    if instance.left_out || written >= max || sink.count >= sink.max {
+                    // A resource is not among those that it is about.
+                    let own =
+                        frame.owner.is_some_and(|owner| self.entries[owner].contribution.id == instance.id);
+                    if own || instance.left_out || written >= max || sink.count >= sink.max {
                         continue;
                     }
                     let (kind, id) = (self.mapping.resources[instance.def].kind, instance.id);
@@ -725,7 +726,16 @@ impl<'r> Run<'r> {
                 let Some(def) = self.mapping.refs.get(usize::from(*name)).copied().flatten() else {
                     return Ok(());
                 };
-                for index in self.related(frame.group, def) {
+                let mut related = self.related(frame.group, def);
+                // A map on a segment means the resource of that segment, where there is one.
+                if let Some(anchor) = frame.anchor
+                    && let Some(own) =
+                        related.iter().copied().find(|index| self.instances[*index].anchor == Some(anchor))
+                    && max == 1
+                {
+                    related = smallvec::smallvec![own];
+                }
+                for index in related {
                     self.step()?;
                     if self.instances[index].left_out || written >= max || sink.count >= sink.max {
                         continue;
