@@ -43,14 +43,19 @@ struct Line {
 }
 
 impl Line {
-    /// Whether the other side has neither closed nor said anything since the last answer. Where no answer is awaited, what
-    /// it says is thrown away.
-    fn is_silent(&mut self, wait_for: WaitFor) -> bool {
-        let mut unread = [0; 4096];
+    /// Whether a new question can be asked: the other side has not closed, and whatever it said since the last answer (an
+    /// application acknowledgement that nobody waits for, say) was whole and is thrown away.
+    fn is_usable(&mut self) -> bool {
         loop {
-            match self.wire.read(&mut unread).now_or_never() {
-                None => return self.decoder.next(Edge::More).is_none() && !self.decoder.is_within(),
-                Some(Ok(count)) if count > 0 && wait_for == WaitFor::Nothing => {}
+            while let Some(piece) = self.decoder.next(Edge::More) {
+                if !matches!(piece, Piece::Frame(_)) {
+                    return false;
+                }
+            }
+            self.decoder.buffer().reserve(1024);
+            match self.wire.read_buf(self.decoder.buffer()).now_or_never() {
+                None => return !self.decoder.is_within(),
+                Some(Ok(count)) if count > 0 => {}
                 Some(_) => return false,
             }
         }
@@ -70,7 +75,7 @@ impl MllpDestination {
         MllpDestination { config, permits, idle: Mutex::new(Vec::new()) }
     }
 
-    /// A connection that is silent, as one must be between messages, or a new one.
+    /// A kept connection, or a new one.
     async fn line(&self) -> Result<Line, DeliverError> {
         // Lets the runtime look at its sockets, so that what has arrived is seen.
         tokio::task::yield_now().await;
@@ -79,10 +84,9 @@ impl MllpDestination {
             match idle {
                 None => break,
                 Some(mut line) => {
-                    if line.is_silent(self.config.wait_for) {
+                    if line.is_usable() {
                         return Ok(line);
                     }
-                    // Closed by the other side, or a late answer: either way not one to ask a new question on.
                 }
             }
         }

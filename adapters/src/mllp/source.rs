@@ -183,6 +183,12 @@ async fn connection(stream: TcpStream, peer: SocketAddr, guard: OpenGuard) {
     };
     match ended.await {
         Ok(()) => tracing::debug!(source = %shared.name, %peer, "connection ended"),
+        // Load balancers probe so, every few seconds.
+        Err(error)
+            if matches!(error.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset) =>
+        {
+            tracing::debug!(source = %shared.name, %peer, %error, "connection broke");
+        }
         Err(error) => tracing::info!(source = %shared.name, %peer, %error, "connection broke"),
     }
 }

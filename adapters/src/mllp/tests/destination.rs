@@ -146,30 +146,41 @@ async fn an_answer_that_came_too_late_does_not_settle_the_next_message() {
 }
 
 #[tokio::test]
-async fn a_connection_that_spoke_or_closed_between_messages_is_replaced() {
+async fn what_is_said_between_messages_is_thrown_away_if_it_is_whole() {
     let pair = Pair::new("").await;
-    for disturb in ["close", "late answer"] {
-        let mut peers = Vec::new();
-        for id in ["TEST1", "TEST2"] {
-            let outgoing = outgoing(id);
-            let (delivered, mut peer) = within(async {
-                tokio::join!(pair.destination.deliver(&outgoing), async {
-                    let mut peer = pair.accept().await;
-                    peer.next().await.expect("a message");
-                    peer.send(&ack("AA", id)).await;
-                    peer
-                })
-            })
-            .await;
-            assert_eq!(delivered, receipt("MSA-1 AA"), "{disturb} {id}");
-            match disturb {
-                "close" => drop(peer),
-                _ => {
-                    peer.send(&ack("AE", "TEST2")).await;
-                    peers.push(peer);
-                }
-            }
+    let mut answers = [ack("CA", "TEST0"), ack("AA", "TEST0"), ack("AE", "TEST1")].concat();
+    let (first, mut peer) = within(async {
+        let outgoing = outgoing("TEST0");
+        tokio::join!(pair.destination.deliver(&outgoing), async {
+            let mut peer = pair.accept().await;
+            peer.next().await.expect("a message");
+            peer.send(&answers).await;
+            peer
+        })
+    })
+    .await;
+    assert_eq!(first, receipt("MSA-1 CA"));
+    assert_eq!(pair.deliver(&mut peer, "TEST1", &ack("AA", "TEST1")).await, receipt("MSA-1 AA"));
+    // Half an answer, or noise, or the end: the connection is replaced.
+    for disturb in [&ack("AA", "TEST2")[..9], b"noise", b""] {
+        answers = ack("AA", "TEST2");
+        answers.extend_from_slice(disturb);
+        assert_eq!(pair.deliver(&mut peer, "TEST2", &answers).await, receipt("MSA-1 AA"));
+        if disturb.is_empty() {
+            peer.stream.shutdown().await.expect("open");
         }
+        let outgoing = outgoing("TEST3");
+        let (next, replaced) = within(async {
+            tokio::join!(pair.destination.deliver(&outgoing), async {
+                let mut peer = pair.accept().await;
+                peer.next().await.expect("a message");
+                peer.send(&ack("AA", "TEST3")).await;
+                peer
+            })
+        })
+        .await;
+        assert_eq!(next, receipt("MSA-1 AA"));
+        peer = replaced;
     }
 }
 
