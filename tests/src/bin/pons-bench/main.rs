@@ -1,6 +1,6 @@
 //! Figures, each beside a floor that is measured in the same run: the least that the same machine needs for the same job.
 //!
-//! `cargo run --release -p tests --bin pons-bench -- parse|ack|end-to-end|memory|start|all`. Wall time moves with whatever
+//! `cargo run --release -p tests --bin pons-bench -- parse|map|ack|end-to-end|memory|start|all`. Wall time moves with whatever
 //! else the machine does, so processor time, allocations, rows and WAL bytes a message stand beside it.
 
 #![expect(clippy::print_stdout, reason = "a command for people")]
@@ -26,6 +26,8 @@ struct Arguments {
 enum What {
     /// Reading HL7 v2; floor: one pass of memchr that visits every separator
     Parse,
+    /// Mapping to FHIR; floor: reading the message and serializing the same Bundle with serde_json
+    Map,
     /// Durable acknowledgements; floor: an MLLP echo that group-commits one row a message into the same database
     Ack(ack::Arguments),
     /// MLLP to PostgreSQL to RabbitMQ to a webhook: rate, latencies, cost; nothing may be lost
@@ -60,12 +62,14 @@ impl Sort {
 async fn main() -> Result<()> {
     match Arguments::parse().what {
         What::Parse => micro::parse(),
+        What::Map => micro::map()?,
         What::Ack(arguments) => ack::run(&arguments).await?,
         What::EndToEnd(arguments) => end_to_end::run(&arguments).await?,
         What::Memory => start::memory().await?,
         What::Start => start::start().await?,
         What::All => {
             micro::parse();
+            micro::map()?;
             start::start().await?;
             start::memory().await?;
             ack::run(&ack::Arguments::default()).await?;

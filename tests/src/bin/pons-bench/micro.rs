@@ -1,6 +1,9 @@
-//! Functions of their input, measured in this process.
+//! Parse and map: functions of their input, measured in this process.
 
 use crate::Sort;
+use anyhow::{Context as _, Result};
+use mappings::{Catalog, Context, map_by};
+use schemas::hl7v2::time::Zone;
 use schemas::hl7v2::{Limits, Message};
 use std::hint::black_box;
 use std::time::Instant;
@@ -104,5 +107,53 @@ pub(crate) fn parse() {
             },
         );
         show(&format!("parse {} ({} bytes)", name(sort), text.len()), &subject, &floor, ratio);
+    }
+}
+
+/// Prints what mapping costs, from the text of a message to the text of its Bundle.
+///
+/// # Errors
+/// When a message is not mapped.
+pub(crate) fn map() -> Result<()> {
+    let limits = Limits::default();
+    let catalog = Catalog::builtin();
+    for sort in [Sort::Admit, Sort::Result] {
+        let text = text(sort);
+        let message = Message::parse(&text, &limits).ok().context("our messages can be read")?;
+        let program =
+            catalog.program_of(&message).with_context(|| format!("no mapping takes {}", name(sort)))?;
+        let map = || {
+            let message = Message::parse(black_box(&text), &limits).ok()?;
+            map_by(program, &message, &context()).ok()
+        };
+        let bundle = map().with_context(|| format!("{} is not mapped", name(sort)))?.bundle;
+        let value: serde_json::Value = serde_json::from_str(&bundle).context("a Bundle is JSON")?;
+        let entries = value["entry"].as_array().map_or(0, Vec::len);
+        let (subject, floor, ratio) = against(
+            || {
+                black_box(map());
+            },
+            || {
+                black_box(Message::parse(black_box(&text), &limits).is_ok());
+                black_box(serde_json::to_vec(black_box(&value)).is_ok());
+            },
+        );
+        let what = format!("map {} to {entries} entries of {} bytes", name(sort), bundle.len());
+        show(&what, &subject, &floor, ratio);
+    }
+    Ok(())
+}
+
+fn context() -> Context<'static> {
+    Context {
+        message_id: uuid::Uuid::from_u128(1),
+        received_at: jiff::Timestamp::UNIX_EPOCH,
+        seq: 1,
+        sender: "genhosp".into(),
+        authority: "genhosp".into(),
+        zone: Zone::UTC,
+        namespace: uuid::Uuid::from_u128(2),
+        systems: &[],
+        options: &[],
     }
 }
