@@ -395,14 +395,14 @@ fn segments() -> Vec<Row> {
             "a message that goes on in another",
             cr(&[MSH, PID, "OBX|1|TX|||first ha", "ADD", "DSC|ptr|F"]),
             [Taken(&[("OBX-5", Is("first ha")), ("DSC-1", Is("ptr"))])],
-            &["no-fields"],
+            &["no-fields", "part-of-message"],
             "2.5.1 section 2.10.2: ADD without fields marks that the segment goes on",
         ),
         row(
             "the message that goes on",
             cr(&[&format!("{MSH}||ptr"), "ADD|lf||||F"]),
             [Taken(&[("MSH-14", Is("ptr")), ("ADD-1", Is("lf"))])],
-            &[],
+            &["part-of-message"],
             "2.5.1 section 2.10.2",
         ),
         row(

@@ -6,11 +6,12 @@
 //! Invariant: nothing of a message is dropped without a word, and no reader here panics, whatever the bytes are.
 
 pub mod charset;
-mod continuation;
+pub mod continuation;
 pub mod definitions;
 pub mod element;
 pub mod emit;
 pub mod escape;
+pub mod file;
 mod findings;
 pub mod grammar;
 pub mod header;

@@ -3,6 +3,7 @@
 //! The text is taken in blocks of 64 bytes; each block becomes a mask of the bytes that are separators or control
 //! characters (a form that the compiler turns into vector instructions), and only those are looked at one by one.
 
+use super::continuation;
 use super::escape::{self, Oddity};
 use super::findings::Findings;
 use super::header;
@@ -67,9 +68,10 @@ pub(crate) fn message<'t>(text: &'t str, limits: &Limits) -> Result<Message<'t>,
     scan.leaves.push(one(start + 3, start + 4, 1));
     scan.leaves.push(one(start + 4, start + 4 + encoding_end, 2));
     scan.run()?;
-    let Scan { segments, leaves, findings, .. } = scan;
+    let Scan { segments, leaves, mut findings, .. } = scan;
     let mut message = Message { text, separators, segments, leaves, issues: Vec::new() };
-    let findings = escapes(&message, start + 4 + encoding_end, findings);
+    parts(&message, &mut findings);
+    escapes(&message, start + 4 + encoding_end, &mut findings);
     message.issues = findings.into_issues();
     Ok(message)
 }
@@ -111,11 +113,26 @@ fn begin(text: &str, findings: &mut Findings) -> Result<usize, Unreadable> {
     Ok(start)
 }
 
+/// Reports a message that is not whole: it goes on in another, or goes on with one sent before.
+fn parts(message: &Message<'_>, findings: &mut Findings) {
+    if continuation::goes_on(message).is_some() {
+        let text = "the message goes on in another one: this is only a part of it";
+        findings.note(Severity::Error, "part-of-message", "DSC-1", text);
+    }
+    if message.field(0, 14).first_leaf(message).is_some() {
+        // A pointer alone may be a habit of the sender; the rest of a broken segment is none.
+        let broken = message.segments.get(1).is_some_and(|segment| segment.name == SegmentName::of("ADD"));
+        let severity = if broken { Severity::Error } else { Severity::Warning };
+        let text = "the message says that it goes on with one sent before";
+        findings.note(severity, "part-of-message", "MSH-14", text);
+    }
+}
+
 /// Reports escape sequences that are kept as text. `from` is where MSH-2 ends.
-fn escapes(message: &Message<'_>, from: usize, mut findings: Findings) -> Findings {
-    let Some(escape) = message.separators.escape else { return findings };
+fn escapes(message: &Message<'_>, from: usize, findings: &mut Findings) {
+    let Some(escape) = message.separators.escape else { return };
     if memchr::memchr(escape, &message.text.as_bytes()[from..]).is_none() {
-        return findings;
+        return;
     }
     for leaf in 2..message.leaves.len() {
         match escape::oddity(message.raw(leaf), &message.separators) {
@@ -130,7 +147,6 @@ fn escapes(message: &Message<'_>, from: usize, mut findings: Findings) -> Findin
             }
         }
     }
-    findings
 }
 
 struct Scan<'t, 'l> {
