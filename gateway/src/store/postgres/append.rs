@@ -12,7 +12,8 @@ use std::fmt::Write;
 use std::sync::{Arc, Mutex, PoisonError};
 use uuid::Uuid;
 
-/// Inserts what no earlier row resembles; answers the earlier rows of the others, whose bytes then decide.
+/// Inserts what no earlier row resembles; answers the earlier rows of the others, whose bytes then decide. `OFFSET 0` keeps the lookup a
+/// lookup for each row: turned into a join it reads all of the week once it is planned on an empty day.
 const INSERT: &str = "
 WITH new AS MATERIALIZED (
     SELECT * FROM unnest($1::uuid[], $2::bigint[], $3::bigint[], $4::bigint[], $5::smallint[], $6::boolean[], $7::text[], $8::text[],
@@ -22,7 +23,9 @@ WITH new AS MATERIALIZED (
          rejected, context, bytes, lanes, size)
 ), earlier AS MATERIALIZED (
     SELECT new.seq AS new_seq, m.id, m.received_us, m.sender, m.control_id, m.rejected, m.bytes
-    FROM new JOIN message m ON m.repeat_hash = new.repeat_hash AND m.id >= $19
+    FROM new CROSS JOIN LATERAL (
+        SELECT * FROM message WHERE message.repeat_hash = new.repeat_hash AND message.id >= $19 OFFSET 0
+    ) AS m
 ), written AS (
     INSERT INTO message (id, seq, received_us, repeat_hash, format, reused, sender, source, control_id, message_type, version, keys,
         patient_hashes, rejected, context, bytes)

@@ -87,6 +87,8 @@ impl Postgres {
             ("enable_seqscan", "off"),
             ("enable_hashjoin", "off"),
             ("enable_mergejoin", "off"),
+            ("enable_bitmapscan", "off"),
+            ("enable_material", "off"),
             ("statement_timeout", "60s"),
         ]);
         let pool = |connections| {
