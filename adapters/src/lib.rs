@@ -217,6 +217,10 @@ pub struct Outgoing {
     pub attempt: u32,
     /// The event as FHIR: a Bundle in JSON, its identifier the delivery id.
     pub bundle: bytes::Bytes,
+    /// The whole event as a CloudEvents 1.0 envelope in JSON, its `data` the Bundle.
+    pub event: bytes::Bytes,
+    /// The event number of an earlier delivery of the same patient that was given up and is passed by this one.
+    pub passes: Option<i64>,
     /// The message as it was received, for destinations that pass it on unchanged.
     pub original: bytes::Bytes,
     /// W3C trace context of the delivery, if it is traced.

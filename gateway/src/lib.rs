@@ -2,6 +2,7 @@
 
 pub mod bus;
 pub mod config;
+pub mod deliver;
 pub mod ingest;
 pub mod lifecycle;
 pub mod normalize;

@@ -4,6 +4,7 @@
 //! recovery never invents a destination.
 
 pub mod policy;
+pub mod publish;
 pub mod topics;
 
 use crate::config::Subscription;

@@ -1,0 +1,596 @@
+//! The deliverer of one subscription: carries out what the window says, with the store, the bus and the destination.
+//!
+//! One loop owns the window; everything that takes time is a task whose end comes back to the loop. Invariant: after the
+//! lease is lost, or may be, no attempt begins, and whatever is still written carries the old fence.
+
+use super::window::{Batch, Ended, Names, ToTry, Window};
+use super::{Counters, Routed, Services, Settings, Subscription};
+use crate::bus::{BusError, Consumer, Taken, random};
+use crate::chain;
+use crate::lifecycle::Outcome;
+use crate::route::policy::{self, Decision};
+use crate::route::publish::bundle_in;
+use crate::store::{Content, DeliveryChange, Lease, OpenDelivery, StoreError};
+use adapters::{DeliverError, Destination, Outgoing};
+use futures_util::FutureExt;
+use jiff::Timestamp;
+use schemas::message::MessageId;
+use std::collections::HashMap;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio_util::sync::CancellationToken;
+
+/// How often time is looked at when nothing else happens.
+const TICK: Duration = Duration::from_millis(250);
+/// The pause after the store or the bus was found away.
+const PAUSE: Duration = Duration::from_millis(500);
+/// The shortest pause between two readings of what is open.
+const READ_PAUSE_MIN: Duration = Duration::from_millis(5);
+/// Batches at the bus at once.
+const PUBLISHING_MAX: usize = 2;
+/// How many events are taken in before the next steps are decided.
+const TAKEN_MAX: usize = 256;
+
+/// Delivers a subscription for as long as the process runs: waits for its lease, works, waits again when it is lost.
+/// Ends soon after `stop` is cancelled, with the attempts under way finished and written, and the lease given back.
+pub async fn run(
+    subscription: Subscription,
+    services: Services,
+    mut feed: mpsc::Receiver<Routed>,
+    stop: CancellationToken,
+) {
+    let name = format!("subscription:{}", subscription.name);
+    let names = [name];
+    while let Some(lease) = acquire(&subscription.settings, &services, &names, &mut feed, &stop).await {
+        tracing::info!(subscription = %subscription.name, fence = lease.fence, "deliverer begins");
+        Counters::set(&subscription.counters.leading, 1);
+        let end = Tenure::new(&subscription, &services, lease).work(&mut feed, &stop).await;
+        Counters::set(&subscription.counters.leading, 0);
+        tracing::info!(subscription = %subscription.name, end = ?end, "deliverer ends");
+        if end == End::Stopped {
+            if let Err(error) = services.store.release(services.replica, &names).await {
+                tracing::debug!(%error, "lease not given back, it runs out by itself");
+            }
+            return;
+        }
+    }
+}
+
+/// Waits for the lease; `None` when the process stops.
+async fn acquire(
+    settings: &Settings,
+    services: &Services,
+    names: &[String],
+    feed: &mut mpsc::Receiver<Routed>,
+    stop: &CancellationToken,
+) -> Option<Lease> {
+    let mut fed = true;
+    loop {
+        match services.store.lease(services.replica, names, settings.lease_ttl).await {
+            Ok(leases) => {
+                if let Some(lease) = leases.into_iter().next() {
+                    return (!stop.is_cancelled()).then_some(lease);
+                }
+            }
+            Err(error) => tracing::warn!(%error, "lease not to be had"),
+        }
+        let mut pause = std::pin::pin!(sleep(settings.lease_ttl / 4));
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return None,
+                () = &mut pause => break,
+                // Whoever holds the lease reads it from the store.
+                routed = feed.recv(), if fed => fed = routed.is_some(),
+            }
+        }
+    }
+}
+
+/// Why a tenure ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    /// The process stops; everything is written.
+    Stopped,
+    /// The lease is another's, or nobody can say.
+    Lost,
+}
+
+/// What a task of the loop came back with.
+enum Done {
+    Connected(Result<(Box<dyn Consumer>, String), String>),
+    Published(Vec<(i64, Result<(), BusError>)>),
+    Tried(i64, Ended),
+    Wrote(Batch, Result<(), StoreError>),
+    Read { rows: Result<Vec<OpenDelivery>, StoreError>, limit: usize },
+    Fetched { wanted: Vec<i64>, contents: Result<HashMap<(MessageId, u32), Content>, StoreError> },
+    Renewed(Instant, Result<bool, StoreError>),
+}
+
+/// From taking the lease to losing it.
+struct Tenure<'a> {
+    subscription: &'a Subscription,
+    services: &'a Services,
+    settings: &'a Settings,
+    lease: Arc<Lease>,
+    window: Window,
+    tasks: JoinSet<Done>,
+    consumer: Option<Box<dyn Consumer>>,
+    epoch: Option<String>,
+    connecting: bool,
+    connect_at: Instant,
+    publishing: usize,
+    publish_at: Instant,
+    writing: bool,
+    write_at: Instant,
+    /// A batch that the store did not take, to be written again before anything else.
+    unwritten: Option<Batch>,
+    reading: bool,
+    read_at: Instant,
+    read_pause: Duration,
+    /// Whether the first reading, of what was open before, is done.
+    taken_over: bool,
+    rescan_at: Instant,
+    fetching: bool,
+    fetch_at: Instant,
+    renewing: bool,
+    renew_at: Instant,
+    /// Until when the lease is certainly ours.
+    ours_until: Instant,
+    stopping: Option<Instant>,
+    end: Option<End>,
+}
+
+impl<'a> Tenure<'a> {
+    fn new(subscription: &'a Subscription, services: &'a Services, lease: Lease) -> Self {
+        let now = Instant::now();
+        let settings = &subscription.settings;
+        let names = Names {
+            installation: Arc::clone(&services.installation),
+            subscription: Arc::clone(&subscription.name),
+        };
+        Tenure {
+            window: Window::new(
+                settings.clone(),
+                Arc::clone(&subscription.counters),
+                names,
+                subscription.destination.needs_original(),
+                lease.fence,
+            ),
+            subscription,
+            services,
+            settings,
+            lease: Arc::new(lease),
+            tasks: JoinSet::new(),
+            consumer: None,
+            epoch: None,
+            connecting: false,
+            connect_at: now,
+            publishing: 0,
+            publish_at: now,
+            writing: false,
+            write_at: now,
+            unwritten: None,
+            reading: false,
+            read_at: now,
+            read_pause: READ_PAUSE_MIN,
+            taken_over: false,
+            rescan_at: now + settings.rescan,
+            fetching: false,
+            fetch_at: now,
+            renewing: false,
+            renew_at: now + settings.lease_ttl / 3,
+            ours_until: now + settings.lease_ttl.mul_f64(0.8),
+            stopping: None,
+            end: None,
+        }
+    }
+
+    async fn work(mut self, feed: &mut mpsc::Receiver<Routed>, stop: &CancellationToken) -> End {
+        let mut next_tick = Instant::now() + TICK;
+        let mut fed = true;
+        loop {
+            self.step(Instant::now()).await;
+            if let Some(end) = self.end {
+                return end;
+            }
+            let wake = self.window.wakes_at().map_or(next_tick, |at| at.min(next_tick));
+            tokio::select! {
+                () = stop.cancelled(), if self.stopping.is_none() => {
+                    self.stopping = Some(Instant::now() + self.settings.grace);
+                }
+                Some(done) = self.tasks.join_next(), if !self.tasks.is_empty() => {
+                    self.done(done);
+                    while let Some(done) = self.tasks.try_join_next() {
+                        self.done(done);
+                    }
+                }
+                taken = next(&mut self.consumer) => self.taken(taken),
+                routed = feed.recv(), if fed => match routed {
+                    Some(routed) => {
+                        self.window.routed(routed);
+                        while let Ok(routed) = feed.try_recv() {
+                            self.window.routed(routed);
+                        }
+                    }
+                    None => fed = false,
+                },
+                () = sleep_until(wake) => {}
+            }
+            let now = Instant::now();
+            if now >= next_tick {
+                self.window.tick(now);
+                self.window.report();
+                self.flush().await;
+                next_tick = now + TICK;
+            }
+        }
+    }
+
+    /// Decides what happens next, and sets it off.
+    async fn step(&mut self, now: Instant) {
+        if now >= self.ours_until {
+            self.end = Some(End::Lost);
+            return;
+        }
+        self.renew(now);
+        self.window.wake(now);
+        match self.stopping {
+            None => {
+                self.connect(now);
+                self.read(now);
+                self.fetch(now);
+                self.publish(now);
+                for trying in self.window.startable_now(now) {
+                    self.attempt(trying);
+                }
+            }
+            Some(until) => {
+                let written = !self.writing && self.unwritten.is_none() && !self.window.has_changes();
+                if (self.window.in_flight() == 0 && written) || now >= until {
+                    self.settle().await;
+                    self.flush().await;
+                    self.end = Some(End::Stopped);
+                    return;
+                }
+            }
+        }
+        self.write(now);
+        self.settle().await;
+    }
+
+    // ---- setting off ----
+
+    fn renew(&mut self, now: Instant) {
+        if self.renewing || now < self.renew_at {
+            return;
+        }
+        self.renewing = true;
+        let (store, replica) = (Arc::clone(&self.services.store), self.services.replica);
+        let (lease, ttl) = (Arc::clone(&self.lease), self.settings.lease_ttl);
+        self.tasks.spawn(async move {
+            let held = store.lease(replica, std::slice::from_ref(&lease.name), ttl).await;
+            Done::Renewed(now, held.map(|held| held.contains(&lease)))
+        });
+    }
+
+    fn connect(&mut self, now: Instant) {
+        if self.consumer.is_some() || self.connecting || now < self.connect_at {
+            return;
+        }
+        self.connecting = true;
+        let (bus, watch) = (Arc::clone(&self.services.bus), Arc::clone(&self.services.watch));
+        let name = Arc::clone(&self.subscription.name);
+        let window = u16::try_from(self.settings.window).unwrap_or(u16::MAX);
+        self.tasks.spawn(async move {
+            let connected = async {
+                let epoch = watch.look().await.map_err(|error| chain(&error))?;
+                bus.declare(&name).await.map_err(|error| chain(&error))?;
+                let consumer = bus.consume(&name, window).await.map_err(|error| chain(&error))?;
+                Ok((consumer, epoch))
+            };
+            Done::Connected(connected.await)
+        });
+    }
+
+    fn read(&mut self, now: Instant) {
+        if self.reading || now < self.read_at {
+            return;
+        }
+        let (after, limit) = if now >= self.rescan_at {
+            self.rescan_at = now + self.settings.rescan;
+            (0, self.settings.window)
+        } else {
+            let limit = self.window.room();
+            let due = self.window.has_gap() || limit >= self.settings.window / 2;
+            if limit == 0 || !due {
+                return;
+            }
+            (self.window.cursor(), limit)
+        };
+        self.reading = true;
+        let (store, name) = (Arc::clone(&self.services.store), Arc::clone(&self.subscription.name));
+        self.tasks.spawn(async move {
+            let rows = store.open_deliveries(&name, after, limit).await;
+            Done::Read { rows, limit }
+        });
+    }
+
+    fn fetch(&mut self, now: Instant) {
+        if self.fetching || now < self.fetch_at {
+            return;
+        }
+        let wanted = self.window.wanted(self.settings.batch);
+        if wanted.is_empty() {
+            return;
+        }
+        self.fetching = true;
+        let store = Arc::clone(&self.services.store);
+        self.tasks.spawn(async move {
+            let of: Vec<(MessageId, u32)> =
+                wanted.iter().map(|(_, message, revision)| (*message, *revision)).collect();
+            let contents = store.contents(&of).await;
+            Done::Fetched { wanted: wanted.into_iter().map(|(number, ..)| number).collect(), contents }
+        });
+    }
+
+    fn publish(&mut self, now: Instant) {
+        while self.consumer.is_some() && self.publishing < PUBLISHING_MAX && now >= self.publish_at {
+            let batch = self.window.publishable(self.settings.batch);
+            if batch.is_empty() {
+                return;
+            }
+            self.publishing += 1;
+            let bus = Arc::clone(&self.services.bus);
+            let (numbers, envelopes): (Vec<i64>, Vec<_>) = batch.into_iter().unzip();
+            self.tasks.spawn(async move {
+                let results = bus.publish(envelopes).await;
+                Done::Published(numbers.into_iter().zip(results).collect())
+            });
+        }
+    }
+
+    fn attempt(&mut self, trying: ToTry) {
+        Counters::add(&self.subscription.counters.attempts, 1);
+        let destination = Arc::clone(&self.subscription.destination);
+        let name = Arc::clone(&self.subscription.name);
+        let wait_max = self.settings.attempt_wait_max;
+        self.tasks.spawn(async move {
+            let number = trying.number;
+            Done::Tried(number, attempt(&*destination, name, trying, wait_max).await)
+        });
+    }
+
+    fn write(&mut self, now: Instant) {
+        if self.writing || now < self.write_at {
+            return;
+        }
+        let batch = match self.unwritten.take() {
+            Some(batch) => batch,
+            None => self.window.take_changes(self.settings.batch * 4, now),
+        };
+        if batch.changes.is_empty() {
+            return;
+        }
+        self.writing = true;
+        let (store, lease) = (Arc::clone(&self.services.store), Arc::clone(&self.lease));
+        self.tasks.spawn(async move {
+            let changes: Vec<DeliveryChange> = batch.changes.clone();
+            let result = store.change_deliveries(&lease, changes).await;
+            Done::Wrote(batch, result)
+        });
+    }
+
+    async fn settle(&mut self) {
+        let tickets = self.window.take_settled();
+        if !tickets.is_empty() {
+            self.tell(&tickets).await;
+        }
+    }
+
+    /// Settles on the bus what it holds back.
+    async fn flush(&mut self) {
+        self.tell(&[]).await;
+    }
+
+    async fn tell(&mut self, tickets: &[crate::bus::Ticket]) {
+        if let Some(consumer) = &mut self.consumer
+            && let Err(error) = consumer.settle(tickets).await
+        {
+            self.disconnected(&error);
+        }
+    }
+
+    // ---- coming back ----
+
+    fn done(&mut self, done: Result<Done, tokio::task::JoinError>) {
+        let now = Instant::now();
+        match done {
+            Ok(Done::Connected(connected)) => self.connected(connected, now),
+            Ok(Done::Published(results)) => {
+                self.publishing -= 1;
+                let count = results.iter().filter(|(_, result)| result.is_err()).count();
+                Counters::add(&self.subscription.counters.unpublished, count as u64);
+                let away = results.iter().any(|(_, result)| matches!(result, Err(BusError::Away(_))));
+                if !self.window.published(results, now) {
+                    self.publish_at = now + PAUSE;
+                }
+                if away {
+                    self.disconnected(&BusError::away("publishing failed"));
+                }
+            }
+            Ok(Done::Tried(number, ended)) => self.window.ended(number, ended, now, random()),
+            Ok(Done::Wrote(batch, result)) => self.wrote(batch, result, now),
+            Ok(Done::Read { rows, limit }) => self.has_read(rows, limit, now),
+            Ok(Done::Fetched { wanted, contents }) => {
+                self.fetching = false;
+                match contents {
+                    Ok(contents) => self.window.fetched(&wanted, &contents, now),
+                    Err(error) => {
+                        self.fetch_at = now + PAUSE;
+                        self.store_failed(&error);
+                    }
+                }
+            }
+            Ok(Done::Renewed(asked_at, held)) => {
+                self.renewing = false;
+                self.renew_at = now + self.settings.lease_ttl / 3;
+                match held {
+                    Ok(true) => self.ours_until = asked_at + self.settings.lease_ttl.mul_f64(0.8),
+                    Ok(false) => self.end = Some(End::Lost),
+                    Err(error) => {
+                        self.renew_at = now + PAUSE;
+                        self.store_failed(&error);
+                    }
+                }
+            }
+            // A task of ours panicked: what it was about is taken up anew from the store.
+            Err(error) => {
+                tracing::error!(subscription = %self.subscription.name, %error, "a step of the deliverer failed");
+                self.end = Some(End::Lost);
+            }
+        }
+    }
+
+    fn connected(&mut self, connected: Result<(Box<dyn Consumer>, String), String>, now: Instant) {
+        self.connecting = false;
+        match connected {
+            Ok((consumer, epoch)) => {
+                self.window.reconnected(now);
+                if self.epoch.as_ref().is_some_and(|known| *known != epoch) {
+                    self.window.wiped();
+                }
+                self.epoch = Some(epoch);
+                self.consumer = Some(consumer);
+                self.publish_at = now;
+            }
+            Err(cause) => {
+                tracing::warn!(subscription = %self.subscription.name, cause, "deliverer waits for the bus");
+                self.connect_at = now + PAUSE;
+            }
+        }
+    }
+
+    fn disconnected(&mut self, error: &BusError) {
+        if self.consumer.take().is_some() {
+            let cause = chain(error);
+            tracing::warn!(subscription = %self.subscription.name, cause, "deliverer lost the bus");
+            self.connect_at = Instant::now();
+        }
+    }
+
+    fn taken(&mut self, taken: Result<Taken, BusError>) {
+        let now = Instant::now();
+        let mut next_taken = Some(taken);
+        let mut count = 0;
+        while let Some(taken) = next_taken {
+            match taken {
+                Ok(taken) => self.window.taken(taken, now),
+                Err(error) => {
+                    self.disconnected(&error);
+                    return;
+                }
+            }
+            count += 1;
+            if count >= TAKEN_MAX {
+                return;
+            }
+            next_taken = self.consumer.as_mut().and_then(|consumer| consumer.next().now_or_never());
+        }
+    }
+
+    fn wrote(&mut self, batch: Batch, result: Result<(), StoreError>, now: Instant) {
+        self.writing = false;
+        match result {
+            Ok(()) => self.window.written(batch, self.reading),
+            Err(error) => {
+                self.store_failed(&error);
+                self.unwritten = Some(batch);
+                self.write_at = now + PAUSE;
+            }
+        }
+    }
+
+    fn has_read(&mut self, rows: Result<Vec<OpenDelivery>, StoreError>, limit: usize, now: Instant) {
+        self.reading = false;
+        match rows {
+            Ok(rows) => {
+                // A full page has more behind it; an empty one may wait longer each time.
+                let full = rows.len() >= limit;
+                self.read_pause = if rows.is_empty() {
+                    (self.read_pause * 2).min(self.settings.poll_max)
+                } else {
+                    READ_PAUSE_MIN
+                };
+                self.read_at = now + if full { Duration::ZERO } else { self.read_pause };
+                self.window.loaded(rows, now, !self.taken_over);
+                self.taken_over = true;
+            }
+            Err(error) => {
+                self.read_at = now + PAUSE;
+                self.store_failed(&error);
+            }
+        }
+    }
+
+    fn store_failed(&mut self, error: &StoreError) {
+        if matches!(error, StoreError::Fenced) {
+            self.end = Some(End::Lost);
+        } else {
+            tracing::warn!(subscription = %self.subscription.name, cause = chain(error), "deliverer waits for the store");
+        }
+    }
+}
+
+/// The next one off the queue; never without a consumer.
+async fn next(consumer: &mut Option<Box<dyn Consumer>>) -> Result<Taken, BusError> {
+    match consumer {
+        Some(consumer) => consumer.next().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Tries once: asks policy, then the destination.
+async fn attempt(destination: &dyn Destination, name: Arc<str>, trying: ToTry, wait_max: Duration) -> Ended {
+    let began_at = Timestamp::now();
+    let began = Instant::now();
+    let ended = |outcome, answer| Ended { outcome, began_at, took: began.elapsed(), answer };
+    let Some(bundle) = bundle_in(&trying.event) else {
+        return ended(Outcome::Never, "the event on the bus cannot be read".to_owned());
+    };
+    match policy::at_delivery(&bundle) {
+        Decision::Allow => {}
+        Decision::Suppress(reason) => return ended(Outcome::Withheld, reason),
+    }
+    let outgoing = Outgoing {
+        delivery: trying.id,
+        subscription: name,
+        attempt: trying.attempt,
+        bundle,
+        event: trying.event,
+        passes: trying.passes,
+        original: trying.original,
+        traceparent: trying.traceparent,
+    };
+    let delivering = AssertUnwindSafe(destination.deliver(&outgoing)).catch_unwind();
+    match timeout(wait_max, delivering).await {
+        Ok(Ok(Ok(receipt))) => ended(Outcome::Accepted, receipt.answer),
+        Ok(Ok(Err(DeliverError::Never { answer }))) => ended(Outcome::Never, answer),
+        Ok(Ok(Err(DeliverError::Again { answer, after, away: false }))) => {
+            ended(Outcome::Again { after }, answer)
+        }
+        Ok(Ok(Err(DeliverError::Again { answer, after, away: true }))) => {
+            ended(Outcome::Away { after }, answer)
+        }
+        Ok(Err(_panic)) => {
+            ended(Outcome::Again { after: None }, "the attempt ended in a mistake of ours".to_owned())
+        }
+        Err(_) => {
+            let answer = format!("no answer within {} s", wait_max.as_secs());
+            ended(Outcome::Away { after: None }, answer)
+        }
+    }
+}

@@ -1,0 +1,216 @@
+//! Onto the bus: the CloudEvents envelope of a delivery, and the watch over the broker's data.
+//!
+//! Invariant: no patient data outside of the envelope's `data`; the same delivery has the same bytes however often it is
+//! published.
+
+use crate::bus::{Bus, BusError, Envelope, routing_key};
+use crate::store::{Store, StoreError};
+use bytes::Bytes;
+use jiff::Timestamp;
+use schemas::message::{DeliveryId, MessageId};
+use std::io::Write;
+use std::sync::Arc;
+use tokio::sync::Mutex;
+use uuid::Uuid;
+
+/// What stands before the Bundle in an envelope; no attribute before it is an object, so its first occurrence is the one.
+const DATA: &[u8] = b",\"data\":";
+/// How every Bundle of ours begins.
+const BUNDLE: &[u8] = b"{\"resourceType\":\"Bundle\"";
+
+/// A delivery as an event, ready to be written.
+#[derive(Clone, Debug)]
+pub struct Event<'a> {
+    /// The installation, as its events name their source: `urn:pons:<installation>`.
+    pub installation: &'a str,
+    /// The delivery; the event's id.
+    pub delivery: DeliveryId,
+    /// Its message.
+    pub message: MessageId,
+    /// The revision of the message's result.
+    pub revision: u32,
+    /// The event number in the subscription.
+    pub number: i64,
+    /// The subscription's name.
+    pub subscription: &'a Arc<str>,
+    /// The topics that matched; the first is the event's type.
+    pub topics: &'a [String],
+    /// Who sent the message.
+    pub sender: &'a str,
+    /// When it was received.
+    pub received_at: Timestamp,
+    /// W3C trace context, if traced.
+    pub traceparent: Option<String>,
+    /// The normalized Bundle in JSON, without an identifier.
+    pub bundle: &'a [u8],
+}
+
+/// Writes the CloudEvents 1.0 envelope in structured JSON. The Bundle goes in as it is, with the delivery's id as its
+/// identifier; it is not read again.
+///
+/// # Source
+/// CloudEvents 1.0.2, JSON event format 3; extension attributes `messageid`, `number`, `revision`, `traceparent`.
+pub fn envelope(event: &Event<'_>) -> Envelope {
+    let topic = event.topics.first().map_or("event", String::as_str);
+    let mut body = Vec::with_capacity(event.bundle.len() + 640);
+    body.extend_from_slice(b"{\"specversion\":\"1.0\",\"id\":");
+    write_json(&mut body, &event.delivery.to_string());
+    body.extend_from_slice(b",\"source\":");
+    write_json(&mut body, &format!("urn:pons:{}", event.installation));
+    body.extend_from_slice(b",\"type\":");
+    write_json(&mut body, &format!("pons.{topic}"));
+    body.extend_from_slice(b",\"time\":");
+    write_json(&mut body, &event.received_at.to_string());
+    write!(body, ",\"messageid\":\"{}\",\"number\":\"{}\"", event.message, event.number)
+        .expect("memory takes all");
+    write!(body, ",\"revision\":{}", event.revision).expect("memory takes all");
+    if let Some(traceparent) = &event.traceparent {
+        body.extend_from_slice(b",\"traceparent\":");
+        write_json(&mut body, traceparent);
+    }
+    body.extend_from_slice(b",\"datacontenttype\":\"application/fhir+json\"");
+    body.extend_from_slice(DATA);
+    write_bundle(&mut body, event.delivery, event.bundle);
+    body.push(b'}');
+    Envelope {
+        delivery: event.delivery,
+        subscription: Arc::clone(event.subscription),
+        routing_key: routing_key(event.subscription, topic, event.sender),
+        traceparent: event.traceparent.clone(),
+        body: Bytes::from(body),
+    }
+}
+
+/// The Bundle within an envelope's body, sharing its memory; `None` if it is not an envelope of ours.
+pub fn bundle_in(body: &Bytes) -> Option<Bytes> {
+    let end = body.len().checked_sub(1)?;
+    let at = memchr::memmem::find(body, DATA)? + DATA.len();
+    (at < end && body[end] == b'}').then(|| body.slice(at..end))
+}
+
+fn write_bundle(into: &mut Vec<u8>, delivery: DeliveryId, bundle: &[u8]) {
+    match bundle.strip_prefix(BUNDLE) {
+        Some(rest) => {
+            into.extend_from_slice(BUNDLE);
+            let identifier = ",\"identifier\":{\"system\":\"urn:ietf:rfc:3986\",\"value\":\"urn:uuid:";
+            write!(into, "{identifier}{delivery}\"}}").expect("memory takes all");
+            into.extend_from_slice(rest);
+        }
+        None => into.extend_from_slice(bundle),
+    }
+}
+
+fn write_json(into: &mut Vec<u8>, text: &str) {
+    serde_json::to_writer(into, text).expect("a text can be written as JSON into memory");
+}
+
+/// Why the watch could not look.
+#[derive(Debug, thiserror::Error)]
+pub enum WatchError {
+    /// The bus did not answer.
+    #[error("the bus could not be asked for its epoch")]
+    Bus(#[from] BusError),
+    /// The store did not answer.
+    #[error("the store could not be asked for the broker's epoch")]
+    Store(#[from] StoreError),
+}
+
+/// Notices that the broker has lost its data: the epoch that the store knows is a mark on the bus, and a mark lives as
+/// long as the data. One for the process.
+pub struct EpochWatch {
+    store: Arc<dyn Store>,
+    bus: Arc<dyn Bus>,
+    /// One look at a time, so that all who look after one wipe see one new epoch.
+    looking: Mutex<()>,
+}
+
+impl EpochWatch {
+    /// A watch over this bus.
+    pub fn new(store: Arc<dyn Store>, bus: Arc<dyn Bus>) -> Self {
+        EpochWatch { store, bus, looking: Mutex::new(()) }
+    }
+
+    /// The epoch of the broker's data. When the known one is gone, every published delivery counts as pending again, and
+    /// a new epoch begins. Whoever saw another epoch before has to publish again what the bus had.
+    ///
+    /// # Errors
+    /// When the bus or the store is away; then nothing is known, and it is safe to ask again.
+    pub async fn look(&self) -> Result<String, WatchError> {
+        let _one = self.looking.lock().await;
+        if let Some(known) = self.store.bus_epoch().await? {
+            if self.bus.marked(&known).await? {
+                return Ok(known);
+            }
+            tracing::warn!(epoch = known, "the broker has lost its data: what it had is published again");
+        }
+        let fresh = Uuid::now_v7().simple().to_string();
+        self.bus.mark(&fresh).await?;
+        let pending_again = self.store.unpublish_all().await?;
+        // Last: until the store knows the new epoch, the next look begins anew.
+        self.store.set_bus_epoch(&fresh).await?;
+        tracing::info!(epoch = fresh, pending_again, "a new epoch of the bus begins");
+        Ok(fresh)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample(bundle: &[u8]) -> Envelope {
+        let message = MessageId(Uuid::from_u128(7));
+        let subscription: Arc<str> = "lab.\"x\"".into();
+        envelope(&Event {
+            installation: "test",
+            delivery: DeliveryId::of(Uuid::NAMESPACE_OID, message, &subscription, 1),
+            message,
+            revision: 1,
+            number: 42,
+            subscription: &subscription,
+            topics: &["result-final".to_owned(), "order-placed".to_owned()],
+            sender: "TEST,\"data\":LAB",
+            received_at: "2026-01-02T03:04:05.678Z".parse().expect("a time"),
+            traceparent: Some("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01".to_owned()),
+            bundle,
+        })
+    }
+
+    #[test]
+    fn an_envelope_is_a_cloud_event_with_the_bundle_as_it_is() {
+        let envelope = sample(br#"{"resourceType":"Bundle","type":"transaction","entry":[{"a":1.50}]}"#);
+        let value: serde_json::Value = serde_json::from_slice(&envelope.body).expect("it is JSON");
+        assert_eq!(value["specversion"], "1.0");
+        assert_eq!(value["id"], envelope.delivery.to_string());
+        assert_eq!(value["source"], "urn:pons:test");
+        assert_eq!(value["type"], "pons.result-final");
+        assert_eq!(value["time"], "2026-01-02T03:04:05.678Z");
+        assert_eq!(
+            value["number"], "42",
+            "an integer attribute of CloudEvents has 32 bits, a number may have more"
+        );
+        assert_eq!(value["revision"], 1);
+        assert_eq!(value["data"]["identifier"]["value"], format!("urn:uuid:{}", envelope.delivery));
+        assert_eq!(value["data"]["entry"][0]["a"].to_string(), "1.50", "every digit is kept");
+        assert!(value.get("subject").is_none());
+        assert_eq!(envelope.routing_key, "lab%2E\"x\".result-final.TEST,\"data\":LAB");
+    }
+
+    #[test]
+    fn the_bundle_is_found_again_without_reading_the_json() {
+        for bundle in
+            [r#"{"resourceType":"Bundle","entry":[{"x":",\"data\":"}]}"#, "{}", r#"{"data":{"data":1}}"#]
+        {
+            let envelope = sample(bundle.as_bytes());
+            let found = bundle_in(&envelope.body).expect("it is one of ours");
+            let identifier = format!(
+                r#","identifier":{{"system":"urn:ietf:rfc:3986","value":"urn:uuid:{}"}}"#,
+                envelope.delivery
+            );
+            let expected = bundle.replacen(r#""Bundle""#, &format!(r#""Bundle"{identifier}"#), 1);
+            assert_eq!(found, expected.as_bytes());
+        }
+        for other in ["", "}", "{}", ",\"data\":", ",\"data\":}"] {
+            assert_eq!(bundle_in(&Bytes::from_static(other.as_bytes())), None, "{other}");
+        }
+    }
+}
