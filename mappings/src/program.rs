@@ -328,6 +328,8 @@ pub(crate) struct Slot {
     pub(crate) order: u32,
     pub(crate) guards: Vec<ExprId>,
     pub(crate) node: NodeId,
+    /// When it is emptied, whatever the message says of it.
+    pub(crate) clear: Option<ExprId>,
     /// The fields whose `""` empties the slot, and whose value replaces it.
     pub(crate) sources: Vec<ExprId>,
     pub(crate) existing: Option<OnExisting>,

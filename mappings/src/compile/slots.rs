@@ -115,12 +115,23 @@ impl<'a> Compiler<'a> {
         let beside = Arc::from(format!("{}_{bare}.extension", at.path));
         let node = self.rule(env, rule, want, &name);
         let sources = self.sources(env, rule);
+        let mut inner = Vec::new();
+        below(rule, &mut inner);
+        for rule in inner.into_iter().filter(|rule| rule.clear.is_some()) {
+            self.wrong(
+                rule.place,
+                &name,
+                "`clear:` empties a slot as a whole: write it at the rule that names the slot",
+            );
+        }
+        let clear = rule.clear.as_ref().map(|formula| self.condition(env, formula));
         slots.push(Slot {
             name: name.into(),
             path: SlotPath { text: text.into(), many: want.many, choice: want.choice, beside },
             order: 0,
             guards: at.guards,
             node,
+            clear,
             sources,
             existing: rule.on_existing.clone().or(at.existing),
             outer,
@@ -155,6 +166,23 @@ impl<'a> Compiler<'a> {
             sources.push(self.formula(env, &formula).id);
         }
         sources
+    }
+}
+
+/// The rules inside a rule.
+fn below<'r>(rule: &'r Rule, found: &mut Vec<&'r Rule>) {
+    let mut inner: Vec<&Rule> = rule.set.iter().map(|(_, rule)| rule).chain(&rule.extension).collect();
+    match &rule.does {
+        Does::First(rules) | Does::All(rules) => inner.extend(rules),
+        Does::Switch { cases, otherwise, .. } => {
+            inner.extend(cases.iter().map(|(_, rule)| rule));
+            inner.extend(otherwise.as_deref());
+        }
+        _ => {}
+    }
+    for rule in inner {
+        found.push(rule);
+        below(rule, found);
     }
 }
 

@@ -134,7 +134,7 @@ impl<'a> Compiler<'a> {
             self.wrong(resource.kind.place, "type", format!("there is no FHIR resource of this name{hint}"));
             return None;
         };
-        let (groups, segment) = self.position(&resource.from, structures, NodeId::ROOT);
+        let (groups, segment) = self.position(&resource.from, structures, NodeId::ROOT, resource.stray);
         let mut env = env.clone();
         let anchor = segment.map(|_| resource.from.text.rsplit('.').next().unwrap_or(""));
         env.anchor = anchor;
@@ -153,7 +153,7 @@ impl<'a> Compiler<'a> {
         let existing = resource.on_existing.clone().unwrap_or(OnExisting::Always(Existing::Merge));
         let mut parts = Vec::new();
         for part in &resource.parts {
-            parts.extend(self.part(&env, part, kind, &groups, structures));
+            parts.extend(self.part(&env, part, kind, &groups, structures, resource.stray));
         }
         let set = self.slots(&env, &resource.set, kind, "set", false);
         let written: Vec<&str> = parts
@@ -193,6 +193,7 @@ impl<'a> Compiler<'a> {
         kind: &str,
         groups: &str,
         structures: &[&'static Structure],
+        stray: bool,
     ) -> Option<PartCode> {
         let (map, _) = self.find_map(&part.uses)?;
         if !map.of_segment {
@@ -228,7 +229,12 @@ impl<'a> Compiler<'a> {
             }
             false
         };
-        if !segment.starts_with('Z') && !structures.is_empty() && !structures.iter().any(|s| stands(&s)) {
+        if !segment.starts_with('Z')
+            && !part.stray
+            && !stray
+            && !structures.is_empty()
+            && !structures.iter().any(|s| stands(&s))
+        {
             let names: Vec<&str> =
                 structures.iter().flat_map(|s| s.nodes.iter().map(|node| node.segment)).collect();
             let hint = hint(segment, names);
@@ -250,6 +256,7 @@ impl<'a> Compiler<'a> {
         from: &Word,
         structures: &[&'static Structure],
         root: NodeId,
+        stray: bool,
     ) -> (Box<str>, Option<SegmentName>) {
         let mut groups: Vec<&str> = from.text.split('.').collect();
         let segment = match groups.last() {
@@ -267,7 +274,9 @@ impl<'a> Compiler<'a> {
         let stands = structures.iter().any(|structure| {
             structure.group_in(root, &path).is_some_and(|group| {
                 segment.is_none_or(|name| {
-                    name.as_str().starts_with('Z') || !structure.positions(group, name.as_str()).is_empty()
+                    stray
+                        || name.as_str().starts_with('Z')
+                        || !structure.positions(group, name.as_str()).is_empty()
                 })
             })
         });

@@ -100,6 +100,8 @@ pub(crate) struct Rule {
     pub(crate) on_unmapped: Option<OnCode>,
     pub(crate) on_unmatched: Option<OnCode>,
     pub(crate) on_existing: Option<OnExisting>,
+    /// When the slot is emptied, whatever the message says of it.
+    pub(crate) clear: Option<Formula>,
     pub(crate) issue: Option<Severity>,
 }
 
@@ -259,6 +261,8 @@ pub(crate) struct Resource {
     pub(crate) from: Word,
     pub(crate) alias: Option<Word>,
     pub(crate) when: Option<Formula>,
+    /// Whether its segment may have no place in the structure: senders put it there all the same.
+    pub(crate) stray: bool,
     pub(crate) on_existing: Option<OnExisting>,
     pub(crate) identity: Option<Identity>,
     pub(crate) parts: Vec<Part>,
@@ -270,6 +274,8 @@ pub(crate) struct Resource {
 pub(crate) struct Part {
     pub(crate) uses: Word,
     pub(crate) from: Word,
+    /// Whether its segment may have no place in the structure.
+    pub(crate) stray: bool,
     pub(crate) when: Option<Formula>,
     pub(crate) with: Vec<(Word, Argument)>,
 }

@@ -248,6 +248,7 @@ fn resource(node: &Node, mistakes: Mistakes<'_>) -> Option<Resource> {
         None => (None, None),
     };
     let when = formula_at(&mut fields, "when");
+    let stray = fields.take_bool("stray").unwrap_or(false);
     let on_existing = on_existing(&mut fields);
     let identity = fields.take("identity").and_then(|node| identity(node, &path, fields.mistakes()));
     let mut parts = Vec::new();
@@ -264,6 +265,7 @@ fn resource(node: &Node, mistakes: Mistakes<'_>) -> Option<Resource> {
         from: from?,
         alias,
         when,
+        stray,
         on_existing,
         identity,
         parts,
@@ -282,9 +284,10 @@ fn part(node: &Node, path: &str, mistakes: Mistakes<'_>) -> Option<Part> {
         }
     };
     let when = formula_at(&mut fields, "when");
+    let stray = fields.take_bool("stray").unwrap_or(false);
     let with = with(&mut fields);
     fields.finish();
-    Some(Part { uses: uses?, from: from?, when, with })
+    Some(Part { uses: uses?, from: from?, stray, when, with })
 }
 
 const VERBS: [&str; 1] = ["merge"];
@@ -486,6 +489,7 @@ fn rule(node: &Node, path: &str, mistakes: Mistakes<'_>) -> Option<Rule> {
     let on_unmatched =
         fields.take("on_unmatched").and_then(|node| on_code(node, path, "on_unmatched", fields.mistakes()));
     let on_existing = on_existing(&mut fields);
+    let clear = formula_at(&mut fields, "clear");
     let issue = severity(&mut fields);
     fields.take("guide");
     let extension = match fields.take("extension") {
@@ -553,6 +557,7 @@ fn rule(node: &Node, path: &str, mistakes: Mistakes<'_>) -> Option<Rule> {
         on_unmapped,
         on_unmatched,
         on_existing,
+        clear,
         issue,
     })
 }

@@ -45,7 +45,8 @@ impl<'r> Run<'r> {
         self.failed = false;
         self.last_leaf = None;
         let mut json = String::new();
-        let guarded = slot.guards.iter().all(|guard| self.holds(frame, *guard));
+        let clear = slot.clear.is_some_and(|clear| self.holds(frame, clear));
+        let guarded = !clear && slot.guards.iter().all(|guard| self.holds(frame, *guard));
         let beside = std::mem::take(&mut self.beside);
         let mut count = 0;
         if guarded {
@@ -74,12 +75,13 @@ impl<'r> Run<'r> {
             fragments.extend(path.map(|path| Fragment { path, list: true, json: beside }));
         }
         let write = if fragments.is_empty() {
-            self.marks.truncate(marks);
+            let failed = self.marks.split_off(marks).into_iter().filter(|mark| mark.state == State::Failed);
+            self.marks.extend(failed);
             if self.failed {
                 return Ok(());
             }
             match self.presence(frame, &slot.sources) {
-                (false, false) => return Ok(()),
+                (false, false) if !clear => return Ok(()),
                 (null, valued) => {
                     if null && !valued {
                         self.mark_nulls(frame, slot);
