@@ -228,8 +228,6 @@ def heal_tree(nodes):
             if n.choice and len(n.children) == 1:
                 made.append(Node(n.children[0].name, n.low, n.high))
                 continue
-            if n.name == "PATIENT_PRIOR":
-                n.low = 1  # else every order after the first could be a prior result of the one before it
         made.append(n)
     return made
 

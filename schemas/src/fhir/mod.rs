@@ -3,6 +3,8 @@
 mod definitions;
 mod invariants;
 mod primitive;
+#[cfg(feature = "typed")]
+pub mod typed;
 mod validate;
 
 pub use definitions::{Element, ElementDef, Kind, R4, TypeDef, TypeId, TypeRef, ValueSet, r4};

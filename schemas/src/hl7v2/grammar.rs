@@ -235,7 +235,7 @@ enum Recovery {
     OneMore { level: Reverse<u8>, target: NodeId },
     /// One more instance of a group than allowed.
     GroupMore { keep: Reverse<u8>, target: NodeId },
-    /// A group begins without its first segments.
+    /// A group begins without its first segments, with one that heads a group inside it or that the group needs.
     Headless { missing: u16, keep: Reverse<u8>, skipped: u16, backward: bool, target: NodeId },
 }
 
@@ -435,7 +435,7 @@ impl Grouper {
     fn skipped(&self, here: NodeId, there: NodeId, target: NodeId) -> (u16, u16) {
         let (from, to) = (self.structure.needs(here), self.structure.needs(there));
         let closed = self.structure.needs(self.at).leave - from.leave;
-        let between = if there > here { to.before.saturating_sub(from.before + from.own) } else { 0 };
+        let between = if there > here { to.ahead.saturating_sub(from.before + from.own) } else { 0 };
         (closed + between, self.structure.needs(target).enter - to.enter)
     }
 
@@ -474,6 +474,8 @@ impl Grouper {
         let node = self.structure.node(target);
         let direct = there == target;
         let keep = Reverse(level + 1);
+        // A DG1 before its order is no order: what is optional in a group and not its first does not begin it.
+        let begins = node.required || target.0 == node.parent.0 + 1;
         if direct && there <= here && self.has_room(instance, target) {
             found.push(Recovery::Straggler { level: Reverse(level), target });
         }
@@ -483,26 +485,23 @@ impl Grouper {
         if there > here || (there < here && !direct) {
             let backward = there < here;
             let (skipped, missing) = self.skipped(here, there, target);
-            if backward && !self.has_room(instance, there) {
-                found.push(match missing {
-                    0 => Recovery::GroupMore { keep, target },
-                    // Better than nothing: a further instance, and without its head.
-                    _ => Recovery::Headless { missing: missing + 100, keep, skipped, backward, target },
-                });
-            } else {
-                found.push(match missing {
-                    0 => Recovery::Begin { keep, skipped, backward, target },
-                    _ => Recovery::Headless { missing, keep, skipped, backward, target },
-                });
+            let room = !backward || self.has_room(instance, there);
+            match missing {
+                0 if room => found.push(Recovery::Begin { keep, skipped, backward, target }),
+                0 => found.push(Recovery::GroupMore { keep, target }),
+                _ if room && begins => {
+                    found.push(Recovery::Headless { missing, keep, skipped, backward, target })
+                }
+                _ => {}
             }
         }
         for (keep, group, (skipped, missing)) in self.reopenings(level, target) {
             let (keep, backward) = (Reverse(keep), false);
             found.push(match (self.structure.node(group).repeats, missing) {
                 (true, 0) => Recovery::Begin { keep, skipped, backward, target },
-                (true, _) => Recovery::Headless { missing, keep, skipped, backward, target },
+                (true, _) if begins => Recovery::Headless { missing, keep, skipped, backward, target },
                 (false, 0) => Recovery::GroupMore { keep, target },
-                (false, _) => continue,
+                _ => continue,
             });
         }
         if !direct && self.resume(instance, target).is_some() {

@@ -26,9 +26,11 @@ pub struct Structure {
 pub(crate) struct Needs {
     /// Among its siblings before it.
     pub before: u16,
+    /// The same for coming to it from further before: without an ORC that may be left out.
+    pub ahead: u16,
     /// Itself: 1 or 0.
     pub own: u16,
-    /// The sum of `before` from the root to here.
+    /// The sum of `ahead` from the root to here.
     pub enter: u16,
     /// The sum, from the root to here, of what stands after.
     pub leave: u16,
@@ -176,42 +178,53 @@ impl Structure {
         self.needs[usize::from(id.0)]
     }
 
-    /// Senders leave out ORC, though the standard wants it at the head of each order: where it heads what is ordered (an
-    /// OBR, an RXA), the structure is entered without it as if it were optional, and an OBR after an OBR is the next order.
-    fn may_be_left_out(&self, node: &Node) -> bool {
-        let group = usize::from(node.parent.0)..usize::from(self.node(node.parent).end.0);
-        let mut inside = self.nodes[group].iter();
-        node.segment == "ANY"
-            || (node.segment == "ORC"
-                && inside.any(|n| matches!(n.segment, "OBR" | "ODS" | "ODT") || n.segment.starts_with("RX")))
+    /// What is ordered or given: where one of these follows, senders leave out the ORC before it.
+    fn is_ordered(segment: &str) -> bool {
+        matches!(segment, "OBR" | "ODS" | "ODT") || segment.starts_with("RX")
     }
 
+    /// The first segment of a node.
+    fn head(&self, id: NodeId) -> &'static str {
+        let node = self.node(id);
+        if node.is_group() { self.head(NodeId(id.0 + 1)) } else { node.segment }
+    }
+
+    /// Counts what the structure needs. Two things it wants are not counted, because senders leave them out: comments, and
+    /// ORC before what is ordered (so an OBR after an OBR is the next order, while a PRT does not begin one).
     fn count_needs(&mut self) {
         let mut needs = vec![Needs::default(); self.nodes.len()];
         // From the leaves up: a group is needed when it is required and something in it is.
         for index in (1..self.nodes.len()).rev() {
             let node = &self.nodes[index];
-            let filled = if node.is_group() { needs[index].own > 0 } else { !self.may_be_left_out(node) };
+            let filled =
+                if node.is_group() { needs[index].own > 0 } else { !matches!(node.segment, "NTE" | "ANY") };
             needs[index].own = u16::from(node.required && filled);
             let parent = usize::from(node.parent.0);
             needs[parent].own |= needs[index].own;
         }
         for group in (0..self.nodes.len()).filter(|index| self.nodes[*index].is_group()) {
             let group = NodeId(u16::try_from(group).expect("read() bounds the nodes"));
-            let children: Vec<_> = self.children(group).map(|id| usize::from(id.0)).collect();
-            let (mut count, mut choice) = (0, 0);
-            for child in &children {
+            let children: Vec<_> = self.children(group).map(|id| (id, usize::from(id.0))).collect();
+            let (mut count, mut optional, mut choice) = (0, 0, 0);
+            for (id, child) in &children {
                 let node = &self.nodes[*child];
                 // Alternatives are one need: each has the others neither before nor after it.
                 let again = node.choice != 0 && node.choice == choice;
-                needs[*child].before = if again { count - needs[*child].own } else { count };
+                let before = if again { count - needs[*child].own } else { count };
+                needs[*child].before = before;
+                needs[*child].ahead =
+                    before - if Structure::is_ordered(self.head(*id)) { optional } else { 0 };
                 count += if again { 0 } else { needs[*child].own };
+                optional += if node.segment == "ORC" { needs[*child].own } else { 0 };
                 choice = node.choice;
             }
             let outer = needs[usize::from(group.0)];
-            for child in children {
+            for (_, child) in children {
                 let inner = &mut needs[child];
-                inner.enter = outer.enter + inner.before;
+                // ORC and OBR after a result are the next order. That they are a prior result of this one, which the
+                // standard allows as well, is told by a PID, PV1 or AL1 before them.
+                let prior = u16::from(self.nodes[child].name == "ORDER_PRIOR");
+                inner.enter = outer.enter + inner.ahead + prior;
                 inner.leave = outer.leave + count - inner.before - inner.own;
             }
         }
