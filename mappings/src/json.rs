@@ -60,6 +60,10 @@ impl Primitive {
 
 /// Writes the text of a primitive as its JSON. `false` if the text is not a value of that type: nothing is written then.
 pub(crate) fn primitive(out: &mut String, kind: Primitive, text: &str) -> bool {
+    if kind == Primitive::Text && is_plain(text) {
+        string(out, text);
+        return true;
+    }
     let text = text.trim();
     if text.is_empty() {
         return false;
@@ -118,6 +122,13 @@ pub(crate) fn primitive(out: &mut String, kind: Primitive, text: &str) -> bool {
         }
     }
     fits
+}
+
+/// Whether a text is ASCII without control characters and without blanks at its ends, as nearly every value is.
+fn is_plain(text: &str) -> bool {
+    let bytes = text.as_bytes();
+    matches!(bytes, [first, .., last] if *first > b' ' && *last > b' ')
+        && bytes.iter().all(|b| (b' '..0x7f).contains(b))
 }
 
 /// A decimal as JSON writes it, with every digit kept: `+5`, `.5`, `5.` and `007` are brought into JSON's form.

@@ -271,6 +271,8 @@ pub(crate) struct Field {
 /// A value map.
 #[derive(Debug, Default)]
 pub(crate) struct TypeMap {
+    /// Whether it reads nothing but the element on which it is called.
+    pub(crate) pure: bool,
     pub(crate) body: MapBody,
     pub(crate) ignore: Vec<IgnoreRule>,
 }
@@ -309,6 +311,8 @@ pub(crate) struct Make {
     pub(crate) existing: Existing,
     /// Whether the identity is written where the resource is made, not in the map.
     pub(crate) outer_identity: bool,
+    /// Whether the same element always makes the same resource: nothing else of the message is read.
+    pub(crate) pure: bool,
 }
 
 /// One level of a chain.
@@ -332,6 +336,8 @@ pub(crate) struct Slot {
     pub(crate) clear: Option<ExprId>,
     /// The fields whose `""` empties the slot, and whose value replaces it.
     pub(crate) sources: Vec<ExprId>,
+    /// Whether nothing is written where nothing stands in the sources.
+    pub(crate) idle: bool,
     pub(crate) existing: Option<OnExisting>,
     /// Whether it is written where the resource is made, not in the map.
     pub(crate) outer: bool,

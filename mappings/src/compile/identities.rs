@@ -100,6 +100,7 @@ impl<'a> Compiler<'a> {
 
     fn make_of_map(&mut self, env: &Env<'a>, map: &'a Map, kind: &Word) -> Option<Make> {
         let resource = self.made(kind)?;
+        let before = self.mark();
         let slots = match &map.rules {
             Body::Elements(rules) => self.slots(env, rules, resource, &map.name.text, false),
             Body::One(rule) => {
@@ -132,6 +133,7 @@ impl<'a> Compiler<'a> {
             ignore,
             existing: Existing::Merge,
             outer_identity: false,
+            pure: self.pure_since(before),
         })
     }
 
@@ -182,6 +184,7 @@ impl<'a> Compiler<'a> {
                 ignore: Vec::new(),
                 existing: Existing::Merge,
                 outer_identity: false,
+                pure: false,
             },
         };
         match identity {
@@ -213,6 +216,7 @@ impl<'a> Compiler<'a> {
         for slot in &mut set {
             slot.order += after;
         }
+        make.pure &= set.is_empty() && make.with.is_empty() && make.chain.is_empty() && !make.outer_identity;
         make.slots.extend(set);
         for missing in target::required(resource) {
             let bare = missing.trim_end_matches("[x]");

@@ -708,6 +708,7 @@ impl<'a> Compiler<'a> {
         self.open.push(name);
         let file = std::mem::replace(&mut self.file, self.maps.get(name).map_or("", |(_, file)| file));
         let env = Env::of_map(self, map);
+        let before = self.mark();
         let choice = to.text.ends_with("[x]");
         let ty = target::data_type(&to.text);
         let body = match (&map.rules, ty) {
@@ -734,7 +735,7 @@ impl<'a> Compiler<'a> {
         };
         let ignore = self.ignores(&map.ignore, Some(&map.from.text));
         let id = u32::try_from(self.code.maps.len()).expect("a catalog has fewer than 2^32 maps");
-        self.code.maps.push(TypeMap { body, ignore });
+        self.code.maps.push(TypeMap { pure: self.pure_since(before), body, ignore });
         self.file = file;
         self.open.pop();
         self.called.insert(name, id);

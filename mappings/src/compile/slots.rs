@@ -125,6 +125,7 @@ impl<'a> Compiler<'a> {
             );
         }
         let clear = rule.clear.as_ref().map(|formula| self.condition(env, formula));
+        let idle = clear.is_none() && idle(env, rule);
         slots.push(Slot {
             name: name.into(),
             path: SlotPath { text: text.into(), many: want.many, choice: want.choice, beside },
@@ -133,6 +134,7 @@ impl<'a> Compiler<'a> {
             node,
             clear,
             sources,
+            idle,
             existing: rule.on_existing.clone().or(at.existing),
             outer,
         });
@@ -145,11 +147,7 @@ impl<'a> Compiler<'a> {
         let mut found: Vec<(&PathExpr, &Formula)> = Vec::new();
         for list in [values, conditions] {
             for (path, formula) in list {
-                let counts = match &path.root {
-                    Root::Segment { alias, field, .. } => field.is_some() && alias.as_deref() != Some("it"),
-                    Root::Type(name) => env.bases.iter().any(|(types, _)| types.may_be(name)),
-                    Root::It | Root::Level | Root::Name(..) => false,
-                };
+                let counts = counts(env, path);
                 let known =
                     found.iter().any(|(other, _)| other.root == path.root && other.steps == path.steps);
                 if counts && !known {
@@ -225,5 +223,82 @@ fn paths<'r>(expr: &'r Expr, formula: &'r Formula, found: &mut Paths<'r>) {
             paths(item, formula, found);
             list.iter().for_each(|expr| paths(expr, formula, found));
         }
+    }
+}
+
+/// Whether a path names something of the message that a slot carries over.
+fn counts(env: &Env<'_>, path: &PathExpr) -> bool {
+    match &path.root {
+        Root::Segment { alias, field, .. } => field.is_some() && alias.as_deref() != Some("it"),
+        Root::Type(name) => env.bases.iter().any(|(types, _)| types.may_be(name)),
+        Root::It | Root::Level | Root::Name(..) => false,
+    }
+}
+
+/// Whether a rule writes nothing where nothing stands at the paths that it carries over.
+fn idle(env: &Env<'_>, rule: &Rule) -> bool {
+    let path = |formula: &Option<Formula>| {
+        formula.as_ref().is_some_and(|f| matches!(&f.expr, Expr::Path(path) if counts(env, path)))
+    };
+    if path(&rule.each) {
+        return true;
+    }
+    if rule.each.is_some() || !rule.extension.iter().all(|rule| idle(env, rule)) {
+        return false;
+    }
+    match &rule.does {
+        Does::Value(formula) => idle_expr(env, &formula.expr),
+        Does::Use(_) => {
+            path(&rule.from) && rule.set.iter().all(|(_, rule)| idle(env, rule) || is_fixed(rule))
+        }
+        Does::Make { .. } => path(&rule.from) && rule.set.is_empty(),
+        Does::Object => {
+            let some = rule.set.iter().any(|(_, rule)| idle(env, rule));
+            some && rule.set.iter().all(|(_, rule)| idle(env, rule) || is_fixed(rule))
+        }
+        Does::First(rules) | Does::All(rules) => rules.iter().all(|rule| idle(env, rule)),
+        Does::Switch { cases, otherwise, .. } => {
+            cases.iter().map(|(_, rule)| rule).chain(otherwise.as_deref()).all(|rule| idle(env, rule))
+        }
+        Does::Extension => true,
+        Does::Const(_) | Does::Concept(_) | Does::Ref { .. } | Does::Refs { .. } => false,
+    }
+}
+
+/// A constant beside others: an object of constants alone is not written.
+fn is_fixed(rule: &Rule) -> bool {
+    matches!(rule.does, Does::Const(_) | Does::Concept(_)) && rule.extension.is_empty()
+}
+
+/// Functions that answer absent when their first argument is absent.
+const STRICT: [&str; 16] = [
+    "text",
+    "date",
+    "datetime",
+    "instant",
+    "time",
+    "decimal",
+    "integer",
+    "yes_no",
+    "upper",
+    "lower",
+    "before",
+    "after",
+    "number",
+    "comparator",
+    "uri",
+    "base64",
+];
+
+fn idle_expr(env: &Env<'_>, expr: &Expr) -> bool {
+    match expr {
+        Expr::Path(path) => counts(env, path),
+        Expr::Coalesce(a, b) => idle_expr(env, a) && idle_expr(env, b),
+        Expr::Call { name, args, .. } if name == "join" => args.iter().skip(1).all(|arg| idle_expr(env, arg)),
+        Expr::Call { name, args, .. } if name == "lines" => args.iter().all(|arg| idle_expr(env, arg)),
+        Expr::Call { name, args, .. } => {
+            STRICT.contains(&name.as_str()) && args.first().is_some_and(|arg| idle_expr(env, arg))
+        }
+        _ => false,
     }
 }

@@ -449,6 +449,28 @@ fn elements(node: &Node, path: &str, mistakes: Mistakes<'_>) -> Vec<(Word, Rule)
 const PRODUCERS: [&str; 10] =
     ["value", "const", "concept", "use", "make", "first", "all", "switch", "ref", "refs"];
 
+/// What may stand beside them.
+const MODIFIERS: [&str; 18] = [
+    "id",
+    "when",
+    "each",
+    "from",
+    "as",
+    "display",
+    "url",
+    "set",
+    "with",
+    "map",
+    "on_error",
+    "on_unmapped",
+    "on_unmatched",
+    "on_existing",
+    "issue",
+    "guide",
+    "extension",
+    "where",
+];
+
 fn rule(node: &Node, path: &str, mistakes: Mistakes<'_>) -> Option<Rule> {
     if let Value::List(_) = node.value {
         wrong(
@@ -529,7 +551,14 @@ fn rule(node: &Node, path: &str, mistakes: Mistakes<'_>) -> Option<Rule> {
             for name in PRODUCERS {
                 fields.take(name);
             }
-            fields.wrong(node.place, "", format!("expected one of {}, set", PRODUCERS.join(", ")));
+            let known =
+                |key: &Key| PRODUCERS.contains(&key.name.as_str()) || MODIFIERS.contains(&key.name.as_str());
+            let all_known =
+                matches!(&node.value, Value::Map(entries) if entries.iter().all(|(key, _)| known(key)));
+            // An unknown key is told below, with the nearest one.
+            if all_known {
+                fields.wrong(node.place, "", format!("expected one of {}, set", PRODUCERS.join(", ")));
+            }
             None
         }
     };

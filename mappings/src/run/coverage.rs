@@ -12,6 +12,8 @@ pub(crate) enum State {
     Unmapped,
     /// It could not be read, and an issue says so.
     Failed,
+    /// A table was asked for it and has no target.
+    LookedUp,
     /// The mapping leaves it out and says why.
     Ignored,
     /// It chose what to do with another value.
@@ -42,6 +44,19 @@ impl<'r> Run<'r> {
             let first = leaf as u32;
             self.marks.push(Mark { first, end: first + 1, state });
         }
+    }
+
+    /// Forgets what was carried over since a moment, because it was not written after all. What could not be read and what
+    /// a table was asked for stays: an issue or the table says what became of it.
+    pub(super) fn forget_since(&mut self, marks: usize) {
+        let mut kept = marks;
+        for at in marks..self.marks.len() {
+            if matches!(self.marks[at].state, State::Failed | State::LookedUp) {
+                self.marks.swap(kept, at);
+                kept += 1;
+            }
+        }
+        self.marks.truncate(kept);
     }
 
     /// Turns what was mapped since a moment into narrowed.
@@ -75,11 +90,16 @@ impl<'r> Run<'r> {
 
     fn ignore_fields(&mut self, segment: usize, rule: &IgnoreRule) {
         let message = self.message;
-        for (number, field) in message.fields(segment) {
-            if (rule.first..=rule.last).contains(&number) {
-                for repetition in field.repetitions(message) {
-                    self.ignore_steps(repetition, rule.steps);
-                }
+        let count = self.fields_of[segment + 1] - self.fields_of[segment];
+        let last = rule.last.min(u16::try_from(count).unwrap_or(u16::MAX));
+        for number in rule.first..=last {
+            let field = self.field(segment as u32, number);
+            if rule.steps == [0, 0] {
+                self.ignore_steps(field, rule.steps);
+                continue;
+            }
+            for repetition in field.repetitions(message) {
+                self.ignore_steps(repetition, rule.steps);
             }
         }
     }

@@ -111,7 +111,7 @@ impl<'r> Run<'r> {
             && *field > 0
         {
             let Some(segment) = self.first_segment(frame, scope, *name) else { return false };
-            let element = self.message.field(segment as usize, *field);
+            let element = self.field(segment, *field);
             return !element.is_absent() && !element.is_null(self.message);
         }
         !matches!(self.eval(frame, id), Val::Absent | Val::Null)
@@ -135,7 +135,7 @@ impl<'r> Run<'r> {
                 let Some(segment) = self.first_segment(frame, scope, *name) else {
                     return Element::absent(Level::Field);
                 };
-                let whole = self.message.field(segment as usize, *field);
+                let whole = self.field(segment, *field);
                 let picked = match pick {
                     Pick::All => whole,
                     Pick::Number(number) => whole.repetition(self.message, u32::from(*number)),
@@ -191,7 +191,7 @@ impl<'r> Run<'r> {
             }
             Op::Segment { scope, name, field, pick, steps } => {
                 let Some(segment) = self.first_segment(frame, scope, *name) else { return items };
-                let whole = message.field(segment as usize, *field);
+                let whole = self.field(segment, *field);
                 for repetition in whole.repetitions(message) {
                     let meant = match pick {
                         Pick::All => true,
@@ -366,7 +366,7 @@ impl<'r> Run<'r> {
                     let segments =
                         if anchored { one.into_iter().collect() } else { self.segments(frame, scope, *name) };
                     for segment in segments {
-                        let whole = self.message.field(segment as usize, *field);
+                        let whole = self.field(segment, *field);
                         null |= whole.is_null(self.message);
                         for repetition in whole.repetitions(self.message) {
                             let value = self.value_of(self.down(repetition, *steps));
@@ -556,6 +556,11 @@ impl<'r> Run<'r> {
             }
         }
         (null, valued)
+    }
+
+    /// Whether anything stands at any of these.
+    pub(super) fn any_present(&mut self, frame: &Frame<'r, '_>, sources: &'r [ExprId]) -> bool {
+        sources.iter().any(|source| !self.element(frame, *source).is_absent())
     }
 
     /// The value of an expression as the value of a rule: `None` for absent and null.

@@ -169,6 +169,12 @@ struct Entry {
     marks: Vec<coverage::Mark>,
 }
 
+/// What an element made: the reference to it, and what was carried over, counted from the element's first leaf.
+struct Made {
+    reference: String,
+    marks: Vec<coverage::Mark>,
+}
+
 /// One instance of an entry of `resources:`.
 struct Instance {
     def: usize,
@@ -186,6 +192,10 @@ pub(crate) struct Run<'r> {
     mapping: &'r MappingCode,
     message: &'r Message<'r>,
     groups: &'r Groups,
+    /// Where each field of each segment begins among the leaves, and one more.
+    fields: Vec<u32>,
+    /// Where the fields of a segment begin in `fields`.
+    fields_of: Vec<u32>,
     context: &'r Context<'r>,
     zone: Zone,
     trigger: Cow<'r, str>,
@@ -214,6 +224,10 @@ pub(crate) struct Run<'r> {
     suffix: &'static str,
     /// Extensions for the primitive that is being written, parted by commas.
     beside: String,
+    /// What elements made already: by the resource that is made and the text of the element.
+    made: HashMap<(u32, &'r str), Made>,
+    /// The buffer in which a slot is written, used again and again.
+    scratch: String,
     fuel: u64,
     doubted: Vec<&'static str>,
 }
@@ -256,11 +270,14 @@ impl<'r> Run<'r> {
             let evn = message.find(SegmentName::of("EVN"))?;
             message.field(evn, 1).text(message)
         });
+        let (fields, fields_of) = index_fields(message);
         Run {
             code,
             mapping,
             message,
             groups,
+            fields,
+            fields_of,
             context,
             zone: Zone::of_message(header.made_at().as_deref(), &context.zone),
             trigger: trigger.unwrap_or_default(),
@@ -280,6 +297,8 @@ impl<'r> Run<'r> {
             failed: false,
             suffix: "",
             beside: String::new(),
+            made: HashMap::new(),
+            scratch: String::new(),
             fuel: FUEL,
             doubted: Vec::new(),
         }
@@ -304,6 +323,7 @@ impl<'r> Run<'r> {
             }
             self.entries.clear();
             self.entry_of.clear();
+            self.made.clear();
             self.marks.clear();
             self.doubted.clear();
         }
@@ -379,6 +399,16 @@ impl<'r> Run<'r> {
         Stamp { sender: self.context.sender.clone(), at, number, seq: self.context.seq }
     }
 
+    /// A field of a segment with all its repetitions; what [`Message::field`] answers, without a search.
+    fn field(&self, segment: u32, field: u16) -> Element {
+        let (from, to) = (self.fields_of[segment as usize], self.fields_of[segment as usize + 1]);
+        let at = from + u32::from(field);
+        if field == 0 || at >= to {
+            return Element::absent(Level::Field);
+        }
+        Element { first: self.fields[at as usize - 1], end: self.fields[at as usize], level: Level::Field }
+    }
+
     fn issue(&mut self, severity: Severity, code: &str, path: String, rule: &str, text: impl Into<String>) {
         self.issues.push(Issue::new(severity, code, path, text).by(rule));
     }
@@ -387,4 +417,25 @@ impl<'r> Run<'r> {
     fn last_path(&self) -> String {
         self.last_leaf.map_or(String::new(), |leaf| self.message.path_of(leaf).to_string())
     }
+}
+
+/// Where each field begins: for each segment, the first leaf of field 1, of field 2, ..., and the end of the last.
+fn index_fields(message: &Message<'_>) -> (Vec<u32>, Vec<u32>) {
+    let leaves = message.leaves();
+    let mut fields = Vec::with_capacity(message.segments().len() * 24);
+    let mut fields_of = Vec::with_capacity(message.segments().len() + 1);
+    for segment in message.segments() {
+        fields_of.push(fields.len() as u32);
+        let range = segment.leaves();
+        let mut field = 0;
+        for (leaf, place) in leaves[range.clone()].iter().zip(range.start as u32..) {
+            while field < leaf.field {
+                fields.push(place);
+                field += 1;
+            }
+        }
+        fields.push(range.end as u32);
+    }
+    fields_of.push(fields.len() as u32);
+    (fields, fields_of)
 }

@@ -1,7 +1,7 @@
 //! Writes nodes as JSON text. Every value goes through [`crate::json`]; nothing is built in between.
 
 use super::coverage::{Mark, State};
-use super::{Call, ChainState, Entry, Frame, Halt, Item, Run, UnmappedCode, Val};
+use super::{Call, ChainState, Entry, Frame, Halt, Item, Made, Run, UnmappedCode, Val};
 use crate::json::{self, Primitive};
 use crate::language::ast::{OnExisting, Otherwise, Policy};
 use crate::program::{
@@ -44,7 +44,11 @@ impl<'r> Run<'r> {
         let marks = self.marks.len();
         self.failed = false;
         self.last_leaf = None;
-        let mut json = String::new();
+        if slot.idle && !self.any_present(frame, &slot.sources) {
+            return Ok(());
+        }
+        let mut json = std::mem::take(&mut self.scratch);
+        json.clear();
         let clear = slot.clear.is_some_and(|clear| self.holds(frame, clear));
         let guarded = !clear && slot.guards.iter().all(|guard| self.holds(frame, *guard));
         let beside = std::mem::take(&mut self.beside);
@@ -55,6 +59,7 @@ impl<'r> Run<'r> {
             count = sink.count;
             wrote?;
         }
+        let written = json.as_str();
         let beside = std::mem::replace(&mut self.beside, beside);
         let mut fragments = Vec::new();
         if count > 0 {
@@ -63,7 +68,7 @@ impl<'r> Run<'r> {
             } else {
                 slot.path.text.clone()
             };
-            fragments.push(Fragment { path, list: slot.path.many, json });
+            fragments.push(Fragment { path, list: slot.path.many, json: written.to_owned() });
         }
         if !beside.is_empty() && !slot.path.many {
             let path = if slot.path.choice {
@@ -74,9 +79,9 @@ impl<'r> Run<'r> {
             };
             fragments.extend(path.map(|path| Fragment { path, list: true, json: beside }));
         }
+        self.scratch = json;
         let write = if fragments.is_empty() {
-            let failed = self.marks.split_off(marks).into_iter().filter(|mark| mark.state == State::Failed);
-            self.marks.extend(failed);
+            self.forget_since(marks);
             if self.failed {
                 return Ok(());
             }
@@ -193,7 +198,7 @@ impl<'r> Run<'r> {
         }
         sink.out.truncate(length);
         sink.count = count;
-        self.marks.truncate(marks);
+        self.forget_since(marks);
         match recovery {
             Recovery::Node(other) => self.emit(frame, other, sink),
             Recovery::Outer | Recovery::Policy(Policy::Omit) => {
@@ -266,9 +271,7 @@ impl<'r> Run<'r> {
             }
             Ok(false) => {
                 sink.out.truncate(length);
-                if !self.failed {
-                    self.marks.truncate(marks);
-                }
+                self.forget_since(marks);
                 Ok(())
             }
             Err(halt) => {
@@ -415,9 +418,7 @@ impl<'r> Run<'r> {
                     }
                 }
             }
-            Action::Make { make, from } => {
-                self.write_made(frame, node, &self.code.makes[*make as usize], *from, out)
-            }
+            Action::Make { make, from } => self.write_made(frame, node, *make, *from, out),
             Action::Ref { to, filter } => {
                 let mut sink = Sink { out, count: 0, max: 1 };
                 self.write_refs(frame, to, *filter, 1, &mut sink)?;
@@ -478,43 +479,45 @@ impl<'r> Run<'r> {
         out: &mut String,
     ) -> Result<bool, Halt> {
         let carried = self.carried;
-        let start = out.len();
         out.push('{');
         let body = out.len();
         let beside = std::mem::take(&mut self.beside);
+        let mut lacking: Option<&str> = None;
         for field in fields {
             if set.iter().any(|other| other.name == field.name) {
                 continue;
             }
-            self.write_field(frame, node, field, body, out)?;
+            if !self.write_field(frame, field, body, out)? && field.required {
+                lacking = lacking.or(Some(&field.name));
+            }
         }
         for field in set {
-            self.write_field(caller, node, field, body, out)?;
+            if !self.write_field(caller, field, body, out)? && field.required {
+                lacking = lacking.or(Some(&field.name));
+            }
         }
         self.beside = beside;
         out.push('}');
         if out.len() == body + 1 || (self.carried == carried && !constant) {
             return Ok(false);
         }
-        for field in fields.iter().chain(set).filter(|field| field.required) {
-            if !has_member(&out[start..], field) {
-                let path = self.last_path();
-                let text = format!("left out: its element {} is required and has no value", field.name);
-                self.issue(Severity::Warning, "required-element", path, &node.rule, text);
-                return Ok(false);
-            }
+        if let Some(name) = lacking {
+            let path = self.last_path();
+            let text = format!("left out: its element {name} is required and has no value");
+            self.issue(Severity::Warning, "required-element", path, &node.rule, text);
+            return Ok(false);
         }
         Ok(true)
     }
 
+    /// Writes one element; answers whether it has a value.
     fn write_field(
         &mut self,
         frame: &Frame<'r, '_>,
-        _node: &'r Node,
         field: &'r Field,
         body: usize,
         out: &mut String,
-    ) -> Result<(), Halt> {
+    ) -> Result<bool, Halt> {
         let start = out.len();
         if start > body {
             out.push(',');
@@ -547,7 +550,7 @@ impl<'r> Run<'r> {
         } else if count == 0 {
             out.truncate(start);
         }
-        Ok(())
+        Ok(count > 0)
     }
 
     fn write_extension(
@@ -624,6 +627,9 @@ impl<'r> Run<'r> {
             Answer::Unmapped => (&usage.unmapped, false),
         };
         let path = self.last_path();
+        if let Some(leaf) = self.last_leaf {
+            self.mark(leaf, State::LookedUp);
+        }
         if !known {
             let unmapped =
                 UnmappedCode { table: table.name.clone(), code: code.to_owned(), path: path.clone() };
@@ -762,16 +768,42 @@ impl<'r> Run<'r> {
         &mut self,
         frame: &Frame<'r, '_>,
         node: &'r Node,
-        make: &'r Make,
+        id: u32,
         from: Option<crate::program::ExprId>,
         out: &mut String,
     ) -> Result<bool, Halt> {
+        let make = &self.code.makes[id as usize];
         let base = self.base_of(frame, from).unwrap_or(Element::absent(Level::Repetition));
+        let key = (id, base.raw(self.message));
+        if make.pure
+            && let Some(made) = self.made.get(&key)
+        {
+            out.push_str(&made.reference);
+            let move_mark =
+                |mark: &Mark| Mark { first: mark.first + base.first, end: mark.end + base.first, ..*mark };
+            self.marks.extend(made.marks.iter().map(move_mark));
+            self.carried += 1;
+            return Ok(!made.reference.is_empty());
+        }
+        let (start, marks, issues) =
+            (out.len(), self.marks.len(), self.issues.len() + self.unmapped_codes.len());
         let call = self.call(frame, &make.with, None);
         let inner = Frame { base, item: Item::Element(base), call: Some(&call), level: None, ..*frame };
         self.ignore(&make.ignore, &inner);
         if make.chain.is_empty() {
-            return self.make_one(frame, &inner, node, make, None, out).map(|made| made.is_some());
+            let wrote = self.make_one(frame, &inner, node, make, None, out)?.is_some();
+            let inside = |mark: &Mark| base.first <= mark.first && mark.end <= base.end;
+            let silent = issues == self.issues.len() + self.unmapped_codes.len();
+            if wrote && make.pure && silent && self.marks[marks..].iter().all(inside) {
+                let own = |mark: &Mark| Mark {
+                    first: mark.first - base.first,
+                    end: mark.end - base.first,
+                    ..*mark
+                };
+                let marks = self.marks[marks..].iter().map(own).collect();
+                self.made.insert(key, Made { reference: out[start..].to_owned(), marks });
+            }
+            return Ok(wrote);
         }
         let mut states: Vec<ChainState<'r>> = Vec::new();
         let mut key = String::new();
@@ -1020,13 +1052,6 @@ fn beside_choice(path: &str, suffix: &str) -> String {
         Some((parent, name)) => format!("{parent}._{name}{suffix}.extension"),
         None => format!("_{path}{suffix}.extension"),
     }
-}
-
-/// Whether an object that was just written has a member.
-fn has_member(object: &str, field: &Field) -> bool {
-    crate::bundle::members(object)
-        .iter()
-        .any(|member| if field.choice { member.starts_with(&*field.name) } else { **member == *field.name })
 }
 
 fn write_reference(out: &mut String, kind: &str, id: Uuid, display: Option<&str>) {
