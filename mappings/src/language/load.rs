@@ -450,7 +450,7 @@ const PRODUCERS: [&str; 10] =
     ["value", "const", "concept", "use", "make", "first", "all", "switch", "ref", "refs"];
 
 /// What may stand beside them.
-const MODIFIERS: [&str; 18] = [
+const MODIFIERS: [&str; 20] = [
     "id",
     "when",
     "each",
@@ -469,6 +469,8 @@ const MODIFIERS: [&str; 18] = [
     "guide",
     "extension",
     "where",
+    "clear",
+    "max",
 ];
 
 fn rule(node: &Node, path: &str, mistakes: Mistakes<'_>) -> Option<Rule> {
