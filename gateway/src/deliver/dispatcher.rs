@@ -3,6 +3,7 @@
 //! One loop owns the window; everything that takes time is a task whose end comes back to the loop. Invariant: after the
 //! lease is lost, or may be, no attempt begins, and whatever is still written carries the old fence.
 
+use super::again::hand_over_again;
 use super::window::{Batch, Ended, Names, ToTry, Window};
 use super::{Counters, Routed, Services, Settings, Subscription};
 use crate::bus::{BusError, Consumer, Taken, random};
@@ -10,7 +11,7 @@ use crate::chain;
 use crate::lifecycle::Outcome;
 use crate::route::policy::{self, Decision};
 use crate::route::publish::bundle_in;
-use crate::store::{Content, DeliveryChange, Lease, OpenDelivery, StoreError};
+use crate::store::{Content, DeadLetter, DeliveryChange, Lease, OpenDelivery, StoreError};
 use adapters::{DeliverError, Destination, Outgoing};
 use futures_util::FutureExt;
 use jiff::Timestamp;
@@ -32,6 +33,8 @@ const PAUSE: Duration = Duration::from_millis(500);
 const READ_PAUSE_MIN: Duration = Duration::from_millis(5);
 /// Batches at the bus at once.
 const PUBLISHING_MAX: usize = 2;
+/// How many dead letters are known at most; beyond, the newest are not, and are passed without a marker.
+const PARKED_MAX: usize = 10_000;
 /// How many events are taken in before the next steps are decided.
 const TAKEN_MAX: usize = 256;
 
@@ -105,7 +108,7 @@ enum Done {
     Published(Vec<(i64, Result<(), BusError>)>),
     Tried(i64, Ended),
     Wrote(Batch, Result<(), StoreError>),
-    Read { rows: Result<Vec<OpenDelivery>, StoreError>, limit: usize },
+    Read { rows: Result<Vec<OpenDelivery>, StoreError>, parked: Option<Vec<DeadLetter>>, limit: usize },
     Fetched { wanted: Vec<i64>, contents: Result<HashMap<(MessageId, u32), Content>, StoreError> },
     Renewed(Instant, Result<bool, StoreError>),
 }
@@ -115,6 +118,7 @@ struct Tenure<'a> {
     subscription: &'a Subscription,
     services: &'a Services,
     settings: &'a Settings,
+    names: Names,
     lease: Arc<Lease>,
     window: Window,
     tasks: JoinSet<Done>,
@@ -156,13 +160,14 @@ impl<'a> Tenure<'a> {
             window: Window::new(
                 settings.clone(),
                 Arc::clone(&subscription.counters),
-                names,
+                names.clone(),
                 subscription.destination.needs_original(),
                 lease.fence,
             ),
             subscription,
             services,
             settings,
+            names,
             lease: Arc::new(lease),
             tasks: JoinSet::new(),
             consumer: None,
@@ -244,8 +249,11 @@ impl<'a> Tenure<'a> {
                 self.read(now);
                 self.fetch(now);
                 self.publish(now);
-                for trying in self.window.startable_now(now) {
-                    self.attempt(trying);
+                // What lives on the bus takes nothing new before it has back what it lost.
+                if self.consumer.is_some() || self.settings.again_after_wipe.is_none() {
+                    for trying in self.window.startable_now(now) {
+                        self.attempt(trying);
+                    }
                 }
             }
             Some(until) => {
@@ -285,9 +293,14 @@ impl<'a> Tenure<'a> {
         let (bus, watch) = (Arc::clone(&self.services.bus), Arc::clone(&self.services.watch));
         let name = Arc::clone(&self.subscription.name);
         let window = u16::try_from(self.settings.window).unwrap_or(u16::MAX);
+        let (store, again) = (Arc::clone(&self.services.store), self.settings.again_after_wipe);
+        let (destination, names) = (Arc::clone(&self.subscription.destination), self.names.clone());
         self.tasks.spawn(async move {
             let connected = async {
                 let epoch = watch.look().await.map_err(|error| chain(&error))?;
+                if let Some(within) = again {
+                    hand_over_again(&*store, &*bus, &*destination, &names, within).await?;
+                }
                 bus.declare(&name).await.map_err(|error| chain(&error))?;
                 let consumer = bus.consume(&name, window).await.map_err(|error| chain(&error))?;
                 Ok((consumer, epoch))
@@ -300,7 +313,10 @@ impl<'a> Tenure<'a> {
         if self.reading || now < self.read_at {
             return;
         }
-        let (after, limit) = if now >= self.rescan_at {
+        let rescan = now >= self.rescan_at;
+        // Those of before this tenure, and whether a person has dealt with any.
+        let parked = !self.taken_over || (rescan && self.window.has_parked());
+        let (after, limit) = if rescan {
             self.rescan_at = now + self.settings.rescan;
             (0, self.settings.window)
         } else {
@@ -314,8 +330,17 @@ impl<'a> Tenure<'a> {
         self.reading = true;
         let (store, name) = (Arc::clone(&self.services.store), Arc::clone(&self.subscription.name));
         self.tasks.spawn(async move {
-            let rows = store.open_deliveries(&name, after, limit).await;
-            Done::Read { rows, limit }
+            let read = async {
+                let parked = match parked {
+                    true => Some(store.parked_deliveries(&name, PARKED_MAX).await?),
+                    false => None,
+                };
+                Ok((store.open_deliveries(&name, after, limit).await?, parked))
+            };
+            match read.await {
+                Ok((rows, parked)) => Done::Read { rows: Ok(rows), parked, limit },
+                Err(error) => Done::Read { rows: Err(error), parked: None, limit },
+            }
         });
     }
 
@@ -424,7 +449,12 @@ impl<'a> Tenure<'a> {
             }
             Ok(Done::Tried(number, ended)) => self.window.ended(number, ended, now, random()),
             Ok(Done::Wrote(batch, result)) => self.wrote(batch, result, now),
-            Ok(Done::Read { rows, limit }) => self.has_read(rows, limit, now),
+            Ok(Done::Read { rows, parked, limit }) => {
+                if let Some(parked) = parked {
+                    self.window.set_parked(parked, now);
+                }
+                self.has_read(rows, limit, now);
+            }
             Ok(Done::Fetched { wanted, contents }) => {
                 self.fetching = false;
                 match contents {

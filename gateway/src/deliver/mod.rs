@@ -4,6 +4,7 @@
 //! event is settled on the bus; what is not final is found again by reading the store, so starting, taking over and
 //! recovering are the same; memory is bounded whatever the backlog.
 
+mod again;
 mod amqp;
 mod circuit;
 mod dispatcher;
@@ -72,6 +73,9 @@ pub struct Settings {
     pub lost_after: Duration,
     /// How long something taken off the bus stays unsettled: 10 min (a broker allows 30).
     pub ticket_age_max: Duration,
+    /// For a destination that lives on the bus: when the broker has lost its data, what was delivered within this time
+    /// is handed over again, with the same ids. `None` for any other destination.
+    pub again_after_wipe: Option<Duration>,
     /// How long attempts under way may take at a shutdown: 10 s.
     pub grace: Duration,
 }
@@ -95,6 +99,7 @@ impl Default for Settings {
             mark_after: Duration::from_secs(1),
             lost_after: Duration::from_secs(15),
             ticket_age_max: Duration::from_secs(600),
+            again_after_wipe: None,
             grace: Duration::from_secs(10),
         }
     }

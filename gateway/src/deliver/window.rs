@@ -8,7 +8,7 @@ use super::{Counters, OnParked, Routed, Settings};
 use crate::bus::{BusError, Envelope, Taken, Ticket};
 use crate::lifecycle::{Delivery, DeliveryEffect, DeliveryEvent, Outcome, Phase};
 use crate::route::publish::{Event, envelope};
-use crate::store::{Attempt, Content, DeliveryChange, DeliveryState, OpenDelivery};
+use crate::store::{Attempt, Content, DeadLetter, DeliveryChange, DeliveryState, OpenDelivery};
 use bytes::Bytes;
 use jiff::Timestamp;
 use schemas::message::{DeliveryId, MessageId, OrderKey};
@@ -218,6 +218,11 @@ impl Window {
         self.settings.window.saturating_sub(self.entries.len())
     }
 
+    /// Whether any dead letter is known.
+    pub(super) fn has_parked(&self) -> bool {
+        !self.parked.is_empty()
+    }
+
     /// Whether something routed lies beyond what has been read.
     pub(super) fn has_gap(&self) -> bool {
         !self.ahead.is_empty()
@@ -274,6 +279,32 @@ impl Window {
         for id in std::mem::take(&mut self.forgettable) {
             self.ended.remove(&id);
         }
+    }
+
+    /// The dead letters of the subscription, read from the store.
+    pub(super) fn set_parked(&mut self, parked: Vec<DeadLetter>, now: Instant) {
+        let old = std::mem::take(&mut self.parked);
+        for DeadLetter { number, key, age } in parked {
+            let at = now.checked_sub(age).unwrap_or(now);
+            self.parked.entry(key).or_default().insert(number, at);
+        }
+        for (key, numbers) in old {
+            for (number, at) in numbers {
+                // Parked here a moment ago, and perhaps not yet written when this was read.
+                if now.duration_since(at) < PARKED_HERE {
+                    self.parked.entry(key).or_default().entry(number).or_insert(at);
+                }
+            }
+        }
+        for number in self.numbers.values() {
+            if let Some(entry) = self.entries.get(number)
+                && let Some(numbers) = self.parked.get_mut(&entry.key)
+            {
+                numbers.remove(number);
+            }
+        }
+        self.parked.retain(|_, numbers| !numbers.is_empty());
+        self.refresh_blocked(now);
     }
 
     fn insert(&mut self, number: i64, mut entry: Entry) {
@@ -860,6 +891,9 @@ impl Window {
         Counters::set(&self.counters.circuit_open, usize::from(self.circuit.is_open()));
     }
 }
+
+/// How long a dead letter of ours may be missing from what is read from the store.
+const PARKED_HERE: Duration = Duration::from_secs(60);
 
 impl Entry {
     fn routed(routed: Routed, machine: Delivery) -> Self {

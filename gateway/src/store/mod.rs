@@ -291,6 +291,17 @@ pub struct OpenDelivery {
     pub rest: Duration,
 }
 
+/// A delivery that was given up and waits for a person.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeadLetter {
+    /// Its event number in the subscription.
+    pub number: i64,
+    /// Whose order it keeps.
+    pub key: OrderKey,
+    /// How long ago it was given up, by the database's clock.
+    pub age: Duration,
+}
+
 /// What a delivery carries, read back for publishing.
 #[derive(Clone, Debug)]
 pub struct Content {
@@ -581,6 +592,23 @@ pub trait Store: Send + Sync + 'static {
     async fn open_deliveries(
         &self,
         subscription: &str,
+        after: i64,
+        limit: usize,
+    ) -> Result<Vec<OpenDelivery>, StoreError>;
+
+    /// The dead letters of a subscription, lowest event number first.
+    async fn parked_deliveries(
+        &self,
+        subscription: &str,
+        limit: usize,
+    ) -> Result<Vec<DeadLetter>, StoreError>;
+
+    /// The next deliveries of a subscription with an event number above `after` that were delivered within the last `within`,
+    /// lowest first; of messages that are older than that by more than a day, none. For a destination that lost them.
+    async fn delivered_lately(
+        &self,
+        subscription: &str,
+        within: Duration,
         after: i64,
         limit: usize,
     ) -> Result<Vec<OpenDelivery>, StoreError>;

@@ -44,6 +44,7 @@ behaviours! {
     open_deliveries_are_what_is_left_to_do,
     a_final_delivery_never_changes,
     published_deliveries_go_back_when_the_broker_is_wiped,
+    dead_letters_and_what_was_delivered_lately_are_found_in_order,
     contents_come_back_as_they_were,
     search_finds_by_everything,
     a_timeline_tells_everything,
@@ -747,6 +748,45 @@ async fn published_deliveries_go_back_when_the_broker_is_wiped(place: Place) {
     let seen: Vec<_> = left.iter().map(|each| (each.number, each.state)).collect();
     assert_eq!(seen, [1, 3, 4].map(|number| (number, DeliveryState::Pending)));
     assert_eq!(store.unpublish_all().await.unwrap(), 0);
+}
+
+async fn dead_letters_and_what_was_delivered_lately_are_found_in_order(place: Place) {
+    let store = place.open().await;
+    let long_ago = Timestamp::now().checked_sub(49.hours()).unwrap();
+    append(&store, vec![at(long_ago, "OLD", "P1")]).await;
+    append(&store, many(9)).await;
+    route_all(&store, &["lab", "insurer"]).await;
+    let lab = deliveries(&store, "lab").await;
+    let lease = lease(&store, 1, "subscription:lab").await;
+    let ends = [
+        DeliveryState::Delivered,
+        DeliveryState::Parked,
+        DeliveryState::Delivered,
+        DeliveryState::RetryWait,
+        DeliveryState::Parked,
+        DeliveryState::Delivered,
+        DeliveryState::Suppressed,
+        DeliveryState::Delivered,
+    ];
+    let changes = lab.iter().zip(ends).map(|(each, end)| change(each, end)).collect();
+    store.change_deliveries(&lease, changes).await.unwrap();
+    let parked = store.parked_deliveries("lab", 10).await.unwrap();
+    let seen: Vec<_> = parked.iter().map(|letter| (letter.number, letter.key)).collect();
+    assert_eq!(seen, [(2, lab[1].key), (5, lab[4].key)]);
+    assert!(parked.iter().all(|letter| letter.age < MINUTE));
+    assert_eq!(store.parked_deliveries("lab", 1).await.unwrap().len(), 1);
+    assert!(store.parked_deliveries("insurer", 10).await.unwrap().is_empty());
+
+    let hour = 60 * MINUTE;
+    let delivered = async |within, after, limit| {
+        let found = store.delivered_lately("lab", within, after, limit).await.unwrap();
+        found.iter().map(|each| each.number).collect::<Vec<_>>()
+    };
+    assert_eq!(delivered(hour, 0, 10).await, [3, 6, 8], "the message of the first is too old");
+    assert_eq!(delivered(48 * hour, 0, 10).await, [1, 3, 6, 8]);
+    assert_eq!(delivered(hour, 3, 1).await, [6]);
+    assert!(delivered(Duration::ZERO, 0, 10).await.is_empty());
+    assert!(store.delivered_lately("nobody", hour, 0, 10).await.unwrap().is_empty());
 }
 
 async fn contents_come_back_as_they_were(place: Place) {

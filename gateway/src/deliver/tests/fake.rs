@@ -191,6 +191,36 @@ macro_rules! not_a_delivery {
                     .collect())
             }
 
+            async fn parked_deliveries(
+                &self,
+                _: &str,
+                limit: usize,
+            ) -> Result<Vec<DeadLetter>, StoreError> {
+                let state = self.reach()?;
+                let parked = state.rows.values().filter(|row| row.open.state == DeliveryState::Parked);
+                let letter = |row: &Row| DeadLetter {
+                    number: row.open.number,
+                    key: row.open.key,
+                    age: row.due.map_or(Duration::ZERO, |due| due.elapsed()),
+                };
+                Ok(parked.map(letter).take(limit).collect())
+            }
+
+            async fn delivered_lately(
+                &self,
+                _: &str,
+                within: Duration,
+                after: i64,
+                limit: usize,
+            ) -> Result<Vec<OpenDelivery>, StoreError> {
+                let state = self.reach()?;
+                let rows = state.rows.range(after + 1..).map(|(_, row)| row);
+                let lately = rows.filter(|row| {
+                    row.open.state == DeliveryState::Delivered && row.due.is_some_and(|due| due.elapsed() <= within)
+                });
+                Ok(lately.map(|row| row.open.clone()).take(limit).collect())
+            }
+
             async fn contents(
                 &self,
                 of: &[(MessageId, u32)],

@@ -510,6 +510,59 @@ async fn the_subscribers_own_queue_gets_the_event() {
     bench.store.until_all(DeliveryState::Delivered).await;
 }
 
+#[tokio::test(start_paused = true)]
+async fn what_a_wiped_broker_lost_is_handed_over_again_before_anything_new() {
+    let bench = Bench::new(FakeDestination::new(accept))
+        .with(|settings| settings.again_after_wipe = Some(Duration::from_secs(600)));
+    let bus: Arc<dyn Bus> = Arc::new(bench.bus.clone());
+    let own: Arc<dyn Destination> = Arc::new(AmqpQueue::new(bus, "own"));
+    bench.add([1]);
+    let running = bench.start_to(1, own.clone());
+    bench.store.until_all(DeliveryState::Delivered).await;
+    pass(Duration::from_secs(3600)).await;
+    bench.add([1, 1, 2]);
+    bench.store.until_all(DeliveryState::Delivered).await;
+    bench.bus.wipe();
+    bench.add([1, 2]);
+    bench.store.until_all(DeliveryState::Delivered).await;
+    let mut ids = Vec::new();
+    for _ in 0..5 {
+        ids.push(bench.bus.receive("own").await.delivery);
+    }
+    let known: Vec<_> = (2..=6).map(|number| bench.store.state().rows[&number].open.id).collect();
+    assert_eq!(ids[..3], known[..3], "what was lost comes first, the first one is too old");
+    assert_eq!(ids[3..].iter().collect::<std::collections::HashSet<_>>(), known[3..].iter().collect());
+    // Another replica finds it done.
+    running.stop().await;
+    let _next = bench.start_to(2, own);
+    bench.add([3]);
+    bench.store.until_all(DeliveryState::Delivered).await;
+    assert_eq!(bench.bus.receive("own").await.delivery, bench.store.state().rows[&7].open.id);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dead_letter_is_remembered_over_a_restart() {
+    let never_one = |number, _| if number == 1 { Reaction::Never } else { Reaction::Accept };
+    let bench = Bench::new(FakeDestination::new(never_one));
+    bench.add([1, 2]);
+    let running = bench.start_as(1);
+    bench.store.until("parked", |state| state.rows[&1].open.state == DeliveryState::Parked).await;
+    running.stop().await;
+    bench.add([1]);
+    let running = bench.start_as(2);
+    bench.store.until("the next", |state| state.rows[&3].open.state == DeliveryState::Delivered).await;
+    assert_eq!(bench.destination.received().passes[&3], Some(1));
+    running.stop().await;
+    // And with `block` it holds up its key after a restart too.
+    let bench =
+        bench.with(|settings| settings.on_parked = OnParked::Block { age_max: Duration::from_secs(3600) });
+    bench.add([1]);
+    let began = Instant::now();
+    let _running = bench.start_as(3);
+    bench.store.until("the last", |state| state.rows[&4].open.state == DeliveryState::Delivered).await;
+    assert!(began.elapsed() > Duration::from_secs(3000));
+}
+
 /// A run under faults: keys of the deliveries, and what the destination does, by number and try.
 fn faults() -> impl Strategy<Value = (Vec<i64>, Vec<u8>, Vec<u16>)> {
     (

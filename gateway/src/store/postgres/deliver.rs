@@ -3,17 +3,22 @@
 use super::{Postgres, clock};
 use crate::store::recording::topics_from;
 use crate::store::{
-    Content, DeliveryChange, DeliveryState, Lease, OpenDelivery, StoreError, changes, intake, pack,
+    Content, DeadLetter, DeliveryChange, DeliveryState, Lease, OpenDelivery, StoreError, changes, intake,
+    pack,
 };
 use schemas::message::{DeliveryId, MessageId, OrderKey};
 use sqlx::Row;
 use sqlx::postgres::PgRow;
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 use uuid::Uuid;
 
 /// After so many changes the floor below which nothing usual is open is looked for anew.
 const FLOOR_EVERY_CHANGES: usize = 4096;
+
+/// How much older than its delivery a message may be for [`Store::delivered_lately`](crate::store::Store::delivered_lately).
+const A_DAY: Duration = Duration::from_secs(24 * 3600);
 
 /// What open deliveries are read with: the columns of [`open_delivery`].
 macro_rules! delivery_columns {
@@ -99,6 +104,57 @@ impl Postgres {
             .bind(known.floor)
             .fetch_all(&self.path)
             .await?;
+        rows.iter().map(open_delivery).collect()
+    }
+
+    pub(super) async fn read_parked(
+        &self,
+        subscription: &str,
+        limit: usize,
+    ) -> Result<Vec<DeadLetter>, StoreError> {
+        let rows = sqlx::query(concat!(
+            "SELECT d.number, d.key, greatest(0, ",
+            clock!(),
+            " - d.changed_us) FROM delivery d WHERE d.subscription = (SELECT id FROM subscription WHERE name = $1)
+                 AND d.held AND d.state = 5 ORDER BY d.number LIMIT $2"
+        ))
+        .bind(subscription)
+        .bind(i64::try_from(limit).unwrap_or(i64::MAX))
+        .fetch_all(&self.path)
+        .await?;
+        let letter = |row: &PgRow| {
+            let (number, key) = (row.try_get(0)?, OrderKey(row.try_get(1)?));
+            Ok(DeadLetter { number, key, age: pack::span_from(row.try_get(2)?) })
+        };
+        rows.iter().map(letter).collect()
+    }
+
+    pub(super) async fn read_delivered(
+        &self,
+        subscription: &str,
+        within: Duration,
+        after: i64,
+        limit: usize,
+    ) -> Result<Vec<OpenDelivery>, StoreError> {
+        let reach = i64::try_from((within + A_DAY).as_millis()).unwrap_or(i64::MAX);
+        let oldest = pack::id_floor(jiff::Timestamp::now().as_millisecond().saturating_sub(reach).max(0));
+        let rows = sqlx::query(concat!(
+            "SELECT ",
+            delivery_columns!(),
+            ", ",
+            clock!(),
+            " FROM delivery d WHERE d.subscription = (SELECT id FROM subscription WHERE name = $1) AND d.number > $2
+                 AND d.state = 3 AND d.message >= $3 AND d.changed_us >= ",
+            clock!(),
+            " - $4 ORDER BY d.number LIMIT $5"
+        ))
+        .bind(subscription)
+        .bind(after)
+        .bind(oldest)
+        .bind(pack::span(within))
+        .bind(i64::try_from(limit).unwrap_or(i64::MAX))
+        .fetch_all(&self.path)
+        .await?;
         rows.iter().map(open_delivery).collect()
     }
 

@@ -13,8 +13,8 @@ mod record;
 
 use crate::store::migrate::{self, Applied};
 use crate::store::{
-    Appended, Books, Content, DeliveryChange, Lease, NewMessage, OpenDelivery, OpenMessage, Query, RecordTx,
-    Request, Retention, Store, StoreError, Summary, Timeline,
+    Appended, Books, Content, DeadLetter, DeliveryChange, Lease, NewMessage, OpenDelivery, OpenMessage,
+    Query, RecordTx, Request, Retention, Store, StoreError, Summary, Timeline,
 };
 use async_trait::async_trait;
 use jiff::Timestamp;
@@ -245,6 +245,24 @@ impl Store for Postgres {
         limit: usize,
     ) -> Result<Vec<OpenDelivery>, StoreError> {
         self.read_open_deliveries(subscription, after, limit).await
+    }
+
+    async fn parked_deliveries(
+        &self,
+        subscription: &str,
+        limit: usize,
+    ) -> Result<Vec<DeadLetter>, StoreError> {
+        self.read_parked(subscription, limit).await
+    }
+
+    async fn delivered_lately(
+        &self,
+        subscription: &str,
+        within: Duration,
+        after: i64,
+        limit: usize,
+    ) -> Result<Vec<OpenDelivery>, StoreError> {
+        self.read_delivered(subscription, within, after, limit).await
     }
 
     async fn contents(

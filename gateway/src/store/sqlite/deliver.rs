@@ -4,13 +4,18 @@ use super::rows::Rows;
 use super::{Sqlite, clock, hold};
 use crate::store::recording::topics_from;
 use crate::store::{
-    Content, DeliveryChange, DeliveryState, Lease, OpenDelivery, StoreError, changes, intake, pack,
+    Content, DeadLetter, DeliveryChange, DeliveryState, Lease, OpenDelivery, StoreError, changes, intake,
+    pack,
 };
 use schemas::message::{DeliveryId, MessageId, OrderKey};
 use sqlx::Row;
 use sqlx::sqlite::SqliteRow;
 use std::collections::HashMap;
+use std::time::Duration;
 use uuid::Uuid;
+
+/// How much older than its delivery a message may be for [`Store::delivered_lately`](crate::store::Store::delivered_lately).
+const A_DAY: Duration = Duration::from_secs(24 * 3600);
 
 /// What open deliveries are read with: the columns of [`open_delivery`].
 macro_rules! delivery_columns {
@@ -37,6 +42,57 @@ impl Sqlite {
         ))
         .bind(subscription)
         .bind(after)
+        .bind(i64::try_from(limit).unwrap_or(i64::MAX))
+        .fetch_all(&self.readers)
+        .await?;
+        rows.iter().map(open_delivery).collect()
+    }
+
+    pub(super) async fn read_parked(
+        &self,
+        subscription: &str,
+        limit: usize,
+    ) -> Result<Vec<DeadLetter>, StoreError> {
+        let rows = sqlx::query(concat!(
+            "SELECT d.number, d.key, max(0, ",
+            clock!(),
+            " - d.changed_us) FROM delivery d WHERE d.subscription = (SELECT id FROM subscription WHERE name = ?)
+                 AND d.state = 5 ORDER BY d.number LIMIT ?"
+        ))
+        .bind(subscription)
+        .bind(i64::try_from(limit).unwrap_or(i64::MAX))
+        .fetch_all(&self.readers)
+        .await?;
+        let letter = |row: &SqliteRow| {
+            let (number, key) = (row.try_get(0)?, OrderKey(row.try_get(1)?));
+            Ok(DeadLetter { number, key, age: pack::span_from(row.try_get(2)?) })
+        };
+        rows.iter().map(letter).collect()
+    }
+
+    pub(super) async fn read_delivered(
+        &self,
+        subscription: &str,
+        within: Duration,
+        after: i64,
+        limit: usize,
+    ) -> Result<Vec<OpenDelivery>, StoreError> {
+        let reach = i64::try_from((within + A_DAY).as_millis()).unwrap_or(i64::MAX);
+        let oldest = pack::id_floor(jiff::Timestamp::now().as_millisecond().saturating_sub(reach).max(0));
+        let rows = sqlx::query(concat!(
+            "SELECT ",
+            delivery_columns!(),
+            ", ",
+            clock!(),
+            " FROM delivery d WHERE d.subscription = (SELECT id FROM subscription WHERE name = ?) AND d.number > ?
+                 AND d.state = 3 AND d.message >= ? AND d.changed_us >= ",
+            clock!(),
+            " - ? ORDER BY d.number LIMIT ?"
+        ))
+        .bind(subscription)
+        .bind(after)
+        .bind(oldest)
+        .bind(pack::span(within))
         .bind(i64::try_from(limit).unwrap_or(i64::MAX))
         .fetch_all(&self.readers)
         .await?;

@@ -11,8 +11,8 @@ mod rows;
 
 use crate::store::migrate::{self, Applied};
 use crate::store::{
-    Appended, Books, Content, DeliveryChange, Lease, NewMessage, OpenDelivery, OpenMessage, Query, RecordTx,
-    Request, Retention, Role, Store, StoreError, Summary, Timeline, pack,
+    Appended, Books, Content, DeadLetter, DeliveryChange, Lease, NewMessage, OpenDelivery, OpenMessage,
+    Query, RecordTx, Request, Retention, Role, Store, StoreError, Summary, Timeline, pack,
 };
 use async_trait::async_trait;
 use jiff::Timestamp;
@@ -364,6 +364,24 @@ impl Store for Sqlite {
         limit: usize,
     ) -> Result<Vec<OpenDelivery>, StoreError> {
         self.read_open_deliveries(subscription, after, limit).await
+    }
+
+    async fn parked_deliveries(
+        &self,
+        subscription: &str,
+        limit: usize,
+    ) -> Result<Vec<DeadLetter>, StoreError> {
+        self.read_parked(subscription, limit).await
+    }
+
+    async fn delivered_lately(
+        &self,
+        subscription: &str,
+        within: Duration,
+        after: i64,
+        limit: usize,
+    ) -> Result<Vec<OpenDelivery>, StoreError> {
+        self.read_delivered(subscription, within, after, limit).await
     }
 
     async fn contents(
