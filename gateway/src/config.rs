@@ -5,7 +5,7 @@
 
 use adapters::settings::{Fallback, Kind, Secret, Setting, SettingsReader};
 use adapters::{Destination, Source, SourceContext};
-use jiff::tz::TimeZone;
+use schemas::hl7v2::time;
 use schemas::yaml::{self, Fields, Mistake, Node, Place, Value};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -289,7 +289,7 @@ pub struct Zone {
     /// `Europe/Berlin`
     pub name: String,
     /// The rules.
-    pub rules: TimeZone,
+    pub rules: time::Zone,
 }
 
 /// Who may send, and how it is known.
@@ -652,7 +652,7 @@ fn known_adapter(fields: &mut Fields<'_, '_>, node: &Node, name: &str, known: Ve
 
 fn zone(fields: &mut Fields<'_, '_>) -> Option<Zone> {
     let name = fields.take_text("zone")?;
-    let rules = TimeZone::get(name).ok();
+    let rules = time::Zone::named(name).ok();
     if rules.is_none() {
         let place = fields.take("zone").map_or(fields.place(), |node| node.place);
         fields.wrong(place, "zone", "expected an IANA time zone such as Europe/Berlin");

@@ -1,3 +1,7 @@
 //! `pons`: arguments, then the configuration, then one subcommand.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    gateway::cli::main()
+}

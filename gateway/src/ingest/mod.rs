@@ -59,12 +59,12 @@ impl Ingest {
         match self.committer.write(message).await {
             Ok(Appended::New { control_id_reused, .. }) => {
                 if control_id_reused {
-                    tracing::warn!(message = %id, "a control id came again with other content; taken as a new message");
+                    tracing::warn!(message_id = %id, "a control id came again with other content; taken as a new message");
                 }
                 Verdict::Stored(Stored { message: id, received_at, repeat: false })
             }
             Ok(Appended::Repeat { id, received_at, rejected: None }) => {
-                tracing::info!(message = %id, "a repeat; its first answer is given again");
+                tracing::info!(message_id = %id, "a repeat; its first answer is given again");
                 Verdict::Stored(Stored { message: id, received_at, repeat: true })
             }
             Ok(Appended::Repeat { rejected: Some(refused), received_at, .. }) => {
@@ -87,7 +87,7 @@ impl Ingest {
             }
             Ok(None) => None,
             Err(error) => {
-                tracing::warn!(%message, error = %crate::chain(&error), "a result could not be looked up");
+                tracing::warn!(message_id = %message, error = %crate::chain(&error), "a result could not be looked up");
                 waiting.await.ok()
             }
         }
@@ -190,7 +190,7 @@ impl Ingest {
     /// Keeps a refused message as a final row, then refuses it. If even that cannot be written, the sender gets no
     /// answer and sends again.
     async fn refuse(&self, mut new: NewMessage, rejection: Rejection) -> Verdict {
-        tracing::warn!(message = %new.id, code = rejection.code, location = %rejection.location, "message refused");
+        tracing::warn!(message_id = %new.id, code = rejection.code, location = %rejection.location, "message refused");
         new.rejected = Some(Refused::from_rejection(&rejection));
         match self.keep(new).await {
             Verdict::Stored(stored) => {
@@ -254,7 +254,7 @@ impl Intake for Ingest {
                 tracing::error!(source = %received.source, error = %reason, "refused bytes could not be kept");
             }
             _ => {
-                tracing::warn!(message = %id, source = %received.source, text = %rejection.text, "bytes refused and kept")
+                tracing::warn!(message_id = %id, source = %received.source, text = %rejection.text, "bytes refused and kept")
             }
         }
     }

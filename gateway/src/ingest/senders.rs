@@ -190,7 +190,7 @@ impl Known {
 }
 
 /// The name of a sender that nobody configured: `ADT1@GENHOSP`, cut to letters, digits and a few signs.
-fn own_name(application: &str, facility: &str) -> Arc<str> {
+pub fn own_name(application: &str, facility: &str) -> Arc<str> {
     let plain = |text: &str| -> String {
         text.chars().filter(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.')).take(32).collect()
     };

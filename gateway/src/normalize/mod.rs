@@ -1,5 +1,441 @@
 //! The second station of the path: open messages are mapped and recorded, in order per key, at our own pace.
+//!
+//! ```text
+//! store: open messages ─► plan ─► map (pure, on all cores) ─► record (one transaction a batch, routing included)
+//! ```
+//! Invariant: a message is recorded when it is the lowest in sequence on all its keys. Whatever is not recorded stays
+//! open in the store, so recovery is the normal poll.
 
+pub mod fhir;
 pub mod lanes;
 pub mod plan;
+mod record;
+#[cfg(test)]
+mod tests;
 pub mod waiters;
+
+pub use record::Recorded;
+
+use crate::ingest::Takes;
+use crate::route::Router;
+use crate::store::{Format, OpenMessage, Store, StoreError};
+use lanes::Held;
+use mappings::resource::{Contribution, Stamp};
+use mappings::{Catalog, Context, Effect};
+use plan::{Keyed, Plan, plan};
+use schemas::hl7v2::time::Zone;
+use schemas::hl7v2::{Limits, Message, charset};
+use schemas::issue::Issue;
+use schemas::message::{OrderKey, Seq};
+use std::collections::HashSet;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+use waiters::Waiters;
+
+/// How many open messages are looked at, at most.
+const WINDOW: usize = 1024;
+/// How many bytes of them are held, beyond the first.
+const WINDOW_BYTES: usize = 32 << 20;
+/// How many messages are recorded in one transaction.
+const BATCH: usize = 128;
+/// How often the store is asked although nobody called: other replicas and replays write there too.
+const POLL_EVERY: Duration = Duration::from_millis(200);
+
+/// One message, mapped and not yet recorded.
+#[derive(Debug)]
+pub struct Prepared {
+    /// The message.
+    pub open: OpenMessage,
+    /// Its HL7 v2 trigger event.
+    pub event: Option<String>,
+    /// The mapping and its version.
+    pub mapping: String,
+    /// What reading and mapping had to say.
+    pub issues: Vec<Issue>,
+    /// What it says, or why it goes into quarantine.
+    pub facts: Result<Facts, String>,
+}
+
+/// What one message says.
+#[derive(Debug)]
+pub struct Facts {
+    /// In the order of the message.
+    pub what: Vec<What>,
+    /// What it does beyond that.
+    pub effects: Vec<Effect>,
+    /// When it says so.
+    pub stamp: Stamp,
+}
+
+/// What a message says about one resource.
+#[derive(Debug)]
+pub enum What {
+    /// Slots, by a mapping.
+    Slots(Contribution),
+    /// The whole resource, by a FHIR update: its identity, and its elements as (name, JSON text).
+    Whole(Contribution, Vec<(String, String)>),
+}
+
+impl What {
+    fn contribution(&self) -> &Contribution {
+        match self {
+            What::Slots(contribution) | What::Whole(contribution, _) => contribution,
+        }
+    }
+}
+
+impl Facts {
+    fn contributions(&self) -> impl Iterator<Item = &Contribution> {
+        self.what.iter().map(What::contribution)
+    }
+}
+
+/// Turns stored bytes into facts. Pure but for the catalog, which may be exchanged while running.
+#[derive(Debug)]
+pub struct Mapper {
+    catalog: RwLock<Arc<Catalog>>,
+    namespace: Uuid,
+    systems: crate::ingest::senders::Senders,
+    limits: Limits,
+}
+
+impl Takes for Mapper {
+    fn takes(&self, code: &str, trigger: &str, structure: &str, version: &str) -> Result<(), u16> {
+        let catalog = self.catalog();
+        if catalog.program_for(code, trigger, structure, version).is_some() {
+            return Ok(());
+        }
+        let of_type = || catalog.programs().iter().filter(|program| program.takes().0 == code);
+        Err(match () {
+            () if of_type().next().is_none() => 200,
+            () if of_type().any(|program| program.takes().1.iter().any(|event| event == trigger)) => 203,
+            () => 201,
+        })
+    }
+}
+
+impl Mapper {
+    /// A mapper over a catalog; `namespace` is the installation's, `senders` know their assigning authorities.
+    pub fn new(
+        catalog: Arc<Catalog>,
+        namespace: Uuid,
+        senders: crate::ingest::senders::Senders,
+        limits: Limits,
+    ) -> Self {
+        Mapper { catalog: RwLock::new(catalog), namespace, systems: senders, limits }
+    }
+
+    /// The catalog in use.
+    pub fn catalog(&self) -> Arc<Catalog> {
+        self.catalog.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Maps one message. A panic in here is a mistake of ours: the message goes into quarantine, the others go on.
+    pub fn prepare(&self, open: OpenMessage) -> Prepared {
+        let mapped = catch_unwind(AssertUnwindSafe(|| match open.format {
+            Format::Hl7v2 => self.map_hl7v2(&open),
+            Format::FhirJson => fhir::facts(&open, self.namespace),
+        }));
+        mapped
+            .unwrap_or_else(|_| Mapped {
+                event: None,
+                mapping: String::new(),
+                issues: Vec::new(),
+                facts: Err("the mapping broke off: a defect of Pons".to_owned()),
+            })
+            .of(open)
+    }
+
+    fn map_hl7v2(&self, open: &OpenMessage) -> Mapped {
+        let quarantine =
+            |why: String, issues| Mapped { event: None, mapping: String::new(), issues, facts: Err(why) };
+        let decoded = charset::decode(&open.bytes, None);
+        let mut issues = decoded.issues;
+        let message = match Message::parse(&decoded.text, &self.limits) {
+            Ok(message) => message,
+            Err(error) => return quarantine(error.to_string(), issues),
+        };
+        issues.extend_from_slice(message.issues());
+        let trigger = message.header().trigger().unwrap_or_default().into_owned();
+        let catalog = self.catalog();
+        let Some(program) = catalog.program_of(&message) else {
+            return quarantine(format!("there is no mapping for {}", open.message_type), issues);
+        };
+        let context = Context {
+            message_id: open.id.0,
+            received_at: open.received_at,
+            seq: open.seq.0,
+            sender: open.sender.clone(),
+            authority: open.sender.clone(),
+            zone: zone_of(&open.context),
+            namespace: self.namespace,
+            systems: self.systems.systems(&open.sender),
+            options: &[],
+        };
+        let mapping = format!("{} {}", program.name(), program.version());
+        let event = Some(trigger);
+        match program.run(&message, &context) {
+            Ok(mapped) => {
+                issues.extend(mapped.issues);
+                let what = mapped.contributions.into_iter().map(What::Slots).collect();
+                let facts = Ok(Facts { what, effects: mapped.effects, stamp: mapped.stamp });
+                Mapped { event, mapping, issues, facts }
+            }
+            Err(quarantined) => {
+                issues.extend(quarantined.issues);
+                Mapped { event, mapping, issues, facts: Err(quarantined.reason) }
+            }
+        }
+    }
+}
+
+/// What mapping makes, before it is put beside its message.
+struct Mapped {
+    event: Option<String>,
+    mapping: String,
+    issues: Vec<Issue>,
+    facts: Result<Facts, String>,
+}
+
+impl Mapped {
+    fn of(self, open: OpenMessage) -> Prepared {
+        Prepared { open, event: self.event, mapping: self.mapping, issues: self.issues, facts: self.facts }
+    }
+}
+
+/// The zone that was stored with a message; UTC, and flagged, without one.
+fn zone_of(context: &str) -> Zone {
+    let context: serde_json::Value = serde_json::from_str(context).unwrap_or_default();
+    context["zone"].as_str().and_then(|name| Zone::named(name).ok()).unwrap_or(Zone::UNSTATED)
+}
+
+impl Keyed for OpenMessage {
+    fn seq(&self) -> Seq {
+        self.seq
+    }
+    fn keys(&self) -> &[OrderKey] {
+        &self.keys
+    }
+}
+
+/// One worker over the lanes that this replica holds.
+pub struct Normalizer {
+    /// Where messages are open.
+    pub store: Arc<dyn Store>,
+    /// How they are mapped.
+    pub mapper: Arc<Mapper>,
+    /// Whom they concern.
+    pub router: Arc<Router>,
+    /// Those who wait for a result.
+    pub waiters: Arc<Waiters>,
+    /// Where what was recorded goes next; what does not fit is found in the store.
+    pub hand_on: Arc<dyn Fn(Vec<Recorded>) + Send + Sync>,
+}
+
+impl Normalizer {
+    /// Works until `stop`. `wake` says that intake has written something, `held` which lanes are ours.
+    pub async fn run(
+        self,
+        mut wake: watch::Receiver<Seq>,
+        mut held: watch::Receiver<Held>,
+        stop: CancellationToken,
+    ) {
+        let mut open: Vec<OpenMessage> = Vec::new();
+        let mut after = Seq(i64::MIN);
+        let mut polled = tokio::time::Instant::now();
+        loop {
+            if held.has_changed().unwrap_or(false) || polled.elapsed() >= POLL_EVERY {
+                // Look at everything anew: lanes came or went, or a replay opened an old message again.
+                after = Seq(i64::MIN);
+                open.clear();
+                polled = tokio::time::Instant::now();
+            }
+            let ours = held.borrow_and_update().clone();
+            let worked = match self.work(&ours, &mut open, &mut after).await {
+                Ok(worked) => worked,
+                Err(error) => {
+                    tracing::warn!(error = %crate::chain(&error), "a batch could not be recorded; it stays open");
+                    (open, after) = (Vec::new(), Seq(i64::MIN));
+                    if !matches!(error, StoreError::Conflict) {
+                        pause(Duration::from_millis(500), &stop).await;
+                    }
+                    true
+                }
+            };
+            if stop.is_cancelled() {
+                return;
+            }
+            if !worked {
+                tokio::select! {
+                    () = stop.cancelled() => return,
+                    _ = wake.changed() => {}
+                    _ = held.changed() => {}
+                    () = tokio::time::sleep(POLL_EVERY) => {}
+                }
+            }
+        }
+    }
+
+    /// Takes what may go now and records it; answers whether there was anything.
+    async fn work(
+        &self,
+        ours: &Held,
+        open: &mut Vec<OpenMessage>,
+        after: &mut Seq,
+    ) -> Result<bool, StoreError> {
+        if ours.leases.is_empty() {
+            return Ok(false);
+        }
+        if open.len() < WINDOW / 2 {
+            let more =
+                self.store.open_messages(ours.lanes, *after, WINDOW - open.len(), WINDOW_BYTES).await?;
+            *after = more.last().map_or(*after, |last| last.seq);
+            open.extend(more);
+        }
+        let mut cleared = HashSet::new();
+        let mut planned = plan(open, ours.lanes, &cleared);
+        if !planned.foreign.is_empty() || !planned.ask.is_empty() {
+            planned = self.look_across(ours, open, planned, &mut cleared).await?;
+        }
+        if planned.go.is_empty() {
+            return Ok(false);
+        }
+        let mut going: Vec<OpenMessage> = Vec::with_capacity(planned.go.len());
+        let chosen: HashSet<usize> = planned.go.into_iter().collect();
+        let mut index = 0;
+        open.retain(|message| {
+            let goes = chosen.contains(&index);
+            index += 1;
+            if goes {
+                going.push(message.clone());
+            }
+            !goes
+        });
+        // While one batch is recorded, the next is mapped.
+        let mut batches = going.into_iter().fold(Vec::<Vec<OpenMessage>>::new(), |mut batches, message| {
+            match batches.last_mut() {
+                Some(batch) if batch.len() < BATCH => batch.push(message),
+                _ => batches.push(vec![message]),
+            }
+            batches
+        });
+        batches.reverse();
+        let mut mapping = batches.pop().map(|batch| self.map(batch));
+        while let Some(mapped) = mapping {
+            let batch = mapped.await;
+            mapping = batches.pop().map(|batch| self.map(batch));
+            self.record(ours, batch).await?;
+        }
+        Ok(true)
+    }
+
+    /// Asks the store about messages that share their keys with other workers.
+    async fn look_across(
+        &self,
+        ours: &Held,
+        open: &mut Vec<OpenMessage>,
+        planned: Plan,
+        cleared: &mut HashSet<Seq>,
+    ) -> Result<Plan, StoreError> {
+        let foreign: Vec<Seq> = planned.foreign.iter().map(|index| open[*index].seq).collect();
+        if !foreign.is_empty() {
+            let still: HashSet<Seq> = self.store.still_open(&foreign).await?.into_iter().collect();
+            let done: HashSet<Seq> = foreign.into_iter().filter(|seq| !still.contains(seq)).collect();
+            // Indexes are void after this; the plan is made anew below.
+            let asked: Vec<Seq> = planned.ask.iter().map(|index| open[*index].seq).collect();
+            open.retain(|message| !done.contains(&message.seq));
+            for message in open.iter().filter(|message| asked.contains(&message.seq)) {
+                if !self.store.open_before(message.seq, &message.keys).await? {
+                    cleared.insert(message.seq);
+                }
+            }
+        } else {
+            for index in &planned.ask {
+                let message = &open[*index];
+                if !self.store.open_before(message.seq, &message.keys).await? {
+                    cleared.insert(message.seq);
+                }
+            }
+        }
+        Ok(plan(open, ours.lanes, cleared))
+    }
+
+    /// Maps a batch on the threads for blocking work, spread over the cores.
+    fn map(&self, batch: Vec<OpenMessage>) -> impl Future<Output = Vec<Prepared>> + use<> {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let share = batch.len().div_ceil(cores).max(1);
+        let mut parts = Vec::with_capacity(cores);
+        let mut rest = batch.into_iter().peekable();
+        while rest.peek().is_some() {
+            let part: Vec<OpenMessage> = rest.by_ref().take(share).collect();
+            let mapper = self.mapper.clone();
+            parts.push(tokio::task::spawn_blocking(move || {
+                part.into_iter().map(|open| mapper.prepare(open)).collect::<Vec<_>>()
+            }));
+        }
+        async move {
+            let mut prepared = Vec::new();
+            for part in parts {
+                prepared.extend(part.await.expect("mapping catches its panics and is never cancelled"));
+            }
+            prepared
+        }
+    }
+
+    /// Records a batch. Where the store refuses it as a whole for a reason of its own, each message is recorded alone, and one
+    /// that is refused even so goes into quarantine: it must not stop the others.
+    async fn record(&self, ours: &Held, batch: Vec<Prepared>) -> Result<(), StoreError> {
+        let tx = self.store.begin_record(&ours.leases).await?;
+        let (batch, error) = match record::record(tx, batch, &self.router).await {
+            Ok(recorded) => {
+                self.tell(recorded);
+                return Ok(());
+            }
+            Err(failed) => failed,
+        };
+        if !matches!(error, StoreError::Bug(_)) {
+            return Err(error);
+        }
+        tracing::error!(error = %crate::chain(&error), messages = batch.len(), "the store refused a batch; recording its messages one by one");
+        for prepared in batch {
+            let tx = self.store.begin_record(&ours.leases).await?;
+            let (refused, error) = match record::record(tx, vec![prepared], &self.router).await {
+                Ok(recorded) => {
+                    self.tell(recorded);
+                    continue;
+                }
+                Err((refused, error @ StoreError::Bug(_))) => (refused, error),
+                Err((_, error)) => return Err(error),
+            };
+            tracing::error!(error = %crate::chain(&error), "the store refused a message; it goes into quarantine");
+            let quarantined = refused
+                .into_iter()
+                .map(|prepared| Prepared {
+                    facts: Err("the store refused it: a defect of Pons".to_owned()),
+                    ..prepared
+                })
+                .collect();
+            let tx = self.store.begin_record(&ours.leases).await?;
+            self.tell(record::record(tx, quarantined, &self.router).await.map_err(|(_, error)| error)?);
+        }
+        Ok(())
+    }
+
+    fn tell(&self, recorded: Vec<Recorded>) {
+        for one in &recorded {
+            self.waiters.tell(one.message.id, &one.done);
+        }
+        (self.hand_on)(recorded);
+    }
+}
+
+async fn pause(time: Duration, stop: &CancellationToken) {
+    tokio::select! {
+        () = stop.cancelled() => {}
+        () = tokio::time::sleep(time) => {}
+    }
+}

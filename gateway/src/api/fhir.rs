@@ -1,0 +1,428 @@
+//! FHIR in: what a client writes enters the same path as every other message and is answered with its result.
+
+use super::{Answer, Api, outcome};
+use crate::ingest::keys::Keys;
+use crate::ingest::senders::Known;
+use crate::normalize::waiters::{Changed, Done};
+use crate::store::{Format, NewMessage};
+use adapters::Verdict;
+use bytes::Bytes;
+use hyper::http::request::Parts;
+use hyper::{Method, StatusCode, header};
+use schemas::fhir;
+use schemas::issue::Severity;
+use schemas::message::MessageId;
+use serde_json::{Value, json};
+use std::net::SocketAddr;
+use uuid::Uuid;
+
+/// How deep a body may be nested.
+const DEPTH_MAX: usize = 64;
+/// The most entries of one Bundle.
+const ENTRIES_MAX: usize = 5_000;
+
+/// What a client asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Interaction {
+    /// `POST /fhir`: a transaction, batch or message Bundle.
+    Bundle,
+    /// `POST /fhir/[type]`
+    Create(String),
+    /// `PUT /fhir/[type]/[id]`
+    Update(String, String),
+}
+
+/// Reads the interaction from a method and a path below `/fhir`.
+pub fn interaction(method: &Method, path: &str) -> Option<Interaction> {
+    let mut parts = path.trim_end_matches('/').split('/').skip(2);
+    let interaction = match (method, parts.next(), parts.next()) {
+        (&Method::POST, None, None) => Interaction::Bundle,
+        (&Method::POST, Some(kind), None) => Interaction::Create(kind.to_owned()),
+        (&Method::PUT, Some(kind), Some(id)) => Interaction::Update(kind.to_owned(), id.to_owned()),
+        _ => return None,
+    };
+    parts.next().is_none().then_some(interaction)
+}
+
+/// Whether the head of a write can be taken at all.
+///
+/// # Errors
+/// The answer to give: 415 for a body that is not JSON, 412 and 400 for preconditions that are not kept yet.
+pub fn acceptable(head: &Parts) -> Result<(), Answer> {
+    let kind =
+        head.headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let kind = kind.split(';').next().unwrap_or_default().trim();
+    if !["application/fhir+json", "application/json"].iter().any(|known| kind.eq_ignore_ascii_case(known)) {
+        return Err(outcome::answer(
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            "not-supported",
+            "expected Content-Type: application/fhir+json",
+        ));
+    }
+    for name in ["if-match", "if-none-exist", "if-none-match"] {
+        if head.headers.contains_key(name) {
+            let text = format!(
+                "the header {name} is not kept here: a write that needs it is refused, not half done"
+            );
+            return Err(outcome::answer(StatusCode::PRECONDITION_FAILED, "not-supported", &text));
+        }
+    }
+    Ok(())
+}
+
+/// Takes one write: checks it, makes it durable, waits for its result.
+pub async fn write(
+    api: &Api,
+    client: &Known,
+    head: &Parts,
+    interaction: Interaction,
+    body: Bytes,
+    peer: SocketAddr,
+) -> Answer {
+    let resource = match parse(&body) {
+        Ok(resource) => resource,
+        Err(answer) => return answer,
+    };
+    let kind = resource["resourceType"].as_str().unwrap_or_default().to_owned();
+    let label = match &interaction {
+        Interaction::Bundle => {
+            let bundle_type = resource["type"].as_str().unwrap_or_default();
+            if kind != "Bundle" || !matches!(bundle_type, "transaction" | "batch" | "message") {
+                let text = "expected a Bundle of type transaction, batch or message";
+                return outcome::answer(StatusCode::BAD_REQUEST, "invalid", text);
+            }
+            format!("Bundle {bundle_type}")
+        }
+        Interaction::Create(expected) | Interaction::Update(expected, _) if *expected != kind => {
+            let text = format!("expected a {expected}, as the address says");
+            return outcome::answer(StatusCode::BAD_REQUEST, "invalid", &text);
+        }
+        Interaction::Create(kind) => format!("POST {kind}"),
+        Interaction::Update(kind, id) => {
+            if resource["id"].as_str() != Some(id) {
+                return outcome::answer(
+                    StatusCode::BAD_REQUEST,
+                    "invalid",
+                    "the id of the resource is not that of the address",
+                );
+            }
+            format!("PUT {kind}")
+        }
+    };
+    if let Err(answer) = check(&resource) {
+        return answer;
+    }
+    if interaction == Interaction::Bundle && resource["type"] == "batch" {
+        return batch(api, client, head, &resource, peer).await;
+    }
+    let asynchronous = head
+        .headers
+        .get_all("prefer")
+        .iter()
+        .any(|value| value.to_str().is_ok_and(|value| value.contains("respond-async")));
+    let key = head.headers.get("idempotency-key").and_then(|value| value.to_str().ok()).unwrap_or_default();
+    match one(api, client, &resource, body, key, label, asynchronous).await {
+        Err(answer) => answer,
+        Ok(None) => outcome::resource(
+            StatusCode::ACCEPTED,
+            &json!({
+                "resourceType": "OperationOutcome",
+                "issue": [{"severity": "information", "code": "informational", "diagnostics": "durable; the result is not awaited"}],
+            }),
+        ),
+        Ok(Some(done)) => match interaction {
+            Interaction::Bundle => {
+                let entries: Vec<Value> = done.resources.iter().map(entry).collect();
+                let kind = if resource["type"] == "message" { "message" } else { "transaction-response" };
+                if kind == "message" {
+                    return outcome::resource(
+                        StatusCode::OK,
+                        &json!({
+                            "resourceType": "OperationOutcome",
+                            "issue": [{"severity": "information", "code": "informational", "diagnostics": "the message was processed"}],
+                        }),
+                    );
+                }
+                outcome::resource(
+                    StatusCode::OK,
+                    &json!({"resourceType": "Bundle", "type": kind, "entry": entries}),
+                )
+            }
+            Interaction::Create(_) | Interaction::Update(..) => single(&resource, &done),
+        },
+    }
+}
+
+/// The answer to a create or update: the resource as it was sent, under the id that Pons knows it by.
+fn single(resource: &Value, done: &Done) -> Answer {
+    let Some(changed) = done.resources.first() else {
+        return outcome::answer(StatusCode::INTERNAL_SERVER_ERROR, "exception", "the write made no resource");
+    };
+    let mut resource = resource.clone();
+    resource["id"] = json!(changed.id.to_string());
+    resource["meta"]["versionId"] = json!(changed.version.to_string());
+    let status = if changed.created { StatusCode::CREATED } else { StatusCode::OK };
+    let mut answer = outcome::resource(status, &resource);
+    let location = format!("/fhir/{}/{}/_history/{}", changed.resource_type, changed.id, changed.version);
+    let headers = answer.headers_mut();
+    if let Ok(value) = location.parse() {
+        headers.insert(header::LOCATION, value);
+    }
+    if let Ok(value) = format!("W/\"{}\"", changed.version).parse() {
+        headers.insert(header::ETAG, value);
+    }
+    answer
+}
+
+fn entry(changed: &Changed) -> Value {
+    json!({"response": {
+        "status": if changed.created { "201 Created" } else { "200 OK" },
+        "location": format!("{}/{}/_history/{}", changed.resource_type, changed.id, changed.version),
+        "etag": format!("W/\"{}\"", changed.version),
+    }})
+}
+
+/// A batch: each entry is a message of its own and has its own outcome.
+async fn batch(api: &Api, client: &Known, head: &Parts, bundle: &Value, peer: SocketAddr) -> Answer {
+    let mut answers = Vec::new();
+    for one in bundle["entry"].as_array().into_iter().flatten() {
+        let url = one["request"]["url"].as_str().unwrap_or_default();
+        let method = one["request"]["method"].as_str().unwrap_or_default();
+        let path = format!("/fhir/{url}");
+        let asked = method.parse().ok().and_then(|method| interaction(&method, &path));
+        let answer = match asked {
+            Some(asked @ (Interaction::Create(_) | Interaction::Update(..))) => {
+                let body = Bytes::from(one["resource"].to_string());
+                let mut head = head.clone();
+                head.headers.remove("idempotency-key");
+                Box::pin(write(api, client, &head, asked, body, peer)).await
+            }
+            _ => outcome::answer(
+                StatusCode::METHOD_NOT_ALLOWED,
+                "not-supported",
+                "an entry of a batch is POST [type] or PUT [type]/[id]",
+            ),
+        };
+        let status = answer.status();
+        let text =
+            |name| answer.headers().get(name).and_then(|value: &header::HeaderValue| value.to_str().ok());
+        let mut response = json!({"status": status.to_string()});
+        if let Some(location) = text(header::LOCATION) {
+            response["location"] = json!(location.trim_start_matches("/fhir/"));
+        }
+        if let Some(etag) = text(header::ETAG) {
+            response["etag"] = json!(etag);
+        }
+        if !status.is_success() {
+            let body = http_body_util::BodyExt::collect(answer.into_body()).await;
+            response["outcome"] =
+                body.ok().and_then(|body| serde_json::from_slice(&body.to_bytes()).ok()).unwrap_or_default();
+        }
+        answers.push(json!({"response": response}));
+    }
+    outcome::resource(
+        StatusCode::OK,
+        &json!({"resourceType": "Bundle", "type": "batch-response", "entry": answers}),
+    )
+}
+
+/// Makes one write durable and waits for its result; `None` if the client does not want to wait.
+async fn one(
+    api: &Api,
+    client: &Known,
+    resource: &Value,
+    body: Bytes,
+    key: &str,
+    label: String,
+    asynchronous: bool,
+) -> Result<Option<Done>, Answer> {
+    let id = MessageId(Uuid::now_v7());
+    let keys = keys(resource, &client.name);
+    let waiting = api.waiters.register(id);
+    let message = NewMessage {
+        id,
+        received_at: jiff::Timestamp::now(),
+        sender: client.name.clone(),
+        source: "http".into(),
+        format: Format::FhirJson,
+        control_id: key.chars().take(199).collect(),
+        message_type: label,
+        version: "4.0.1".to_owned(),
+        bytes: body,
+        keys: keys.order,
+        patient_hashes: keys.patients,
+        rejected: None,
+        context: client.context(),
+    };
+    let stored = match api.ingest.keep(message).await {
+        Verdict::Stored(stored) => stored,
+        Verdict::Rejected(rejection) => {
+            return Err(outcome::answer(StatusCode::UNPROCESSABLE_ENTITY, "processing", &rejection.text));
+        }
+        Verdict::Unavailable { .. } | Verdict::Unreadable { .. } => {
+            return Err(later("the store cannot take it now; try again"));
+        }
+    };
+    if asynchronous {
+        return Ok(None);
+    }
+    let done = if stored.repeat {
+        tokio::time::timeout(api.http.timeout, api.ingest.result(stored.message)).await.ok().flatten()
+    } else {
+        tokio::time::timeout(api.http.timeout, waiting).await.ok().and_then(Result::ok)
+    };
+    match done {
+        Some(Done { quarantined: Some(why), .. }) => Err(outcome::answer(
+            StatusCode::UNPROCESSABLE_ENTITY,
+            "processing",
+            &format!("kept in quarantine: {why}"),
+        )),
+        Some(done) => Ok(Some(done)),
+        None => Err(later("durable, but its result did not come in time; it will be applied in its order")),
+    }
+}
+
+fn later(text: &str) -> Answer {
+    let mut answer = outcome::answer(StatusCode::SERVICE_UNAVAILABLE, "transient", text);
+    answer.headers_mut().insert(header::RETRY_AFTER, header::HeaderValue::from_static("5"));
+    answer
+}
+
+fn parse(body: &[u8]) -> Result<Value, Answer> {
+    if depth(body) > DEPTH_MAX {
+        let text = format!("nested more than {DEPTH_MAX} levels deep");
+        return Err(outcome::answer(StatusCode::BAD_REQUEST, "too-costly", &text));
+    }
+    let value: Value = serde_json::from_slice(body).map_err(|error| {
+        let text = format!("not JSON: line {}, column {}", error.line(), error.column());
+        outcome::answer(StatusCode::BAD_REQUEST, "structure", &text)
+    })?;
+    if value["resourceType"].as_str().is_none() {
+        return Err(outcome::answer(StatusCode::BAD_REQUEST, "structure", "resourceType is missing"));
+    }
+    if value["entry"].as_array().is_some_and(|entries| entries.len() > ENTRIES_MAX) {
+        let text = format!("a Bundle has at most {ENTRIES_MAX} entries");
+        return Err(outcome::answer(StatusCode::PAYLOAD_TOO_LARGE, "too-long", &text));
+    }
+    Ok(value)
+}
+
+/// How deep JSON text is nested, by its brackets outside of strings.
+fn depth(body: &[u8]) -> usize {
+    let (mut depth, mut deepest, mut in_string, mut escaped) = (0usize, 0, false, false);
+    for byte in body {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' if in_string => escaped = true,
+            b'"' => in_string = !in_string,
+            b'{' | b'[' if !in_string => {
+                depth += 1;
+                deepest = deepest.max(depth);
+            }
+            b'}' | b']' if !in_string => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+    }
+    deepest
+}
+
+fn check(resource: &Value) -> Result<(), Answer> {
+    let issues: Vec<_> =
+        fhir::validate(resource).into_iter().filter(|issue| issue.severity == Severity::Error).collect();
+    if issues.is_empty() {
+        return Ok(());
+    }
+    Err(outcome::of_issues(StatusCode::UNPROCESSABLE_ENTITY, "invalid", &issues))
+}
+
+/// Every patient that a resource or Bundle names, by identifier or by reference.
+fn keys(resource: &Value, sender: &str) -> Keys {
+    let mut keys = Keys { order: Vec::new(), patients: Vec::new() };
+    let entries = resource["entry"].as_array().into_iter().flatten().map(|entry| &entry["resource"]);
+    for one in entries.chain([resource]) {
+        if one["resourceType"] == "Patient" {
+            for identifier in one["identifier"].as_array().into_iter().flatten() {
+                let value = identifier["value"].as_str().unwrap_or_default();
+                keys.add(identifier["system"].as_str().unwrap_or(sender), value);
+            }
+        }
+        for element in ["subject", "patient", "beneficiary"] {
+            let reference = one[element]["reference"].as_str().unwrap_or_default();
+            if let Some(id) = reference.strip_prefix("Patient/") {
+                keys.add("Patient", id);
+            }
+        }
+    }
+    keys.or_sender(sender)
+}
+
+/// What this server can do, and nothing else.
+pub fn metadata() -> Answer {
+    let resources: Vec<Value> = fhir::r4()
+        .types()
+        .filter(|one| one.kind == fhir::Kind::Resource)
+        .filter(|one| !matches!(one.name, "Bundle" | "Parameters" | "OperationOutcome"))
+        .map(|one| json!({"type": one.name, "interaction": [{"code": "create"}, {"code": "update"}], "versioning": "versioned", "updateCreate": true}))
+        .collect();
+    outcome::resource(
+        StatusCode::OK,
+        &json!({
+            "resourceType": "CapabilityStatement",
+            "status": "active",
+            "date": "2026-11-20",
+            "kind": "instance",
+            "fhirVersion": "4.0.1",
+            "format": ["application/fhir+json"],
+            "software": {"name": "Pons", "version": env!("CARGO_PKG_VERSION")},
+            "implementation": {"description": "Pons, a health information exchange gateway: takes writes and sends them on to subscribers"},
+            "rest": [{
+                "mode": "server",
+                "resource": resources,
+                "interaction": [{"code": "transaction"}, {"code": "batch"}],
+            }],
+        }),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_interaction_is_read_from_method_and_path() {
+        let check = |method, path, expected| assert_eq!(interaction(&method, path), expected, "{path}");
+        check(Method::POST, "/fhir", Some(Interaction::Bundle));
+        check(Method::POST, "/fhir/", Some(Interaction::Bundle));
+        check(Method::POST, "/fhir/Patient", Some(Interaction::Create("Patient".to_owned())));
+        check(
+            Method::PUT,
+            "/fhir/Patient/1",
+            Some(Interaction::Update("Patient".to_owned(), "1".to_owned())),
+        );
+        check(Method::GET, "/fhir/Patient/1", None);
+        check(Method::DELETE, "/fhir/Patient/1", None);
+        check(Method::PUT, "/fhir/Patient", None);
+        check(Method::PUT, "/fhir/Patient/1/_history", None);
+    }
+
+    #[test]
+    fn depth_counts_brackets_outside_of_strings() {
+        assert_eq!(depth(br#"{"a":[{"b":"[[[[\"[["}]}"#), 3);
+        assert_eq!(depth(&[b'['; 1000]), 1000);
+        assert!(parse(&[b'['; 1000]).is_err());
+    }
+
+    #[test]
+    fn the_patients_of_a_bundle_are_its_keys() {
+        let bundle = json!({"resourceType": "Bundle", "entry": [
+            {"resource": {"resourceType": "Patient", "identifier": [{"system": "urn:oid:1.2", "value": "77"}, {"value": "88"}]}},
+            {"resource": {"resourceType": "Observation", "subject": {"reference": "Patient/abc"}}},
+        ]});
+        let mut expected = Keys { order: Vec::new(), patients: Vec::new() };
+        for (scope, value) in [("urn:oid:1.2", "77"), ("portal", "88"), ("Patient", "abc")] {
+            expected.add(scope, value);
+        }
+        assert_eq!(keys(&bundle, "portal"), expected);
+        assert_eq!(keys(&json!({"resourceType": "Organization"}), "portal").order.len(), 1);
+    }
+}

@@ -1,0 +1,184 @@
+//! The HTTP listener: FHIR in, metrics and health. Pure HTTP here; what a request means lies below.
+//!
+//! Invariant: who asks is decided from the head alone, before a byte of any body is read, in one place ([`auth`]).
+
+pub mod auth;
+pub mod fhir;
+pub mod outcome;
+
+use crate::config::Http;
+use crate::ingest::Ingest;
+use crate::normalize::waiters::Waiters;
+use adapters::tls::{ServerTls, client_names};
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode, header};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// How long a connection may take to send the head of a request.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+/// The most connections at once; beyond that they wait to be accepted.
+const CONNECTIONS_MAX: usize = 512;
+
+/// What the HTTP listener serves from.
+pub struct Api {
+    /// The intake, which also knows the clients.
+    pub ingest: Arc<Ingest>,
+    /// Those who wait for a result.
+    pub waiters: Arc<Waiters>,
+    /// Settings.
+    pub http: Http,
+    /// The text of `/metrics`.
+    pub metrics: Box<dyn Fn() -> String + Send + Sync>,
+    /// Why the gateway is not ready, if it is not.
+    pub ready: Box<dyn Fn() -> Result<(), String> + Send + Sync>,
+}
+
+/// An answer, whole in memory.
+pub type Answer = Response<Full<Bytes>>;
+
+/// Serves until `stop`; then finishes what is under way.
+pub async fn serve(
+    api: Arc<Api>,
+    listener: TcpListener,
+    tls: Option<Arc<ServerTls>>,
+    stop: CancellationToken,
+) {
+    let tracker = TaskTracker::new();
+    let places = Arc::new(tokio::sync::Semaphore::new(CONNECTIONS_MAX));
+    loop {
+        let place = tokio::select! {
+            () = stop.cancelled() => break,
+            place = places.clone().acquire_owned() => place.expect("the semaphore is never closed"),
+        };
+        let (stream, peer) = tokio::select! {
+            () = stop.cancelled() => break,
+            accepted = listener.accept() => match accepted {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    // Out of file descriptors, most likely: others will close.
+                    tracing::warn!(%error, "an HTTP connection could not be accepted");
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                    continue;
+                }
+            },
+        };
+        let (api, tls, stop) = (api.clone(), tls.clone(), stop.clone());
+        tracker.spawn(async move {
+            let _place = place;
+            // Small answers must not wait for the peer's delayed acknowledgement.
+            let _ = stream.set_nodelay(true);
+            match tls {
+                None => connection(api, TokioIo::new(stream), peer, Arc::new([]), stop).await,
+                Some(tls) => match tokio::time::timeout(HEAD_TIMEOUT, tls.accept(stream)).await {
+                    Ok(Ok(stream)) => {
+                        let names = client_names(&stream);
+                        connection(api, TokioIo::new(stream), peer, names, stop).await;
+                    }
+                    Ok(Err(error)) => tracing::info!(%peer, %error, "a TLS handshake failed"),
+                    Err(_) => tracing::info!(%peer, "a TLS handshake took too long"),
+                },
+            }
+        });
+    }
+    tracker.close();
+    tracker.wait().await;
+}
+
+async fn connection<S>(
+    api: Arc<Api>,
+    stream: TokioIo<S>,
+    peer: SocketAddr,
+    certificate_names: Arc<[String]>,
+    stop: CancellationToken,
+) where
+    S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
+{
+    let service = service_fn(move |request| {
+        let (api, names) = (api.clone(), certificate_names.clone());
+        async move { Ok::<_, std::convert::Infallible>(answer(&api, request, peer, names).await) }
+    });
+    let connection = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIMEOUT)
+        .max_buf_size(64 << 10)
+        .serve_connection(stream, service);
+    tokio::pin!(connection);
+    let ended = tokio::select! {
+        ended = &mut connection => ended,
+        () = stop.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%peer, %error, "an HTTP connection ended early");
+    }
+}
+
+async fn answer(api: &Api, request: Request<Incoming>, peer: SocketAddr, names: Arc<[String]>) -> Answer {
+    let (head, body) = request.into_parts();
+    let path = head.uri.path();
+    match (&head.method, path) {
+        (&Method::GET, "/livez") => return text(StatusCode::OK, "alive\n"),
+        (&Method::GET, "/readyz") => {
+            return match (api.ready)() {
+                Ok(()) => text(StatusCode::OK, "ready\n"),
+                Err(why) => text(StatusCode::SERVICE_UNAVAILABLE, &format!("not ready: {why}\n")),
+            };
+        }
+        (&Method::GET, "/fhir/metadata") => return fhir::metadata(),
+        _ => {}
+    }
+    let client = match auth::client(api.ingest.senders(), &head, peer, &names) {
+        Ok(client) => client,
+        Err(refused) => return refused,
+    };
+    match (&head.method, path) {
+        (&Method::GET, "/metrics") => text(StatusCode::OK, &(api.metrics)()),
+        (_, path) if path == "/fhir" || path.starts_with("/fhir/") => {
+            let Some(interaction) = fhir::interaction(&head.method, path) else {
+                return outcome::answer(
+                    StatusCode::METHOD_NOT_ALLOWED,
+                    "not-supported",
+                    "this server takes POST /fhir, POST /fhir/[type] and PUT /fhir/[type]/[id]",
+                );
+            };
+            if let Err(refused) = fhir::acceptable(&head) {
+                return refused;
+            }
+            let body = match Limited::new(body, api.http.body_max).collect().await {
+                Ok(body) => body.to_bytes(),
+                Err(error) if error.is::<http_body_util::LengthLimitError>() => {
+                    return outcome::answer(
+                        StatusCode::PAYLOAD_TOO_LARGE,
+                        "too-long",
+                        &format!("the body is larger than {} bytes", api.http.body_max),
+                    );
+                }
+                Err(_) => {
+                    return outcome::answer(StatusCode::BAD_REQUEST, "incomplete", "the body ended early");
+                }
+            };
+            fhir::write(api, &client, &head, interaction, body, peer).await
+        }
+        _ => text(StatusCode::NOT_FOUND, "nothing is here; FHIR lies at /fhir\n"),
+    }
+}
+
+fn text(status: StatusCode, body: &str) -> Answer {
+    Response::builder()
+        .status(status)
+        .header(header::CONTENT_TYPE, "text/plain; charset=utf-8")
+        .header(header::CACHE_CONTROL, "no-store")
+        .body(Full::new(Bytes::copy_from_slice(body.as_bytes())))
+        .expect("these headers are valid")
+}

@@ -1,0 +1,187 @@
+//! `pons map`: messages in, FHIR Bundles out, one JSON document a line; diagnostics as JSON lines on standard error.
+
+use super::send::read;
+use super::{Exit, Outcome, complain, print};
+use crate::ingest::senders::own_name;
+use clap::Args;
+use mappings::{Catalog, Context, NotMapped, map_alone, map_by};
+use schemas::hl7v2::split::{Split, split};
+use schemas::hl7v2::{Limits, Message, charset, time};
+use schemas::issue::{Issue, Severity};
+use serde_json::json;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use uuid::Uuid;
+
+#[derive(Args, Debug)]
+pub(super) struct Arguments {
+    /// Files with one or many messages (CR, LF or CRLF; MLLP frames; FHS/BHS batches); `-` reads standard input
+    #[arg(required = true, value_name = "FILE")]
+    files: Vec<PathBuf>,
+    /// Use this mapping whatever the message says it is
+    #[arg(long, value_name = "M")]
+    mapping: Option<String>,
+    /// A folder of mappings, overlays and tables beside the built-in ones
+    #[arg(long, value_name = "DIR")]
+    mappings: Option<PathBuf>,
+    /// The IANA zone of times without an offset; UTC and flagged without it
+    #[arg(long, value_name = "ZONE")]
+    zone: Option<String>,
+    /// How many messages are mapped at once
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    jobs: usize,
+}
+
+/// The largest message that is mapped, in bytes.
+const BYTES_MAX: usize = 64 << 20;
+
+/// The namespace of ids where there is no installation: ids of `pons map` are the same everywhere, and so guessable.
+const NAMESPACE: Uuid = Uuid::from_u128(0x0f5d_5fd3_2d0c_5b46_9c3b_6f1a_7e0c_2a11);
+
+/// What one message gave.
+struct One {
+    bundle: Option<String>,
+    diagnostics: Vec<serde_json::Value>,
+}
+
+pub(super) fn main(arguments: &Arguments) -> Outcome {
+    let catalog = crate::pipeline::catalog_with(arguments.mappings.as_deref())?;
+    let zone = match &arguments.zone {
+        None => time::Zone::UNSTATED,
+        Some(name) => time::Zone::named(name).map_err(|_| {
+            super::Failure::new(
+                Exit::Usage,
+                format!("--zone: expected an IANA time zone such as Europe/Berlin, found {name}"),
+            )
+        })?,
+    };
+    if let Some(name) = &arguments.mapping
+        && catalog.program(name).is_none()
+    {
+        let names: Vec<&str> = catalog.programs().iter().map(|program| program.name()).collect();
+        let hint = schemas::yaml::nearest(name, names.iter().copied())
+            .map_or_else(|| names.join(", "), |near| format!("did you mean {near}?"));
+        return Err(super::Failure::new(Exit::Usage, format!("--mapping: there is no such mapping; {hint}")));
+    }
+    let mapper = Mapper { catalog: &catalog, arguments, zone };
+    let mut exit = Exit::Ok;
+    for file in &arguments.files {
+        let bytes = read(file)?;
+        let name = file.display().to_string();
+        let Split { pieces, issues, .. } = split(&bytes);
+        for issue in &issues {
+            complain(&diagnostic(&name, 0, issue).to_string());
+        }
+        if pieces.is_empty() {
+            let issue =
+                Issue::new(Severity::Error, "no-message", "", "there is no HL7 v2 message in this input");
+            complain(&diagnostic(&name, 0, &issue).to_string());
+            exit = Exit::Failed;
+        }
+        let each = in_order(pieces.len(), arguments.jobs, |index| {
+            mapper.one(&name, index, &bytes[pieces[index].range.clone()])
+        });
+        for one in each {
+            for line in one.diagnostics {
+                complain(&line.to_string());
+            }
+            match one.bundle {
+                Some(bundle) => print(&bundle)?,
+                None => exit = Exit::Failed,
+            }
+        }
+    }
+    Ok(exit)
+}
+
+/// Runs a function over indexes on several threads and answers the results in order.
+fn in_order<T: Send>(count: usize, jobs: usize, work: impl Fn(usize) -> T + Sync) -> Vec<T> {
+    let next = AtomicUsize::new(0);
+    let worker = || {
+        let mut done = Vec::new();
+        loop {
+            let index = next.fetch_add(1, Ordering::Relaxed);
+            if index >= count {
+                return done;
+            }
+            done.push((index, work(index)));
+        }
+    };
+    let mut done: Vec<(usize, T)> = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..jobs.clamp(1, 64)).map(|_| scope.spawn(worker)).collect();
+        threads
+            .into_iter()
+            .flat_map(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+            .collect()
+    });
+    done.sort_by_key(|(index, _)| *index);
+    done.into_iter().map(|(_, one)| one).collect()
+}
+
+struct Mapper<'m> {
+    catalog: &'m Catalog,
+    arguments: &'m Arguments,
+    zone: time::Zone,
+}
+
+impl Mapper<'_> {
+    fn one(&self, file: &str, index: usize, bytes: &[u8]) -> One {
+        let mut issues = Vec::new();
+        let bundle = self.map(bytes, &mut issues);
+        if let Err(why) = &bundle {
+            issues.push(Issue::new(Severity::Error, "not-mapped", "", why));
+        }
+        let diagnostics = issues.iter().map(|issue| diagnostic(file, index + 1, issue)).collect();
+        One { bundle: bundle.ok(), diagnostics }
+    }
+
+    fn map(&self, bytes: &[u8], issues: &mut Vec<Issue>) -> Result<String, String> {
+        let decoded = charset::decode(bytes, None);
+        issues.extend(decoded.issues);
+        let limits = Limits { bytes: BYTES_MAX, ..Limits::default() };
+        let message = Message::parse(&decoded.text, &limits).map_err(|error| error.to_string())?;
+        issues.extend_from_slice(message.issues());
+        let header = message.header();
+        let text = |value: Option<std::borrow::Cow<'_, str>>| value.unwrap_or_default().into_owned();
+        let sender = own_name(&text(header.sending_application()), &text(header.sending_facility()));
+        let made_at = header.made_at().and_then(|text| time::Ts::parse(&text).ok());
+        let context = Context {
+            message_id: Uuid::new_v5(&NAMESPACE, bytes),
+            received_at: made_at
+                .and_then(|ts| ts.to_timestamp(&self.zone))
+                .unwrap_or(jiff::Timestamp::UNIX_EPOCH),
+            seq: 1,
+            authority: sender.clone(),
+            sender,
+            zone: self.zone.clone(),
+            namespace: NAMESPACE,
+            systems: &[],
+            options: &[],
+        };
+        let mapped = match self.arguments.mapping.as_ref().and_then(|name| self.catalog.program(name)) {
+            Some(program) => map_by(program, &message, &context),
+            None => map_alone(self.catalog, &message, &context),
+        };
+        match mapped {
+            Ok(alone) => {
+                issues.extend(alone.issues);
+                Ok(alone.bundle)
+            }
+            Err(NotMapped::NotTaken) => {
+                Err("this message type is not taken: there is no mapping for it".to_owned())
+            }
+            Err(NotMapped::Quarantined(quarantined)) => {
+                issues.extend(quarantined.issues);
+                Err(quarantined.reason)
+            }
+        }
+    }
+}
+
+fn diagnostic(file: &str, message: usize, issue: &Issue) -> serde_json::Value {
+    let mut line = json!({"file": file, "message": message});
+    if let Ok(serde_json::Value::Object(members)) = serde_json::to_value(issue) {
+        line.as_object_mut().expect("made as an object above").extend(members);
+    }
+    line
+}

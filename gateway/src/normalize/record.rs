@@ -1,0 +1,430 @@
+//! Recording: what a batch of mapped messages says is merged with what is known, routed and written in one transaction.
+//!
+//! Invariants: a batch is written whole or not at all; within it messages are taken in sequence, so each sees what the
+//! ones before it did; a message that goes into quarantine leaves nothing behind but its result.
+
+use super::waiters::{Changed, Done};
+use super::{Facts, Prepared, What};
+use crate::route::topics::{Happening, Touched};
+use crate::route::{Routable, Router};
+use crate::store::{
+    Alias, MessageResult, NewDelivery, OpenMessage, RecordTx, Recording, ResourceWrite, StoreError,
+    StoredResource,
+};
+use bytes::Bytes;
+use mappings::Effect;
+use mappings::bundle::{self, About, Rendered};
+use mappings::resource::{Applied, Contribution, Existing, State};
+use schemas::issue::{Issue, Severity};
+use std::borrow::Cow;
+use std::collections::{HashMap, HashSet};
+use uuid::Uuid;
+
+/// How many merges in a row a reader follows before it calls the chain broken.
+const MERGES_MAX: usize = 16;
+
+/// What recording one message came to; what its sender and its subscribers are told.
+#[derive(Debug)]
+pub struct Recorded {
+    /// The message.
+    pub message: OpenMessage,
+    /// For those who wait.
+    pub done: Done,
+    /// Its deliveries with their event numbers.
+    pub deliveries: Vec<(NewDelivery, i64)>,
+    /// What they carry.
+    pub bundle: Bytes,
+}
+
+/// A resource during the batch.
+#[derive(Debug, Default)]
+struct Current {
+    resource_type: String,
+    version: i64,
+    state: State,
+    replaced_by: Option<Uuid>,
+    /// The version in the store, to write against; the message that changed it last in this batch.
+    stored: i64,
+    changed_by: Option<schemas::message::MessageId>,
+}
+
+/// Merges, routes and commits. `batch` is in sequence.
+///
+/// # Errors
+/// As [`RecordTx`]; nothing was written then, and the batch may be tried again.
+pub(super) async fn record(
+    mut tx: Box<dyn RecordTx>,
+    batch: Vec<Prepared>,
+    router: &Router,
+) -> Result<Vec<Recorded>, (Vec<Prepared>, StoreError)> {
+    let mut merge = match Merge::open(&mut *tx, &batch).await {
+        Ok(merge) => merge,
+        Err(error) => return Err((batch, error)),
+    };
+    let mut recording = Recording::default();
+    let mut recorded = Vec::with_capacity(batch.len());
+    for prepared in &batch {
+        let outcome = merge.take(prepared);
+        let mut result = MessageResult {
+            seq: prepared.open.seq,
+            id: prepared.open.id,
+            revision: prepared.open.revision,
+            quarantined: None,
+            mapping: prepared.mapping.clone(),
+            issues: prepared.issues.clone(),
+            bundle: Bytes::new(),
+        };
+        let mut done = Done { quarantined: None, resources: Vec::new() };
+        let mut deliveries = 0;
+        match outcome {
+            Ok(taken) => {
+                result.issues.extend(taken.issues);
+                result.bundle = taken.bundle.into();
+                let routed = router.deliveries(&Routable {
+                    id: prepared.open.id,
+                    seq: prepared.open.seq,
+                    revision: prepared.open.revision,
+                    sender: &prepared.open.sender,
+                    key: prepared.open.keys.first().copied().unwrap_or(schemas::message::OrderKey(0)),
+                    happening: Happening { event: prepared.event.as_deref(), resources: &taken.touched },
+                    bundle: &result.bundle,
+                });
+                done.resources = taken.changed;
+                deliveries = routed.len();
+                recording.deliveries.extend(routed);
+            }
+            Err(why) => {
+                tracing::warn!(message_id = %prepared.open.id, reason = %why, "message put into quarantine");
+                result.quarantined = Some(why.clone());
+                done.quarantined = Some(why);
+            }
+        }
+        recorded.push((done, deliveries, result.bundle.clone()));
+        recording.results.push(result);
+    }
+    recording.aliases = std::mem::take(&mut merge.new_aliases);
+    recording.resources = merge.writes();
+    let routed = recording.deliveries.clone();
+    let numbers = match tx.commit(recording).await {
+        Ok(numbers) => numbers,
+        Err(error) => return Err((batch, error)),
+    };
+    let mut numbered = routed.into_iter().zip(numbers);
+    let recorded = batch.into_iter().zip(recorded).map(|(prepared, (done, deliveries, bundle))| Recorded {
+        message: prepared.open,
+        done,
+        deliveries: numbered.by_ref().take(deliveries).collect(),
+        bundle,
+    });
+    Ok(recorded.collect())
+}
+
+/// What is known, as the batch changes it.
+struct Merge {
+    aliases: HashMap<Alias, Uuid>,
+    new_aliases: Vec<(Alias, Uuid)>,
+    resources: HashMap<Uuid, Current>,
+    /// The order in which resources were first changed, so that writes do not depend on hashing.
+    order: Vec<Uuid>,
+}
+
+/// What taking one message made.
+struct Taken {
+    bundle: String,
+    touched: Vec<Touched<'static>>,
+    changed: Vec<Changed>,
+    issues: Vec<Issue>,
+}
+
+impl Merge {
+    /// Reads everything that the batch may touch.
+    async fn open(tx: &mut dyn RecordTx, batch: &[Prepared]) -> Result<Self, StoreError> {
+        let facts = || batch.iter().filter_map(|prepared| prepared.facts.as_ref().ok());
+        let mut wanted: Vec<Alias> =
+            facts().flat_map(|facts| facts.contributions().flat_map(aliases_of)).collect();
+        wanted.sort();
+        wanted.dedup();
+        let aliases = tx.resolve(&wanted).await?;
+        let computed = facts().flat_map(|facts| facts.contributions().map(|contribution| contribution.id));
+        let mut missing: Vec<Uuid> = computed.chain(aliases.values().copied()).collect();
+        let mut resources = HashMap::new();
+        for _ in 0..MERGES_MAX {
+            missing.sort();
+            missing.dedup();
+            missing.retain(|id| !resources.contains_key(id));
+            if missing.is_empty() {
+                break;
+            }
+            let loaded = tx.load(&missing).await?;
+            let next = loaded.iter().filter_map(|resource| resource.replaced_by).collect();
+            for resource in loaded {
+                resources.insert(resource.id, Current::try_from(resource)?);
+            }
+            missing = next;
+        }
+        Ok(Merge { aliases, new_aliases: Vec::new(), resources, order: Vec::new() })
+    }
+
+    /// Takes one message; `Err` says why it goes into quarantine, and then nothing of it was taken.
+    fn take(&mut self, prepared: &Prepared) -> Result<Taken, String> {
+        let facts = prepared.facts.as_ref().map_err(Clone::clone)?;
+        let mut issues = Vec::new();
+        let merged_away: HashSet<Uuid> =
+            facts.effects.iter().map(|Effect::Merge { from, .. }| *from).collect();
+        let ids: Vec<Uuid> = facts
+            .contributions()
+            .map(|contribution| self.id_of(contribution, merged_away.contains(&contribution.id), &mut issues))
+            .collect();
+        for (contribution, id) in facts.contributions().zip(&ids) {
+            // Asked before anything is taken: a message in quarantine leaves no alias behind.
+            let known = self.resources.get(id);
+            if known.is_some_and(|known| known.state.identity_conflict(contribution)) {
+                return Err(format!(
+                    "{} {id}: the same identifier comes with another name and another birth date",
+                    contribution.resource_type
+                ));
+            }
+        }
+        for (contribution, id) in facts.contributions().zip(&ids) {
+            self.name(contribution, *id);
+        }
+        let moved: Vec<(Uuid, Uuid)> = facts
+            .contributions()
+            .zip(&ids)
+            .filter(|(contribution, id)| contribution.id != **id)
+            .map(|(contribution, id)| (contribution.id, *id))
+            .collect();
+        let mut taken = Taken { bundle: String::new(), touched: Vec::new(), changed: Vec::new(), issues };
+        for (what, id) in facts.what.iter().zip(&ids) {
+            self.apply(prepared, facts, what, *id, &moved, &mut taken);
+        }
+        for Effect::Merge { from, into } in &facts.effects {
+            self.merge(final_id(&moved, *from), final_id(&moved, *into), &mut taken.issues);
+        }
+        taken.bundle = self.bundle(prepared, &ids, &mut taken.issues);
+        Ok(taken)
+    }
+
+    /// Which resource a contribution is about: the first of its identifiers that is known, else the id that follows from
+    /// the first. Where that one was merged away, its survivor; but not when this very message merges it away.
+    fn id_of(&self, contribution: &Contribution, merged_away: bool, issues: &mut Vec<Issue>) -> Uuid {
+        let own: Vec<Alias> = aliases_of(contribution).collect();
+        let found: Vec<Uuid> = own.iter().filter_map(|alias| self.aliases.get(alias).copied()).collect();
+        let first = found.first().copied().unwrap_or(contribution.id);
+        let id = if merged_away { first } else { self.survivor(first) };
+        if found.iter().any(|other| self.survivor(*other) != self.survivor(first)) {
+            let text =
+                "two of its identifiers name two resources; the first identifier decides, nothing is merged";
+            issues.push(Issue::new(
+                Severity::Warning,
+                "possible-duplicate",
+                &*contribution.resource_type,
+                text,
+            ));
+        }
+        id
+    }
+
+    /// From now on the identifiers of a contribution name this resource, unless they name one already.
+    fn name(&mut self, contribution: &Contribution, id: Uuid) {
+        for alias in aliases_of(contribution) {
+            if !self.aliases.contains_key(&alias) {
+                self.aliases.insert(alias.clone(), id);
+                self.new_aliases.push((alias, id));
+            }
+        }
+    }
+
+    fn survivor(&self, mut id: Uuid) -> Uuid {
+        for _ in 0..MERGES_MAX {
+            match self.resources.get(&id).and_then(|resource| resource.replaced_by) {
+                Some(next) => id = next,
+                None => break,
+            }
+        }
+        id
+    }
+
+    fn apply(
+        &mut self,
+        prepared: &Prepared,
+        facts: &Facts,
+        what: &What,
+        id: Uuid,
+        moved: &[(Uuid, Uuid)],
+        taken: &mut Taken,
+    ) {
+        let contribution = what.contribution();
+        let message = prepared.open.id;
+        let current = self.resources.entry(id).or_default();
+        let existed = current.version > 0;
+        let watched = crate::route::topics::watches(&contribution.resource_type);
+        let before = (watched && existed).then(|| render(&contribution.resource_type, id, &current.state));
+        if !existed {
+            current.resource_type = contribution.resource_type.to_string();
+        }
+        let applied = match what {
+            What::Slots(contribution) if moved.is_empty() => {
+                current.state.apply(contribution, &facts.stamp, message.0)
+            }
+            What::Slots(contribution) => {
+                current.state.apply(&relinked(contribution, moved), &facts.stamp, message.0)
+            }
+            // A create never changes what is there already.
+            What::Whole(contribution, _) if existed && contribution.on_existing == Existing::Keep => {
+                Applied::default()
+            }
+            What::Whole(_, elements) => {
+                let mut elements = elements.clone();
+                for (_, json) in &mut elements {
+                    mappings::resource::relink(json, moved);
+                }
+                current.state.replace(&elements, &facts.stamp, message.0)
+            }
+        };
+        if applied.skipped > 0 {
+            let text = format!(
+                "{} of its statements are older than what is known, or thinner; they are left out",
+                applied.skipped
+            );
+            taken.issues.push(Issue::new(
+                Severity::Information,
+                "not-newer",
+                &*contribution.resource_type,
+                text,
+            ));
+        }
+        for path in &applied.cleared {
+            let place = format!("{}.{path}", contribution.resource_type);
+            taken.issues.push(Issue::new(Severity::Information, "cleared", place, "emptied by the message"));
+        }
+        if applied.changed || applied.touched || !existed {
+            if current.changed_by.is_none() {
+                self.order.push(id);
+            }
+            current.changed_by = Some(message);
+            current.version = current.stored + 1;
+        }
+        taken.changed.push(Changed {
+            resource_type: contribution.resource_type.to_string(),
+            id,
+            version: current.version,
+            created: !existed,
+        });
+        if watched {
+            let now = render(&contribution.resource_type, id, &current.state);
+            taken.touched.push(Touched {
+                resource_type: Cow::Owned(contribution.resource_type.to_string()),
+                before: before.map(Cow::Owned),
+                now: Cow::Owned(now),
+            });
+        }
+    }
+
+    /// Sends the readers of one resource to another, for good. A circle is refused.
+    fn merge(&mut self, from: Uuid, into: Uuid, issues: &mut Vec<Issue>) {
+        let into = self.survivor(into);
+        if from == into {
+            let text = "the surviving record was itself merged into the prior one before; nothing is merged";
+            issues.push(Issue::new(Severity::Error, "merge-circle", "MRG", text));
+            return;
+        }
+        if let Some(prior) = self.resources.get_mut(&from) {
+            prior.replaced_by = Some(into);
+        }
+    }
+
+    /// The Bundle of a message: everything that it touched, as it stands now, but what lacks a required element.
+    fn bundle(&self, prepared: &Prepared, ids: &[Uuid], issues: &mut Vec<Issue>) -> String {
+        let mut seen = HashSet::new();
+        let mut rendered: Vec<Rendered> = ids
+            .iter()
+            .filter(|id| seen.insert(**id))
+            .filter_map(|id| self.resources.get_key_value(id))
+            .map(|(id, current)| Rendered {
+                json: render(&current.resource_type, *id, &current.state),
+                resource_type: current.resource_type.clone(),
+                id: *id,
+            })
+            .collect();
+        issues.extend(bundle::leave_out_incomplete(&mut rendered));
+        let entries: Vec<bundle::Entry<'_>> = rendered
+            .iter()
+            .map(|one| bundle::Entry { resource_type: &one.resource_type, id: one.id, json: &one.json })
+            .collect();
+        let open = &prepared.open;
+        bundle::assemble(
+            &entries,
+            &About {
+                message: open.id.0,
+                sender: &open.sender,
+                received_at: open.received_at,
+                mapping: &prepared.mapping,
+            },
+        )
+    }
+
+    fn writes(self) -> Vec<ResourceWrite> {
+        let Merge { mut resources, order, .. } = self;
+        order
+            .into_iter()
+            .filter_map(|id| {
+                let current = resources.remove(&id)?;
+                Some(ResourceWrite {
+                    id,
+                    follows: current.stored,
+                    state: current.state.encode(),
+                    replaced_by: current.replaced_by,
+                    message: current.changed_by?,
+                    resource_type: current.resource_type,
+                })
+            })
+            .collect()
+    }
+}
+
+impl TryFrom<StoredResource> for Current {
+    type Error = StoreError;
+
+    fn try_from(stored: StoredResource) -> Result<Self, StoreError> {
+        let state = State::decode(&stored.state).map_err(|error| StoreError::Bug(error.into()))?;
+        Ok(Current {
+            resource_type: stored.resource_type,
+            version: stored.version,
+            state,
+            replaced_by: stored.replaced_by,
+            stored: stored.version,
+            changed_by: None,
+        })
+    }
+}
+
+fn aliases_of(contribution: &Contribution) -> impl Iterator<Item = Alias> {
+    contribution.aliases.iter().map(|(system, value)| Alias {
+        resource_type: contribution.resource_type.to_string(),
+        system: system.clone(),
+        value: value.clone(),
+    })
+}
+
+fn final_id(moved: &[(Uuid, Uuid)], id: Uuid) -> Uuid {
+    moved.iter().find(|(from, _)| *from == id).map_or(id, |(_, to)| *to)
+}
+
+fn relinked(contribution: &Contribution, moved: &[(Uuid, Uuid)]) -> Contribution {
+    let mut contribution = contribution.clone();
+    for slot in &mut contribution.slots {
+        if let mappings::resource::Write::Valued(fragments) = &mut slot.write {
+            for fragment in fragments {
+                mappings::resource::relink(&mut fragment.json, moved);
+            }
+        }
+    }
+    contribution
+}
+
+fn render(resource_type: &str, id: Uuid, state: &State) -> String {
+    let mut text = String::with_capacity(1024);
+    state.render(resource_type, id, &mut text);
+    text
+}

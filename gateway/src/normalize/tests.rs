@@ -1,0 +1,273 @@
+//! Messages through mapping and recording into a real SQLite store.
+
+use super::lanes::Held;
+use super::{Mapper, Prepared, Recorded, record};
+use crate::ingest::keys::of_hl7v2;
+use crate::ingest::senders::Senders;
+use crate::route::Router;
+use crate::store::{self, Format, NewMessage, Role, Store};
+use mappings::Catalog;
+use mappings::resource::State;
+use schemas::hl7v2::{Limits, Message};
+use schemas::message::{LANES, LaneSet, MessageId, Seq};
+use serde_json::Value;
+use std::sync::{Arc, LazyLock};
+use std::time::Duration;
+use uuid::Uuid;
+
+static CATALOG: LazyLock<Arc<Catalog>> = LazyLock::new(|| Arc::new(Catalog::builtin()));
+
+const NAMESPACE: Uuid = Uuid::from_u128(42);
+
+struct Bench {
+    store: Arc<dyn Store>,
+    mapper: Mapper,
+    router: Router,
+    held: Held,
+    _folder: tempfile::TempDir,
+}
+
+impl Bench {
+    async fn new() -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        let url = format!("sqlite:{}", folder.path().join("pons.db").display());
+        let store = store::open(&url, Role::Gateway).await.expect("opened");
+        store.migrate().await.expect("migrated");
+        let names: Vec<String> = (0..LANES).map(|lane| format!("lane:{lane}")).collect();
+        let leases = store.lease(Uuid::from_u128(1), &names, Duration::from_secs(60)).await.expect("leased");
+        let senders = Senders::new(Vec::new(), Vec::new());
+        Bench {
+            store,
+            mapper: Mapper::new(CATALOG.clone(), NAMESPACE, senders, Limits::default()),
+            router: Router::new(Vec::new(), NAMESPACE),
+            held: Held { lanes: LaneSet::ALL, leases },
+            _folder: folder,
+        }
+    }
+
+    async fn store_one(&self, sender: &str, text: &str) -> MessageId {
+        let message = Message::parse(text, &Limits::default()).expect("readable");
+        let keys = of_hl7v2(&message, sender);
+        let header = message.header();
+        let new = NewMessage {
+            id: MessageId(Uuid::now_v7()),
+            received_at: jiff::Timestamp::now(),
+            sender: sender.into(),
+            source: "test".into(),
+            format: Format::Hl7v2,
+            control_id: header.control_id().unwrap_or_default().into_owned(),
+            message_type: header.message_code().unwrap_or_default().into_owned(),
+            version: "2.5.1".to_owned(),
+            bytes: text.to_owned().into(),
+            keys: keys.order,
+            patient_hashes: keys.patients,
+            rejected: None,
+            context: r#"{"zone":"Europe/Berlin"}"#.to_owned(),
+        };
+        let id = new.id;
+        self.store.append(vec![new]).await.expect("stored");
+        id
+    }
+
+    /// Maps and records everything that is open, as one batch.
+    async fn work(&self) -> Vec<Recorded> {
+        let open = self.store.open_messages(LaneSet::ALL, Seq(i64::MIN), 1000, 1 << 30).await.expect("read");
+        let batch: Vec<Prepared> = open.into_iter().map(|open| self.mapper.prepare(open)).collect();
+        let tx = self.store.begin_record(&self.held.leases).await.expect("begun");
+        record::record(tx, batch, &self.router).await.map_err(|(_, error)| error).expect("recorded")
+    }
+
+    /// Sends messages one at a time; answers why each went into quarantine, if it did.
+    async fn send(&self, sender: &str, messages: &[&str]) -> Vec<Option<String>> {
+        let mut outcomes = Vec::new();
+        for text in messages {
+            self.store_one(sender, text).await;
+            outcomes.extend(self.work().await.into_iter().map(|recorded| recorded.done.quarantined));
+        }
+        outcomes
+    }
+
+    /// The resource as it stands.
+    async fn read(&self, id: Uuid) -> Option<Value> {
+        let mut tx = self.store.begin_record(&self.held.leases).await.expect("begun");
+        let found = tx.load(&[id]).await.expect("loaded").pop()?;
+        let mut text = String::new();
+        State::decode(&found.state).expect("decodes").render(&found.resource_type, id, &mut text);
+        Some(serde_json::from_str(&text).expect("JSON"))
+    }
+
+    /// The resource that an identifier names.
+    async fn named(&self, resource_type: &str, system_part: &str, value: &str) -> Option<Value> {
+        let systems = [
+            system_part.to_owned(),
+            format!("urn:pons:sender:adt:{system_part}"),
+            format!("urn:pons:sender:lab:{system_part}"),
+        ];
+        let aliases: Vec<store::Alias> = systems
+            .into_iter()
+            .map(|system| store::Alias {
+                resource_type: resource_type.to_owned(),
+                system,
+                value: value.to_owned(),
+            })
+            .collect();
+        let mut tx = self.store.begin_record(&self.held.leases).await.expect("begun");
+        let found = tx.resolve(&aliases).await.expect("resolved").into_values().next()?;
+        drop(tx);
+        self.read(found).await
+    }
+}
+
+fn adt(event: &str, at: &str, control: &str, rest: &str) -> String {
+    format!(
+        "MSH|^~\\&|ADT1|GENHOSP|||{at}||ADT^{event}|{control}|P|2.5.1\rEVN|{event}|{at}\r{}",
+        rest.replace('\n', "\r")
+    )
+}
+
+const RICH: &str = "PID|1||1001^^^GENHOSP^MR||TEST^JANE^Q||19700101|F|||1 Street^^Town^^12345||555-0100\n\
+                    PV1|1|I|3A^12^1^GENHOSP||||77^HOUSE^GREG||||||||||||V1^^^GENHOSP^VN\n";
+const THIN_ORU: &str = "MSH|^~\\&|ADT1|GENHOSP|||20260301120000||ORU^R01|C2|P|2.5.1\r\
+                        PID|1||1001^^^GENHOSP^MR||TEST^J\rPV1|1|I||||||||||||||||||V1^^^GENHOSP^VN\r\
+                        OBR|1||F1^LAB|2823-3^Potassium^LN|||20260301110000||||||||||||||||||F\r\
+                        OBX|1|NM|2823-3^Potassium^LN||4.10|mmol/L|||||F\r";
+
+/// An A01, a thin ORU, then an A08 without PV1 that deletes the phone and changes the address.
+fn story() -> [String; 3] {
+    [
+        adt("A01", "20260301100000", "C1", RICH),
+        THIN_ORU.to_owned(),
+        adt(
+            "A08",
+            "20260301130000",
+            "C3",
+            "PID|1||1001^^^GENHOSP^MR||TEST^JANE^Q||19700101|F|||2 Street^^Town^^12345||\"\"\n",
+        ),
+    ]
+}
+
+async fn told(order: &[usize]) -> (Value, Value) {
+    let bench = Bench::new().await;
+    let story = story();
+    let messages: Vec<&str> = order.iter().map(|index| story[*index].as_str()).collect();
+    assert_eq!(bench.send("adt", &messages).await, [None, None, None]);
+    let patient = bench.named("Patient", "GENHOSP", "1001").await.expect("known");
+    let encounter = bench.named("Encounter", "GENHOSP", "V1").await.expect("known");
+    (patient, encounter)
+}
+
+#[tokio::test]
+async fn a_thin_result_and_a_partial_update_lose_nothing_and_null_deletes() {
+    let (patient, encounter) = told(&[0, 1, 2]).await;
+    assert_eq!(
+        patient["name"][0]["given"],
+        serde_json::json!(["JANE", "Q"]),
+        "the thin name did not replace it"
+    );
+    assert_eq!(patient["birthDate"], "1970-01-01");
+    assert_eq!(patient["address"][0]["line"][0], "2 Street");
+    assert!(patient.get("telecom").is_none(), "the phone was deleted by \"\": {patient}");
+    assert_eq!(encounter["status"], "in-progress");
+    assert!(encounter["participant"].is_array(), "the A08 without PV1 left the attending alone");
+}
+
+#[tokio::test]
+async fn the_order_of_arrival_does_not_matter() {
+    let expected = told(&[0, 1, 2]).await;
+    for order in [[0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]] {
+        assert_eq!(told(&order).await, expected, "arrived as {order:?}");
+    }
+}
+
+#[tokio::test]
+async fn an_identifier_learned_from_one_message_finds_the_patient_of_another() {
+    let bench = Bench::new().await;
+    let both = adt(
+        "A01",
+        "20260301100000",
+        "C1",
+        "PID|1||1001^^^GENHOSP^MR~77^^^REGION^PI||TEST^JANE||19700101|F\n",
+    );
+    let only_pi =
+        adt("A08", "20260301110000", "C2", "PID|1||77^^^REGION^PI||TEST^JANE||19700101|F|||9 Street\n");
+    assert_eq!(bench.send("adt", &[&both, &only_pi]).await, [None, None]);
+    let by_mr = bench.named("Patient", "GENHOSP", "1001").await.expect("known");
+    let by_pi = bench.named("Patient", "REGION", "77").await.expect("known");
+    assert_eq!(by_mr["id"], by_pi["id"]);
+    assert_eq!(by_mr["address"][0]["line"][0], "9 Street");
+}
+
+#[tokio::test]
+async fn another_person_under_the_same_number_goes_into_quarantine_and_leaves_nothing_behind() {
+    let bench = Bench::new().await;
+    let jane = adt("A01", "20260301100000", "C1", RICH);
+    let other = adt(
+        "A01",
+        "20260302100000",
+        "C2",
+        "PID|1||1001^^^GENHOSP^MR~88^^^REGION^PI||OTHER^PAUL||19990909|M\n",
+    );
+    let outcomes = bench.send("adt", &[&jane, &other]).await;
+    assert!(outcomes[1].as_deref().is_some_and(|why| why.contains("another birth date")), "{outcomes:?}");
+    let patient = bench.named("Patient", "GENHOSP", "1001").await.expect("known");
+    assert_eq!(patient["name"][0]["family"], "TEST");
+    assert!(
+        bench.named("Patient", "REGION", "88").await.is_none(),
+        "no alias of a quarantined message is kept"
+    );
+}
+
+#[tokio::test]
+async fn after_a_merge_the_prior_number_finds_the_survivor_and_a_replay_changes_nothing() {
+    let bench = Bench::new().await;
+    let one = adt("A01", "20260301100000", "C1", RICH);
+    let two = adt("A01", "20260301100500", "C2", "PID|1||1002^^^GENHOSP^MR||TEST^JANE||19700101|F\n");
+    let merge = adt(
+        "A40",
+        "20260301110000",
+        "C3",
+        "PID|1||1001^^^GENHOSP^MR||TEST^JANE^Q||19700101|F\nMRG|1002^^^GENHOSP^MR\n",
+    );
+    let later =
+        adt("A08", "20260301120000", "C4", "PID|1||1002^^^GENHOSP^MR||TEST^JANE^Q||19700101|F|||7 Street\n");
+    assert_eq!(bench.send("adt", &[&one, &two, &merge]).await, [None, None, None]);
+    let prior = bench.named("Patient", "GENHOSP", "1002").await.expect("known");
+    assert_eq!(prior["active"], false, "{prior}");
+    assert_eq!(bench.send("adt", &[&later]).await, [None]);
+    let survivor = bench.named("Patient", "GENHOSP", "1001").await.expect("known");
+    assert_eq!(survivor["address"][0]["line"][0], "7 Street", "the prior number reached the survivor");
+    assert_ne!(survivor["active"], false);
+    let again = merge.replace("|C3|", "|C5|");
+    assert_eq!(bench.send("adt", &[&again]).await, [None]);
+    assert_eq!(bench.named("Patient", "GENHOSP", "1001").await, Some(survivor));
+}
+
+#[tokio::test]
+async fn a_batch_ends_as_the_same_messages_one_by_one() {
+    let bench = Bench::new().await;
+    for text in &story() {
+        bench.store_one("adt", text).await;
+    }
+    let recorded = bench.work().await;
+    assert!(recorded.iter().all(|one| one.done.quarantined.is_none()));
+    let patient = bench.named("Patient", "GENHOSP", "1001").await.expect("known");
+    assert_eq!(patient, told(&[0, 1, 2]).await.0);
+}
+
+#[tokio::test]
+async fn the_same_message_gives_the_same_bytes() {
+    let bundles = async || {
+        let bench = Bench::new().await;
+        bench.store_one("adt", &story()[0]).await;
+        let recorded = bench.work().await.remove(0);
+        let text = String::from_utf8(recorded.bundle.to_vec()).expect("text");
+        // The id of the message and the time of receipt are all that differs between two installations' receipts.
+        let mut bundle: Value = serde_json::from_str(&text).expect("JSON");
+        bundle["entry"]
+            .as_array_mut()
+            .expect("entries")
+            .retain(|e| e["resource"]["resourceType"] != "Provenance");
+        bundle["entry"].to_string()
+    };
+    assert_eq!(bundles().await, bundles().await);
+}

@@ -1,0 +1,348 @@
+//! The path, from an outside system in to the outside systems out.
+//!
+//! ```text
+//! sources ─► ingest ══ store ══► ACK          (the sender waits for this and for nothing else)
+//!                        │
+//!                    normalize ─► mappings ─► resources, Bundle        ✗─► quarantine
+//!                        │
+//!                      route ─► topics, policy ─► deliveries
+//!                        │
+//!                       bus ─► deliver ─► destinations                 ✗─► retry ─► dead letter
+//! ```
+//! Every station finds its work in the store, so starting, taking over from another replica and recovering from a
+//! crash are the same thing. What is handed on in memory only saves a reading.
+
+use crate::api::{self, Api};
+use crate::bus::{Bus, Embedded, RabbitMq, RabbitMqSettings};
+use crate::config::{Config, ConfiguredSource, To};
+use crate::deliver::{self, AmqpQueue, Counters, OnParked, Routed};
+use crate::ingest::commit::Committer;
+use crate::ingest::senders::Senders;
+use crate::ingest::{Ingest, Takes};
+use crate::lifecycle::RetryPolicy;
+use crate::normalize::{Mapper, Normalizer, Recorded, lanes, waiters::Waiters};
+use crate::route::{Router, publish::EpochWatch};
+use crate::store::{self, Content, Role, Store, StoreError};
+use crate::upkeep;
+use adapters::Intake;
+use mappings::{Catalog, FileMistake};
+use schemas::hl7v2::Limits;
+use schemas::message::Seq;
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use uuid::Uuid;
+
+/// How many deliveries wait in memory for their deliverer; what does not fit is read from the store.
+const FEED: usize = 512;
+/// How many bytes a queue of the embedded bus holds at most.
+const EMBEDDED_QUEUE_BYTES: usize = 32 << 20;
+
+/// Why the gateway did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The store is away, not durable, or of another version.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A mapping is wrong.
+    #[error("{}", lines(.0))]
+    Mappings(Vec<FileMistake>),
+    /// The broker's settings cannot work.
+    #[error("bus: {0}")]
+    Bus(String),
+    /// A folder or an address could not be had.
+    #[error("{what}: {error}")]
+    Io {
+        /// What it was for.
+        what: String,
+        /// What the system said.
+        error: std::io::Error,
+    },
+}
+
+fn lines(mistakes: &[FileMistake]) -> String {
+    let lines: Vec<String> = mistakes.iter().map(ToString::to_string).collect();
+    lines.join("\n")
+}
+
+/// A gateway at work.
+pub struct Running {
+    /// Where HTTP is served.
+    pub http: Option<SocketAddr>,
+    /// Where each source listens, by name.
+    pub sources: Vec<(Arc<str>, Option<SocketAddr>)>,
+    /// The store.
+    pub store: Arc<dyn Store>,
+    /// What each subscription's deliverer has counted.
+    pub deliverers: Vec<(Arc<str>, Arc<Counters>)>,
+    intake: CancellationToken,
+    work: CancellationToken,
+    sources_at_work: TaskTracker,
+    at_work: TaskTracker,
+    shutdown_wait: Duration,
+}
+
+/// Starts everything; returns once messages are taken.
+///
+/// # Errors
+/// What is wrong with the store, the mappings, the bus or an address. Nothing is left running then.
+pub async fn start(config: Config) -> Result<Running, StartError> {
+    let catalog = Arc::new(catalog(&config)?);
+    let store = open_store(&config).await?;
+    let namespace = match config.namespace {
+        Some(namespace) => namespace,
+        None => store.namespace().await?,
+    };
+    let replica = Uuid::new_v4();
+    let bus = open_bus(&config)?;
+    let (intake, work) = (CancellationToken::new(), CancellationToken::new());
+    let (sources_at_work, at_work) = (TaskTracker::new(), TaskTracker::new());
+    let senders =
+        Senders::new(config.senders, config.sources.iter().map(|source| source.common.clone()).collect());
+    let mapper = Arc::new(Mapper::new(catalog, namespace, senders.clone(), Limits::default()));
+    let waiters = Arc::new(Waiters::default());
+    let room = Arc::new(AtomicBool::new(true));
+
+    // ingest: made durable, then answered
+    let (wake, woken) = watch::channel(Seq(0));
+    let committer = Committer::start(store.clone(), room.clone(), config.store_hold, wake.clone());
+    let takes: Arc<dyn Takes> = mapper.clone();
+    let ingest =
+        Arc::new(Ingest::new(senders, committer, store.clone(), waiters.clone(), takes, Limits::default()));
+
+    // deliver: one deliverer a subscription
+    let services = deliver::Services {
+        store: store.clone(),
+        bus: bus.clone(),
+        watch: Arc::new(EpochWatch::new(store.clone(), bus.clone())),
+        replica,
+        installation: namespace.to_string().into(),
+    };
+    let mut feeds = HashMap::new();
+    let mut deliverers = Vec::new();
+    for subscription in &config.subscriptions {
+        let (feed, fed) = mpsc::channel(FEED);
+        let counters = Arc::new(Counters::default());
+        feeds.insert(subscription.name.clone(), feed);
+        deliverers.push((subscription.name.clone(), counters.clone()));
+        let one = deliverer(subscription, &bus, counters);
+        at_work.spawn(deliver::run(one, services.clone(), fed, work.clone()));
+    }
+
+    // normalize and route: mapped, merged and routed in one transaction a batch
+    let router = Arc::new(Router::new(config.subscriptions, namespace));
+    let held = lanes::hold(store.clone(), replica, work.clone());
+    let normalizer = Normalizer {
+        store: store.clone(),
+        mapper,
+        router,
+        waiters: waiters.clone(),
+        hand_on: Arc::new(move |recorded| hand_on(&feeds, recorded)),
+    };
+    at_work.spawn(normalizer.run(woken, held, work.clone()));
+    let keep =
+        upkeep::Settings { retention_days: config.retention_days, reserve_bytes: config.reserve_bytes };
+    at_work.spawn(upkeep::run(store.clone(), keep, room.clone(), wake, work.clone()));
+
+    // the doors open last
+    let mut running = Running {
+        http: None,
+        sources: Vec::new(),
+        store: store.clone(),
+        deliverers,
+        intake,
+        work,
+        sources_at_work,
+        at_work,
+        shutdown_wait: config.shutdown_wait,
+    };
+    let opened = match listen(config.http, &ingest, waiters, room, &bus, &mut running).await {
+        Ok(()) => sources(config.sources, &ingest, &mut running).await,
+        Err(error) => Err(error),
+    };
+    if let Err(error) = opened {
+        running.stop().await;
+        return Err(error);
+    }
+    Ok(running)
+}
+
+impl Running {
+    /// Stops in the order of the path: nothing new is taken, what was taken is answered, what is under way is finished
+    /// as far as the wait allows. The rest is in the store.
+    pub async fn stop(self) {
+        self.intake.cancel();
+        self.sources_at_work.close();
+        if tokio::time::timeout(self.shutdown_wait, self.sources_at_work.wait()).await.is_err() {
+            tracing::warn!("some connections did not end in time; their senders will send again");
+        }
+        self.work.cancel();
+        self.at_work.close();
+        if tokio::time::timeout(self.shutdown_wait, self.at_work.wait()).await.is_err() {
+            tracing::warn!("some work did not end in time; it goes on at the next start");
+        }
+    }
+}
+
+/// The built-in mappings and those of the configuration.
+pub fn catalog(config: &Config) -> Result<Catalog, StartError> {
+    catalog_with(config.mappings_dir.as_deref())
+}
+
+/// The built-in mappings and those of a folder.
+pub fn catalog_with(folder: Option<&Path>) -> Result<Catalog, StartError> {
+    let mut files = Catalog::builtin_files();
+    if let Some(folder) = folder {
+        let own = crate::files::mappings(folder)
+            .map_err(|error| StartError::Io { what: folder.display().to_string(), error })?;
+        // A file of the same name stands in place of the built-in one.
+        files.retain(|(name, _)| !own.iter().any(|(other, _)| other == name));
+        files.extend(own);
+    }
+    Catalog::from_files(files).map_err(StartError::Mappings)
+}
+
+async fn open_store(config: &Config) -> Result<Arc<dyn Store>, StartError> {
+    if config.store.reveal().starts_with("sqlite:") {
+        std::fs::create_dir_all(&config.data_dir)
+            .map_err(|error| StartError::Io { what: config.data_dir.display().to_string(), error })?;
+    }
+    let mut pause = Duration::from_millis(250);
+    loop {
+        match try_store(config.store.reveal()).await {
+            // A database that starts after us, as after a power cut, is waited for.
+            Err(StoreError::Away(error)) => {
+                tracing::warn!(error = %crate::chain(&*error), "the store is away; trying again");
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(Duration::from_secs(5));
+            }
+            opened => return Ok(opened?),
+        }
+    }
+}
+
+async fn try_store(url: &str) -> Result<Arc<dyn Store>, StoreError> {
+    let store = store::open(url, Role::Gateway).await?;
+    store.check_durable().await?;
+    store.migrate().await?;
+    Ok(store)
+}
+
+fn open_bus(config: &Config) -> Result<Arc<dyn Bus>, StartError> {
+    if config.bus.reveal() == "embedded" {
+        return Ok(Arc::new(Embedded::new(EMBEDDED_QUEUE_BYTES)));
+    }
+    let settings = RabbitMqSettings::new(config.bus.reveal());
+    Ok(Arc::new(RabbitMq::new(settings).map_err(|error| StartError::Bus(error.to_string()))?))
+}
+
+fn deliverer(
+    subscription: &crate::config::Subscription,
+    bus: &Arc<dyn Bus>,
+    counters: Arc<Counters>,
+) -> deliver::Subscription {
+    let destination: Arc<dyn adapters::Destination> = match &subscription.to {
+        To::Adapter(destination) => destination.clone(),
+        To::Queue(queue) => Arc::new(AmqpQueue::new(bus.clone(), queue.as_str())),
+    };
+    let settings = deliver::Settings {
+        in_flight_max: subscription.in_flight_max,
+        retry: RetryPolicy {
+            base: subscription.retry_base,
+            cap: subscription.retry_cap,
+            attempts_max: subscription.attempts_max,
+        },
+        attempt_wait_max: subscription.attempt_timeout,
+        on_parked: match subscription.block_for {
+            None => OnParked::Pass,
+            Some(age_max) => OnParked::Block { age_max },
+        },
+        ..deliver::Settings::default()
+    };
+    deliver::Subscription { name: subscription.name.clone(), settings, destination, counters }
+}
+
+/// Hands what was recorded to the deliverers, as far as they have room.
+fn hand_on(feeds: &HashMap<Arc<str>, mpsc::Sender<Routed>>, recorded: Vec<Recorded>) {
+    for one in recorded {
+        for (delivery, number) in one.deliveries {
+            let Some(feed) = feeds.get(&delivery.subscription) else { continue };
+            if delivery.suppressed.is_some() {
+                continue;
+            }
+            let content = Content {
+                original: one.message.bytes.clone(),
+                format: one.message.format,
+                sender: one.message.sender.clone(),
+                message_type: one.message.message_type.clone(),
+                received_at: one.message.received_at,
+                bundle: one.bundle.clone(),
+            };
+            let routed = Routed {
+                id: delivery.id,
+                message: delivery.message,
+                revision: delivery.revision,
+                number,
+                key: delivery.key,
+                topics: delivery.topics,
+                content,
+                traceparent: None,
+            };
+            // Full, or led by another replica: the deliverer reads it from the store.
+            let _ = feed.try_send(routed);
+        }
+    }
+}
+
+async fn listen(
+    http: crate::config::Http,
+    ingest: &Arc<Ingest>,
+    waiters: Arc<Waiters>,
+    room: Arc<AtomicBool>,
+    bus: &Arc<dyn Bus>,
+    running: &mut Running,
+) -> Result<(), StartError> {
+    let Some(address) = http.listen else { return Ok(()) };
+    let failed = |error| StartError::Io { what: format!("http: cannot listen on {address}"), error };
+    let listener = TcpListener::bind(address).await.map_err(failed)?;
+    running.http = Some(listener.local_addr().map_err(failed)?);
+    let tls = http.tls.clone();
+    let (bus, deliverers) = (bus.clone(), running.deliverers.clone());
+    let api = Arc::new(Api {
+        ingest: ingest.clone(),
+        waiters,
+        http,
+        metrics: Box::new(move || crate::telemetry::metrics(&deliverers)),
+        ready: Box::new(move || crate::telemetry::ready(&room, &*bus)),
+    });
+    running.sources_at_work.spawn(api::serve(api, listener, tls, running.intake.clone()));
+    Ok(())
+}
+
+async fn sources(
+    sources: Vec<ConfiguredSource>,
+    ingest: &Arc<Ingest>,
+    running: &mut Running,
+) -> Result<(), StartError> {
+    for ConfiguredSource { common, source } in sources {
+        let intake: Arc<dyn Intake> = ingest.clone();
+        let started = source
+            .start(intake, running.intake.clone())
+            .await
+            .map_err(|error| StartError::Io { what: format!("source {}", common.name), error })?;
+        running.sources_at_work.spawn(async move {
+            if let Err(error) = started.task.await {
+                tracing::error!(%error, "a source ended by itself: a defect of Pons");
+            }
+        });
+        running.sources.push((common.name, started.address));
+    }
+    Ok(())
+}
