@@ -66,6 +66,14 @@ impl Separators {
     /// # Errors
     /// When a message cannot be taken apart with them.
     pub fn read(field: u8, encoding: &[u8]) -> Result<(Separators, Option<Issue>), SeparatorsError> {
+        let trimmed = encoding.trim_ascii_end();
+        if trimmed.len() < encoding.len() {
+            let (separators, issue) = Separators::read(field, trimmed)?;
+            let text = "blanks after the separators are left out";
+            let issue =
+                issue.unwrap_or_else(|| Issue::new(Severity::Information, "separators", "MSH-2", text));
+            return Ok((separators, Some(issue)));
+        }
         if encoding.is_empty() {
             return Err(SeparatorsError::Empty);
         }
@@ -176,6 +184,7 @@ mod tests {
         assert_eq!(read(b'|', "^~^&"), Err(SeparatorsError::Twice));
         assert_eq!(read(b'|', "^~\\&&"), Err(SeparatorsError::Twice));
         assert_eq!(read(b'|', "^~\\\\^"), Err(SeparatorsError::Twice));
+        assert_eq!(read(b'|', "  "), Err(SeparatorsError::Empty));
         for odd in ["a~\\&", "^1\\&", "^ \\&", "^\t\\&", "^\u{e9}&"] {
             assert_eq!(read(b'|', odd), Err(SeparatorsError::NotPrintable), "{odd:?}");
         }
@@ -195,7 +204,8 @@ mod tests {
         assert_eq!(read(b'|', "^~&"), Ok(Separators { escape: None, ..standard }), "the escape is left out");
         assert_eq!(read(b'|', "^~"), Ok(Separators { escape: None, subcomponent: None, ..standard }));
         assert_eq!(read(b'|', "^~\\\\&"), Ok(standard), "as a message pasted from program code has it");
-        for short in ["^~\\\\&", "^", "^~", "^~&", "^~\\"] {
+        assert_eq!(read(b'|', "^~\\& "), Ok(standard));
+        for short in ["^~\\& ", "^~\\\\&", "^", "^~", "^~&", "^~\\"] {
             assert!(matches!(Separators::read(b'|', short.as_bytes()), Ok((_, Some(_)))), "{short}");
         }
     }

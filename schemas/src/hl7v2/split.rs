@@ -76,8 +76,9 @@ fn frame_before_header(bytes: &[u8], from: usize) -> Option<usize> {
     let mut at = from;
     loop {
         at += memchr(START, &bytes[at..])?;
-        let content = at + 1..bytes.len().min(at + 1 + BEFORE_HEADER_MAX);
-        let lines = Lines::of(bytes, content);
+        let window = &bytes[at + 1..bytes.len().min(at + 1 + BEFORE_HEADER_MAX)];
+        let window = memchr2(START, END, window).unwrap_or(window.len());
+        let lines = Lines::of(bytes, at + 1..at + 1 + window);
         if lines
             .first_kind()
             .is_some_and(|kind| matches!(kind, Kind::Message | Kind::FileHeader | Kind::BatchHeader))
@@ -121,11 +122,9 @@ impl Splitter<'_> {
         let next = known.unwrap_or_else(|| frame_before_header(bytes, from).unwrap_or(bytes.len()));
         self.header_frame = Some(next);
         let mut at = from;
-        while let Some(n) = memchr(END, &bytes[at..]) {
+        // What ends this frame stands before the next one.
+        while let Some(n) = memchr(END, &bytes[at.min(next)..next]) {
             at += n;
-            if next < at {
-                break;
-            }
             let after = &bytes[at + 1..];
             if after.first() == Some(&b'\r') {
                 return (from..at, at + 2);
