@@ -224,6 +224,7 @@ fn separators() -> Vec<Row> {
             DELIMITERS,
         ),
         row("the escape character doubled", with("^~\\\\&"), [Taken(PLAIN)], &["separators"], DELIMITERS),
+        row("blanks behind the separators", with("^~\\& \t"), [Taken(PLAIN)], &["separators"], DELIMITERS),
         unusable("no separators", with("")),
         unusable("the same separator twice", with("^~^&")),
         unusable("a component separator like the field separator", cr(&["MSH||~\\&|SND"])),

@@ -20,13 +20,17 @@ pub fn emit(message: &Message<'_>) -> String {
             let mut copied = range.start + fields;
             // What stands between the leaves is separators.
             for leaf in segment.leaves() {
-                let raw = message.raw(leaf);
-                if raw.bytes().any(|b| b < b' ') {
-                    let place = message.leaves()[leaf];
-                    text.push_str(&message.text()[copied..place.start as usize]);
-                    text.push_str(&escape::encode(&message.value(leaf), message.separators()));
-                    copied = place.end as usize;
+                let (raw, place) = (message.raw(leaf), message.leaves()[leaf]);
+                if raw.bytes().all(|b| b >= b' ') {
+                    continue;
                 }
+                text.push_str(&message.text()[copied..place.start as usize]);
+                match leaf {
+                    // MSH-1 and MSH-2 are not escaped; what is odd there is blanks at the end.
+                    0 | 1 => text.push_str(raw.trim_end()),
+                    _ => text.push_str(&escape::encode(&message.value(leaf), message.separators())),
+                }
+                copied = place.end as usize;
             }
             text.push_str(&message.text()[copied..range.end]);
         }
@@ -234,7 +238,7 @@ mod tests {
 
     #[test]
     fn what_was_read_leniently_is_written_in_good_form() {
-        let odd = "\r\n msh|^~\\&|A\r\n\r\npid|1|a\tb|\r\n OBX|1|TX|||line\nline\r\nEVN";
+        let odd = "\r\n msh|^~\\& \t|A\r\n\r\npid|1|a\tb|\r\n OBX|1|TX|||line\nline\r\nEVN";
         let message = Message::parse(odd, &Limits::default()).unwrap();
         assert_eq!(emit(&message), "MSH|^~\\&|A\rPID|1|a\\X09\\b|\rOBX|1|TX|||line\\X0A\\line\rEVN\r");
     }
