@@ -86,6 +86,14 @@ pub(crate) const FUNCTIONS: &[Function] = &[
         },
     },
     Function {
+        name: "holds",
+        args: (1, 1),
+        answers: Kind::Bool,
+        spec: "holds(segment): whether such a segment stands in the group around, or in any group inside it, however often",
+        examples: &[("holds(ZZZ)", "x", "true"), ("holds(NTE)", "x", "false")],
+        call: |run, frame, args| Val::Bool(run.group_holds(frame, args[0])),
+    },
+    Function {
         name: "length",
         args: (1, 1),
         answers: Kind::Integer,

@@ -3,6 +3,7 @@
 use super::{Frame, Run};
 use crate::program::IgnoreRule;
 use schemas::hl7v2::Element;
+use schemas::hl7v2::path::Path;
 use schemas::issue::{Issue, Severity};
 
 /// What became of a leaf; the later goes before the earlier.
@@ -139,6 +140,19 @@ impl<'r> Run<'r> {
                 continue;
             }
             let mut path = message.path_of(leaf);
+            // HL7's null in a part of a value that was taken leaves that part out, which is what was done.
+            let beside = |other: usize| {
+                let found = message.path_of(other);
+                let place = |path: &Path| (path.segment, path.occurrence, path.field, path.repetition);
+                place(&found) == place(&path)
+            };
+            if message.is_null(leaf) {
+                let before = (0..leaf).rev().take_while(|other| beside(*other));
+                let after = (leaf + 1..states.len()).take_while(|other| beside(*other));
+                if before.chain(after).any(|other| states[other] > State::Failed) {
+                    continue;
+                }
+            }
             path.subcomponent = 0;
             if path.component == 1 {
                 path.component = 0;

@@ -293,6 +293,20 @@ impl<'r> Run<'r> {
         Segments::new()
     }
 
+    /// See the function `holds`.
+    pub(crate) fn group_holds(&self, frame: &Frame<'r, '_>, id: ExprId) -> bool {
+        let Op::Segment { name, .. } = self.code.op(id) else { return false };
+        let mut open = vec![frame.group];
+        while let Some(group) = open.pop() {
+            let segments = self.message.segments();
+            if self.groups.segments(group).any(|(segment, _)| segments[segment].name() == *name) {
+                return true;
+            }
+            open.extend(self.groups.children(group));
+        }
+        false
+    }
+
     /// The segments of a name in a group instance itself, else in the groups inside it that stand at most once.
     pub(super) fn inside(&self, group: InstanceId, name: SegmentName, depth: u32) -> Segments {
         let own = self.groups.segments(group).map(|(segment, _)| segment);

@@ -4,6 +4,7 @@ use super::write::Again;
 use super::{Frame, Halt, Instance, Item, Run};
 use crate::language::ast::Otherwise;
 use crate::program::{PartCode, ResourceCode};
+use schemas::hl7v2::definitions::NodeId;
 use schemas::hl7v2::grammar::InstanceId;
 use schemas::hl7v2::{Element, Level};
 use schemas::issue::{Issue, Severity};
@@ -16,7 +17,7 @@ impl<'r> Run<'r> {
         let mapping = self.mapping;
         for (def, resource) in mapping.resources.iter().enumerate() {
             self.around.push(HashMap::new());
-            let Some(group) = self.groups.structure().group(&resource.groups) else { continue };
+            let Some(group) = self.group_of(&resource.groups) else { continue };
             let places: Vec<InstanceId> = self.groups.instances_of(group).collect();
             for place in places {
                 match resource.segment {
@@ -30,6 +31,18 @@ impl<'r> Run<'r> {
             }
         }
         Ok(())
+    }
+
+    /// The group of a path, where the version at hand has it; else the only one whose path ends so: `ORDER` is
+    /// `ORDER_GENERAL.ORDER` in the OML_O21 of v2.4.
+    fn group_of(&self, path: &str) -> Option<NodeId> {
+        let structure = self.groups.structure();
+        structure.group(path).or_else(|| {
+            let mut found = structure
+                .groups()
+                .filter(|(known, _)| known.strip_suffix(path).is_some_and(|before| before.ends_with('.')));
+            found.next().map(|(_, id)| id).filter(|_| found.next().is_none())
+        })
     }
 
     fn find_instance(
