@@ -1,0 +1,267 @@
+//! The mappings that come with the program over several messages of one patient: what is known afterwards, and that the order in
+//! which messages arrive does not change it.
+
+use mappings::resource::State;
+use mappings::{Catalog, Context};
+use schemas::hl7v2::time::Zone;
+use schemas::hl7v2::{Limits, Message};
+use serde_json::Value;
+use std::collections::BTreeMap;
+use uuid::Uuid;
+
+/// What is known: resources by id, and the id of each alias.
+#[derive(Default)]
+struct Known {
+    states: BTreeMap<Uuid, (String, State)>,
+    aliases: BTreeMap<(String, String, String), Uuid>,
+}
+
+impl Known {
+    /// Takes a message in as the store does: a known alias wins over the computed id.
+    fn take(&mut self, catalog: &Catalog, number: usize, sender: &str, text: &str) {
+        let text = text.trim().lines().map(str::trim).collect::<Vec<_>>().join("\r");
+        let message = Message::parse(&text, &Limits::default()).expect("a message");
+        let id = Uuid::from_u128(number as u128 + 1);
+        let context = Context {
+            message_id: id,
+            received_at: jiff::Timestamp::UNIX_EPOCH,
+            seq: number as i64,
+            sender: sender.into(),
+            authority: "test".into(),
+            zone: Zone::UTC,
+            namespace: Uuid::nil(),
+            systems: &[],
+            options: &[],
+        };
+        let program = catalog.program_of(&message).expect("a mapping takes it");
+        let mapped = program.run(&message, &context).expect("it is mapped");
+        for contribution in &mapped.contributions {
+            let kind = contribution.resource_type.to_string();
+            let names = contribution
+                .aliases
+                .iter()
+                .map(|(system, value)| (kind.clone(), system.clone(), value.clone()));
+            let names: Vec<_> = names.collect();
+            let known = names.iter().find_map(|name| self.aliases.get(name)).copied();
+            let target = known.unwrap_or(contribution.id);
+            for name in names {
+                self.aliases.entry(name).or_insert(target);
+            }
+            let (_, state) = self.states.entry(target).or_insert_with(|| (kind, State::default()));
+            state.apply(contribution, &mapped.stamp, id);
+        }
+    }
+
+    fn all(&self, kind: &str) -> Vec<Value> {
+        let of_kind = self.states.iter().filter(|(_, (known, _))| known == kind);
+        let rendered = of_kind.map(|(id, (kind, state))| {
+            let mut text = String::new();
+            state.render(kind, *id, &mut text);
+            serde_json::from_str(&text).expect("JSON")
+        });
+        rendered.collect()
+    }
+
+    fn one(&self, kind: &str) -> Value {
+        let mut all = self.all(kind);
+        assert_eq!(all.len(), 1, "{kind}: {all:?}");
+        all.remove(0)
+    }
+}
+
+/// What is known after these messages of one sender.
+fn after(messages: &[&str]) -> Known {
+    let catalog = Catalog::builtin();
+    let mut known = Known::default();
+    for (number, text) in messages.iter().enumerate() {
+        known.take(&catalog, number, "test", text);
+    }
+    known
+}
+
+const ADMISSION: &str = r"
+    MSH|^~\&|ADT|TESTHOSP|||20250301083000||ADT^A01^ADT_A01|TEST1|P|2.5.1
+    EVN|A01|20250301083000
+    PID|||TEST4711^^^TESTHOSP^MR~TEST0815^^^TESTREG^PI||TEST^JANE^MARIA||19800304|F|||1 TEST STREET^^TESTTOWN||^PRN^PH^^^^555|||M
+    NK1|1|TEST^JOHN|SPO^Spouse^HL70063
+    PV1||I|WARD1^R1^B1^TESTHOSP||||TEST01^TEST^CARL^^^DR||||||||||||TESTVIS1^^^TESTHOSP|||||||||||||||||||||||||20250301083000
+    AL1|1|DA|70618^Penicillin^RXNORM|SV";
+
+const THIN_RESULT: &str = r"
+    MSH|^~\&|LAB|TESTLAB|||20250302083000||ORU^R01^ORU_R01|TEST2|P|2.5.1
+    PID|||TEST4711^^^TESTHOSP^MR||T^J||19800304
+    PV1||O|LAB||||||||||||||||TESTVIS1^^^TESTHOSP
+    OBR|1||FILL1^TESTLAB|HB^Haemoglobin^L|||20250302080000||||||||||||||||||F
+    OBX|1|NM|HB^Haemoglobin^L||13.5|g/dL|||||F";
+
+const UPDATE_WITHOUT_VISIT: &str = r#"
+    MSH|^~\&|ADT|TESTHOSP|||20250303083000||ADT^A08^ADT_A01|TEST3|P|2.5.1
+    EVN|A08|20250303083000
+    PID|||TEST4711^^^TESTHOSP^MR||TEST-OTTO^JANE||||||||"""#;
+
+#[test]
+fn a_thin_result_and_an_update_without_a_visit_lose_nothing() {
+    let known = after(&[ADMISSION, THIN_RESULT, UPDATE_WITHOUT_VISIT]);
+    let patient = known.one("Patient");
+    assert_eq!(patient["name"][0]["family"], "TEST-OTTO");
+    assert_eq!(patient["gender"], "female");
+    assert_eq!(patient["birthDate"], "1980-03-04");
+    assert_eq!(patient["address"][0]["city"], "TESTTOWN");
+    assert_eq!(patient["contact"][0]["name"]["given"][0], "JOHN");
+    assert_eq!(patient["maritalStatus"]["coding"][0]["code"], "M");
+    assert!(patient.get("telecom").is_none(), "the null deleted the telephone");
+    let encounter = known.one("Encounter");
+    assert_eq!(encounter["status"], "in-progress");
+    assert_eq!(encounter["class"]["code"], "IMP", "a laboratory's idea of the visit does not count");
+    assert_eq!(encounter["period"]["start"], "2025-03-01T08:30:00Z");
+    assert_eq!(encounter["location"].as_array().map(Vec::len), Some(1));
+    assert_eq!(known.one("AllergyIntolerance")["criticality"], "high");
+    let observation = known.one("Observation");
+    assert_eq!(
+        observation["subject"]["reference"],
+        format!("Patient/{}", patient["id"].as_str().expect("an id"))
+    );
+}
+
+#[test]
+fn messages_of_one_sender_may_arrive_in_any_order() {
+    let messages = [ADMISSION, THIN_RESULT, UPDATE_WITHOUT_VISIT];
+    let expected = after(&messages);
+    for order in [[0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]] {
+        let known = after(&order.map(|index| messages[index]));
+        for kind in ["Patient", "Encounter"] {
+            assert_eq!(known.one(kind), expected.one(kind), "{kind} after {order:?}");
+        }
+    }
+}
+
+#[test]
+fn a_patient_is_found_by_the_number_that_a_laboratory_knows() {
+    let by_other_number = THIN_RESULT.replace("TEST4711^^^TESTHOSP^MR", "TEST0815^^^TESTREG^PI");
+    let known = after(&[ADMISSION, &by_other_number]);
+    assert_eq!(known.one("Patient")["name"][0]["family"], "TEST");
+}
+
+const DISCHARGE: &str = r"
+    MSH|^~\&|ADT|TESTHOSP|||20250305100000||ADT^A03^ADT_A03|TEST4|P|2.5.1
+    EVN|A03|20250305100000
+    PID|||TEST4711^^^TESTHOSP^MR||TEST^JANE
+    PV1||I|WARD1^R1^B1^TESTHOSP||||||||||||||||TESTVIS1^^^TESTHOSP|||||||||||||||||01|||||||||20250305095500";
+
+#[test]
+fn an_update_after_the_discharge_does_not_reopen_the_visit() {
+    let update = r"
+        MSH|^~\&|ADT|TESTHOSP|||20250306100000||ADT^A08^ADT_A01|TEST5|P|2.5.1
+        EVN|A08|20250306100000
+        PID|||TEST4711^^^TESTHOSP^MR||TEST^JANE
+        PV1|||WARD1^R1^B1^TESTHOSP|||||||MED|||||||||TESTVIS1^^^TESTHOSP";
+    let encounter = after(&[ADMISSION, DISCHARGE, update]).one("Encounter");
+    assert_eq!(encounter["status"], "finished");
+    assert_eq!(encounter["class"]["code"], "IMP", "an update without a class leaves the class");
+    assert_eq!(encounter["period"]["end"], "2025-03-05T09:55:00Z");
+    assert_eq!(encounter["serviceType"]["coding"][1]["code"], "MED");
+}
+
+#[test]
+fn a_cancelled_discharge_takes_the_end_back_and_a_late_copy_does_not_bring_it_again() {
+    let cancel = r"
+        MSH|^~\&|ADT|TESTHOSP|||20250305110000||ADT^A13^ADT_A01|TEST6|P|2.5.1
+        EVN|A13|20250305110000
+        PID|||TEST4711^^^TESTHOSP^MR||TEST^JANE
+        PV1||I|||||||||||||||||TESTVIS1^^^TESTHOSP";
+    for order in [[ADMISSION, DISCHARGE, cancel], [ADMISSION, cancel, DISCHARGE]] {
+        let encounter = after(&order).one("Encounter");
+        assert_eq!(encounter["status"], "in-progress");
+        assert!(encounter["period"].get("end").is_none());
+        assert!(encounter.get("hospitalization").is_none(), "the disposition went with the discharge");
+        assert_eq!(encounter["period"]["start"], "2025-03-01T08:30:00Z");
+    }
+}
+
+#[test]
+fn a_correction_meets_its_result_although_the_set_ids_moved() {
+    let result = |at: &str, status: &str, first: &str, second: &str| {
+        format!(
+            r"
+            MSH|^~\&|LAB|TESTLAB|||{at}||ORU^R01^ORU_R01|TEST{at}|P|2.5.1
+            PID|||TEST4711^^^TESTHOSP^MR||TEST^JANE
+            OBR|1||FILL1^TESTLAB|PANEL^Panel^L|||20250302080000||||||||||||||||||{status}
+            {first}
+            {second}"
+        )
+    };
+    let before =
+        result("20250302090000", "P", "OBX|1|NM|HB^^L||13.5|g/dL|||||P", "OBX|2|NM|NA^^L||140|mmol/L|||||P");
+    let later = result("20250302100000", "C", "OBX|1|NM|NA^^L||141|mmol/L|||||C", "OBX|2|NM|HB^^L||||||||W");
+    let known = after(&[&before, &later]);
+    assert_eq!(known.one("DiagnosticReport")["status"], "corrected");
+    let observations = known.all("Observation");
+    assert_eq!(observations.len(), 2);
+    let of = |code: &str| {
+        observations.iter().find(|one| one["code"]["coding"][0]["code"] == code).expect("an observation")
+    };
+    assert_eq!(of("NA")["valueQuantity"]["value"].to_string(), "141");
+    assert_eq!(of("NA")["status"], "corrected");
+    assert_eq!(of("HB")["status"], "entered-in-error");
+    assert!(of("HB").get("valueQuantity").is_none(), "what was wrong is no longer said");
+    assert_eq!(of("HB")["dataAbsentReason"]["coding"][0]["code"], "unknown");
+    assert!(of("NA").get("dataAbsentReason").is_none());
+}
+
+#[test]
+fn a_result_completes_the_order_that_it_answers_and_leaves_the_rest_of_it() {
+    let order = r"
+        MSH|^~\&|EHR|TESTHOSP|||20250301070000||ORM^O01|TEST1|P|2.5.1
+        PID|||TEST4711^^^TESTHOSP^MR||TEST^JANE
+        ORC|NW|PLAC1^TESTEHR||||||||||TEST02^TEST^DORA^^^DR^^^TESTHOSP
+        OBR|1|PLAC1^TESTEHR||HB^Haemoglobin^L|S||||||||||||||||||||||||||R07.9^Chest pain^I10";
+    let result = r"
+        MSH|^~\&|LAB|TESTLAB|||20250302083000||ORU^R01^ORU_R01|TEST2|P|2.5.1
+        PID|||TEST4711^^^TESTHOSP^MR||TEST^JANE
+        ORC|RE|PLAC1^TESTEHR|FILL1^TESTLAB
+        OBR|1|PLAC1^TESTEHR|FILL1^TESTLAB|HB^Haemoglobin^L|||20250302080000||||||||||||||||||F
+        OBX|1|NM|HB^Haemoglobin^L||13.5|g/dL|||||F";
+    let known = after(&[order, result]);
+    let request = known.one("ServiceRequest");
+    assert_eq!(request["status"], "completed");
+    assert_eq!(request["priority"], "stat");
+    assert_eq!(request["reasonCode"][0]["coding"][0]["code"], "R07.9");
+    assert_eq!(request["requester"]["display"], "DR DORA TEST");
+    let based_on = &known.one("DiagnosticReport")["basedOn"][0]["reference"];
+    assert_eq!(*based_on, format!("ServiceRequest/{}", request["id"].as_str().expect("an id")));
+}
+
+#[test]
+fn a_repeated_segment_that_is_left_out_deletes_nothing_and_one_sent_again_is_no_second() {
+    let again = ADMISSION.replace("ADT^A01^ADT_A01|TEST1", "ADT^A08^ADT_A01|TEST7").replace("AL1|1", "AL1|9");
+    let without: String = again.lines().filter(|line| !line.contains("AL1|")).collect::<Vec<_>>().join("\n");
+    let known = after(&[ADMISSION, &again, &without]);
+    assert_eq!(known.all("AllergyIntolerance").len(), 1);
+    assert_eq!(known.all("RelatedPerson").len(), 1);
+    assert_eq!(known.all("Location").len(), 4);
+    assert_eq!(known.all("Practitioner").len(), 1);
+}
+
+#[test]
+fn the_messages_of_a_hospital_are_taken_in_every_version() {
+    let catalog = Catalog::builtin();
+    for (code, trigger, structure, mapping, versions) in [
+        ("ADT", "A01", "ADT_A01", "adt_visit", &["2.1", "2.3", "2.5.1", "2.8.2"][..]),
+        ("ADT", "A02", "ADT_A02", "adt_visit", &["2.2", "2.5.1"]),
+        ("ADT", "A03", "ADT_A03", "adt_visit", &["2.2", "2.5.1"]),
+        ("ADT", "A04", "", "adt_visit", &["2.3", "2.5.1"]),
+        ("ADT", "A08", "", "adt_visit", &["2.3", "2.5.1"]),
+        ("ADT", "A11", "ADT_A09", "adt_visit", &["2.3", "2.5.1"]),
+        ("ADT", "A13", "", "adt_visit", &["2.3", "2.5.1"]),
+        ("ADT", "A40", "ADT_A39", "adt_a40", &["2.3", "2.5.1"]),
+        ("ORU", "R01", "ORU_R01", "oru_r01", &["2.1", "2.3", "2.5.1", "2.8.2"]),
+        ("ORM", "O01", "", "orm_o01", &["2.1", "2.3.1", "2.5.1"]),
+        ("OML", "O21", "OML_O21", "oml_o21", &["2.4", "2.5.1", "2.8.2"]),
+    ] {
+        for version in versions {
+            let program = catalog.program_for(code, trigger, structure, version);
+            assert_eq!(program.map(|p| p.name()), Some(mapping), "{code}^{trigger} {version}");
+        }
+    }
+    assert!(catalog.program_for("SIU", "S12", "SIU_S12", "2.5.1").is_none(), "not taken yet");
+}
