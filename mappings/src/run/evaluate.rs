@@ -1,6 +1,6 @@
 //! Evaluates expressions. Total: every operation answers on every input.
 
-use super::coverage::State;
+use super::coverage::{Mark, State};
 use super::{Frame, Item, Run, Val};
 use crate::language::expression::Comparison;
 use crate::program::{Base, ExprId, Op, Pick, Scope};
@@ -463,7 +463,16 @@ impl<'r> Run<'r> {
         let marks = self.marks.len();
         let text = match self.eval(frame, id) {
             Val::Null => return Val::Null,
-            value => self.text(value),
+            value => {
+                // TS.2, the degree of precision of older versions: the digits of TS.1 say it.
+                if let Val::Element(element) = &value
+                    && self.quiet == 0
+                {
+                    let (first, end) = (element.first, element.repetition(self.message, 1).end);
+                    self.marks.push(Mark { first, end, state: State::Ignored });
+                }
+                self.text(value)
+            }
         };
         let Some(text) = text.filter(|text| !text.trim().is_empty()) else { return Val::Absent };
         match how(&text, &self.zone) {
