@@ -534,7 +534,7 @@ pub(crate) fn universal(id: &str, kind: &str) -> Option<String> {
 }
 
 /// The URI of a code system of table 0396.
-pub(crate) fn known_coding_system(name: &str) -> Option<String> {
+pub(crate) fn known_coding_system(name: &str) -> Option<Cow<'static, str>> {
     let fixed = match name {
         "LN" | "LOINC" => "http://loinc.org",
         "SCT" | "SNOMED" | "SNOMEDCT" | "SCT2" | "SNOMED-CT" => "http://snomed.info/sct",
@@ -556,11 +556,11 @@ pub(crate) fn known_coding_system(name: &str) -> Option<String> {
         _ => "",
     };
     if !fixed.is_empty() {
-        return Some(fixed.to_owned());
+        return Some(Cow::Borrowed(fixed));
     }
     let table = name.strip_prefix("HL7").map(|rest| rest.trim_start_matches(['-', ' ']))?;
     let digits = table.len() == 4 && table.bytes().all(|b| b.is_ascii_digit());
-    digits.then(|| format!("http://terminology.hl7.org/CodeSystem/v2-{table}"))
+    digits.then(|| Cow::Owned(format!("http://terminology.hl7.org/CodeSystem/v2-{table}")))
 }
 
 const BASE64: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";

@@ -7,7 +7,7 @@ use uuid::Uuid;
 /// The name is `type`, `system` and `value`, each trimmed and prefixed by its length in bytes as four big-endian bytes, hashed
 /// under the installation's secret namespace (UUIDv5). Frozen: stored resources depend on it.
 pub fn id_of(namespace: Uuid, resource_type: &str, system: &str, value: &str) -> Uuid {
-    let mut name = Vec::with_capacity(64);
+    let mut name = Vec::with_capacity(12 + resource_type.len() + system.len() + value.len());
     for part in [resource_type, system, value] {
         let part = part.trim();
         name.extend_from_slice(&u32::try_from(part.len()).unwrap_or(u32::MAX).to_be_bytes());
@@ -21,7 +21,13 @@ pub(crate) fn composite(value: &mut String, part: &str, first: bool) {
     if !first {
         value.push('|');
     }
-    for c in part.trim().chars() {
+    let part = part.trim();
+    value.reserve(part.len() + 8);
+    if !part.contains(['|', '\\']) {
+        value.push_str(part);
+        return;
+    }
+    for c in part.chars() {
         if matches!(c, '|' | '\\') {
             value.push('\\');
         }
@@ -31,7 +37,8 @@ pub(crate) fn composite(value: &mut String, part: &str, first: bool) {
 
 /// The system of identifiers that have no assigner: they belong to whoever sends them.
 pub(crate) fn sender_system(authority: &str) -> String {
-    let mut system = String::from("urn:pons:sender:");
+    let mut system = String::with_capacity(64);
+    system.push_str("urn:pons:sender:");
     uri_part(&mut system, authority);
     system
 }

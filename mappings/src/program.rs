@@ -350,6 +350,8 @@ pub(crate) struct SlotPath {
     pub(crate) text: Arc<str>,
     pub(crate) many: bool,
     pub(crate) choice: bool,
+    /// Of a choice: the path of each of its types.
+    pub(crate) types: Vec<(&'static str, Arc<str>)>,
     /// Where extensions beside a primitive go: `_birthDate.extension`.
     pub(crate) beside: Arc<str>,
 }

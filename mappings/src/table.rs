@@ -2,6 +2,7 @@
 
 use schemas::yaml::{Mistake, Place};
 use serde::Deserialize;
+use std::borrow::Cow;
 use std::collections::HashMap;
 
 /// One ConceptMap, ready to look codes up in.
@@ -30,9 +31,9 @@ enum Fallback {
 
 /// What a table says about a code.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Answer {
+pub(crate) enum Answer<'t> {
     /// The code has a target.
-    Mapped(Target),
+    Mapped(Cow<'t, Target>),
     /// The table knows the code and says that it has no target.
     Unmatched,
     /// The table does not know the code.
@@ -41,17 +42,17 @@ pub(crate) enum Answer {
 
 impl Table {
     /// What the table says about a code.
-    pub(crate) fn look_up(&self, code: &str) -> Answer {
+    pub(crate) fn look_up(&self, code: &str) -> Answer<'_> {
         match self.targets.get(code.trim()) {
-            Some(Some(target)) => Answer::Mapped(target.clone()),
+            Some(Some(target)) => Answer::Mapped(Cow::Borrowed(target)),
             Some(None) => Answer::Unmatched,
             None => match &self.fallback {
-                Some(Fallback::Fixed(target)) => Answer::Mapped(target.clone()),
-                Some(Fallback::Provided(system)) => Answer::Mapped(Target {
+                Some(Fallback::Fixed(target)) => Answer::Mapped(Cow::Borrowed(target)),
+                Some(Fallback::Provided(system)) => Answer::Mapped(Cow::Owned(Target {
                     system: system.clone(),
                     code: code.trim().to_owned(),
                     display: None,
-                }),
+                })),
                 None => Answer::Unmapped,
             },
         }

@@ -3,7 +3,7 @@
 use super::{Compiler, Env, target};
 use crate::language::ast::{self, Answer, Body, Identity, KeyRule, Map, Rule, Word};
 use crate::language::expression::Expr;
-use crate::program::{Action, ChainLevel, IdentityRule, Key, Make};
+use crate::program::{Action, Base, ChainLevel, IdentityRule, Key, Make};
 use crate::resource::Existing;
 
 impl<'a> Compiler<'a> {
@@ -149,6 +149,7 @@ impl<'a> Compiler<'a> {
     ) -> Option<Action> {
         let resource = self.made(kind)?;
         let mut from = None;
+        let before = self.mark();
         let mut make = match uses {
             Some(word) => {
                 let (map, file) = self.find_map(word)?;
@@ -216,7 +217,11 @@ impl<'a> Compiler<'a> {
         for slot in &mut set {
             slot.order += after;
         }
-        make.pure &= set.is_empty() && make.with.is_empty() && make.chain.is_empty() && !make.outer_identity;
+        // What is written here sees nothing but the current item if no map is around it.
+        let alone = env.params.is_empty() && env.bases.iter().all(|(_, base)| matches!(base, Base::Item));
+        let closed = set.is_empty() && make.with.is_empty() && !make.outer_identity;
+        make.pure = make.chain.is_empty()
+            && (closed && make.pure || alone && rule.from.is_none() && self.pure_since(before));
         make.slots.extend(set);
         for missing in target::required(resource) {
             let bare = missing.trim_end_matches("[x]");

@@ -1,6 +1,7 @@
 //! Slots: the rules of a resource, cut into the parts that are written and emptied as a whole.
 
 use super::rules::Want;
+use super::target::suffix;
 use super::{Compiler, Env};
 use crate::language::ast::{Does, Formula, OnExisting, Rule, Word};
 use crate::language::expression::{Expr, PathExpr, Root};
@@ -113,6 +114,14 @@ impl<'a> Compiler<'a> {
         let bare = element.trim_end_matches("[x]");
         let text = format!("{}{bare}", at.path);
         let beside = Arc::from(format!("{}_{bare}.extension", at.path));
+        let types = match want.choice {
+            true => want
+                .types
+                .iter()
+                .map(|of| (suffix(of), Arc::from(format!("{text}/{}", suffix(of)))))
+                .collect(),
+            false => Vec::new(),
+        };
         let node = self.rule(env, rule, want, &name);
         let sources = self.sources(env, rule);
         let mut inner = Vec::new();
@@ -128,7 +137,7 @@ impl<'a> Compiler<'a> {
         let idle = clear.is_none() && idle(env, rule);
         slots.push(Slot {
             name: name.into(),
-            path: SlotPath { text: text.into(), many: want.many, choice: want.choice, beside },
+            path: SlotPath { text: text.into(), many: want.many, choice: want.choice, types, beside },
             order: 0,
             guards: at.guards,
             node,

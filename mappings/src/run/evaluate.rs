@@ -6,7 +6,7 @@ use crate::language::expression::Comparison;
 use crate::program::{Base, ExprId, Op, Pick, Scope};
 use schemas::hl7v2::grammar::InstanceId;
 use schemas::hl7v2::time::{TsError, Written, Zone};
-use schemas::hl7v2::{Element, Level, SegmentName};
+use schemas::hl7v2::{Element, Leaf, Level, SegmentName};
 use smallvec::SmallVec;
 use std::borrow::Cow;
 
@@ -112,15 +112,21 @@ impl<'r> Run<'r> {
         {
             let Some(segment) = self.first_segment(frame, scope, *name) else { return false };
             let element = self.field(segment, *field);
-            return !element.is_absent() && !element.is_null(self.message);
+            return !element.is_absent() && !self.is_null(element);
         }
         !matches!(self.eval(frame, id), Val::Absent | Val::Null)
+    }
+
+    /// Whether HL7's null stands there; what [`Element::is_null`] answers, with a glance at the first leaf before.
+    pub(super) fn is_null(&self, element: Element) -> bool {
+        let first = self.message.leaves()[element.first as usize];
+        first.end - first.start == 2 && element.is_null(self.message)
     }
 
     fn value_of(&self, element: Element) -> Val<'r> {
         if element.is_absent() {
             Val::Absent
-        } else if element.is_null(self.message) {
+        } else if self.is_null(element) {
             Val::Null
         } else {
             Val::Element(element)
@@ -174,10 +180,40 @@ impl<'r> Run<'r> {
 
     fn down(&self, element: Element, steps: [u16; 2]) -> Element {
         let mut element = element;
-        for step in steps.into_iter().take_while(|step| *step > 0) {
-            element = element.part(self.message, step);
+        for step in steps {
+            if step == 0 || element.is_absent() {
+                break;
+            }
+            element = self.part(element, step);
         }
         element
+    }
+
+    /// What [`Element::part`] answers. The parts of a field are few, so they are walked, not searched.
+    fn part(&self, element: Element, number: u16) -> Element {
+        let leaves = &self.message.leaves()[element.range()];
+        let mut first = element.first;
+        let (level, wanted) = match element.level {
+            Level::Field | Level::Repetition => {
+                let component = u32::from(number);
+                let own = |leaf: &&Leaf| element.level == Level::Repetition || leaf.repetition == 1;
+                let before =
+                    leaves.iter().take_while(own).take_while(|leaf| leaf.component < component).count();
+                let length =
+                    leaves[before..].iter().take_while(own).take_while(|leaf| leaf.component == component);
+                first += before as u32;
+                (Level::Component, length.count())
+            }
+            Level::Component => {
+                let before = leaves.iter().take_while(|leaf| leaf.subcomponent < number).count();
+                let length = leaves[before..].iter().take_while(|leaf| leaf.subcomponent == number);
+                first += before as u32;
+                (Level::Subcomponent, length.count())
+            }
+            Level::Subcomponent if number == 1 => return element,
+            Level::Subcomponent => return Element::absent(Level::Subcomponent),
+        };
+        Element { first, end: first + wanted as u32, level }
     }
 
     /// The items that an `each` repeats over: segments, or repetitions that are neither empty nor null.
@@ -224,7 +260,7 @@ impl<'r> Run<'r> {
     }
 
     fn push_item(&self, items: &mut Items, element: Element) {
-        if !element.is_absent() && !element.is_null(self.message) {
+        if !element.is_absent() && !self.is_null(element) {
             items.push(Item::Element(element));
         }
     }
@@ -331,11 +367,14 @@ impl<'r> Run<'r> {
             Val::Absent | Val::Null | Val::Unreadable(_) | Val::Segment => None,
             Val::Element(element) => {
                 let leaf = element.first_leaf(self.message)?;
-                if self.message.is_null(leaf) {
+                let raw = self.message.raw(leaf);
+                if raw == "\"\"" {
                     return None;
                 }
                 self.mark(leaf, State::Mapped);
-                Some(self.message.value(leaf))
+                let escape = self.message.separators().escape.unwrap_or(0);
+                let plain = leaf < 2 || !raw.as_bytes().contains(&escape);
+                Some(if plain { Cow::Borrowed(raw) } else { self.message.value(leaf) })
             }
             Val::Text(text) => Some(text),
             Val::Integer(number) => Some(number.to_string().into()),
@@ -353,7 +392,7 @@ impl<'r> Run<'r> {
     pub(crate) fn part_text(&mut self, frame: &Frame<'r, '_>, id: ExprId, part: u16) -> Option<Cow<'r, str>> {
         let element = self.element(frame, id);
         let value = self.value_of(self.down(element, [part, 0]));
-        self.text(value).filter(|text| !text.trim().is_empty())
+        self.text(value).filter(|text| !crate::json::is_blank(text))
     }
 
     /// Every repetition of every argument, parted by a separator.
@@ -363,7 +402,7 @@ impl<'r> Run<'r> {
         let mut found = false;
         let mut null = false;
         let mut add = |text: Cow<'_, str>| {
-            if text.trim().is_empty() && !text.contains('\n') {
+            if crate::json::is_blank(&text) && !text.contains('\n') {
                 return;
             }
             if found {
@@ -443,7 +482,7 @@ impl<'r> Run<'r> {
         match self.eval(frame, id) {
             Val::Null => Val::Null,
             value => match self.text(value) {
-                Some(text) if text.trim().is_empty() => Val::Absent,
+                Some(text) if crate::json::is_blank(&text) => Val::Absent,
                 Some(text) => match how(&text) {
                     Some(read) => Val::Text(read.into()),
                     None => Val::Unreadable(expected.into()),
@@ -474,7 +513,7 @@ impl<'r> Run<'r> {
                 self.text(value)
             }
         };
-        let Some(text) = text.filter(|text| !text.trim().is_empty()) else { return Val::Absent };
+        let Some(text) = text.filter(|text| !crate::json::is_blank(text)) else { return Val::Absent };
         match how(&text, &self.zone) {
             Ok((written, narrowed)) => {
                 if narrowed {
@@ -536,10 +575,11 @@ impl<'r> Run<'r> {
         if let Some(uri) = name.and_then(|name| self.registered(name)) {
             return Val::Text(uri.into());
         }
-        let known = name.and_then(crate::functions::known_coding_system).or(oid);
-        let known = known.or_else(|| name.and_then(|name| crate::functions::universal(name, "")));
+        let known = name.and_then(crate::functions::known_coding_system).or(oid.map(Cow::Owned));
+        let known =
+            known.or_else(|| name.and_then(|name| crate::functions::universal(name, "")).map(Cow::Owned));
         match (known, name) {
-            (Some(uri), _) => Val::Text(uri.into()),
+            (Some(uri), _) => Val::Text(uri),
             (None, Some(name)) => {
                 Val::Text(crate::identity::scoped_system(&self.context.authority, name).into())
             }
@@ -573,7 +613,7 @@ impl<'r> Run<'r> {
         for source in sources {
             let element = self.element(frame, *source);
             if !element.is_absent() {
-                let is_null = element.is_null(self.message);
+                let is_null = self.is_null(element);
                 null |= is_null;
                 valued |= !is_null;
             }
@@ -597,7 +637,7 @@ impl<'r> Run<'r> {
     ) -> Result<Option<Cow<'r, str>>, Cow<'static, str>> {
         match self.eval(frame, id) {
             Val::Unreadable(why) => Err(why),
-            value => Ok(self.text(value).filter(|text| !text.trim().is_empty())),
+            value => Ok(self.text(value).filter(|text| !crate::json::is_blank(text))),
         }
     }
 }

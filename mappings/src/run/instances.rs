@@ -9,14 +9,13 @@ use schemas::hl7v2::grammar::InstanceId;
 use schemas::hl7v2::{Element, Level};
 use schemas::issue::{Issue, Severity};
 use smallvec::SmallVec;
-use std::collections::HashMap;
 
 impl<'r> Run<'r> {
     /// Finds every instance of every resource, with its id.
     pub(super) fn find_instances(&mut self) -> Result<(), Halt> {
         let mapping = self.mapping;
         for (def, resource) in mapping.resources.iter().enumerate() {
-            self.around.push(HashMap::new());
+            self.around.push(Vec::new());
             let Some(group) = self.group_of(&resource.groups) else { continue };
             let places: Vec<InstanceId> = self.groups.instances_of(group).collect();
             for place in places {
@@ -92,9 +91,12 @@ impl<'r> Run<'r> {
         let index = self.instances.len();
         self.instances.push(Instance { def, group, anchor, id, aliases: keys, left_out: false });
         let around = &mut self.around[def];
+        if around.is_empty() {
+            around.resize(self.groups.instances().count(), SmallVec::new());
+        }
         let mut at = Some(group);
         while let Some(id) = at {
-            around.entry(id).or_default().push(index);
+            around[id.0 as usize].push(index);
             at = self.groups.parent(id);
         }
         Ok(())
@@ -113,11 +115,15 @@ impl<'r> Run<'r> {
     }
 
     /// The instances of a resource that share the most of the groups around this place.
-    pub(super) fn related(&self, group: InstanceId, def: usize) -> SmallVec<[usize; 4]> {
+    pub(super) fn related(&self, group: InstanceId, def: usize) -> SmallVec<[usize; 1]> {
+        let Some(around) = self.around.get(def).filter(|around| !around.is_empty()) else {
+            return SmallVec::new();
+        };
         let mut at = Some(group);
         while let Some(id) = at {
-            if let Some(found) = self.around.get(def).and_then(|around| around.get(&id)) {
-                return found.iter().copied().collect();
+            let found = &around[id.0 as usize];
+            if !found.is_empty() {
+                return found.clone();
             }
             at = self.groups.parent(id);
         }
@@ -186,10 +192,10 @@ impl<'r> Run<'r> {
 
     fn write_instance(&mut self, index: usize) -> Result<usize, Halt> {
         let mapping = self.mapping;
-        let instance = &self.instances[index];
+        let instance = &mut self.instances[index];
         let (group, anchor) = (instance.group, instance.anchor);
         let resource = &mapping.resources[instance.def];
-        let (id, aliases) = (instance.id, instance.aliases.clone());
+        let (id, aliases) = (instance.id, std::mem::take(&mut instance.aliases));
         let on_existing = self.existing(&resource.existing);
         let (entry, fresh) = self.entry(resource.kind, id, aliases, on_existing);
         let frame = self.frame(group, anchor, Some(entry));

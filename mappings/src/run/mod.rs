@@ -14,6 +14,7 @@ use schemas::hl7v2::grammar::{Groups, InstanceId};
 use schemas::hl7v2::time::{Ts, Zone};
 use schemas::hl7v2::{Element, Level, Message, SegmentName};
 use schemas::issue::{Issue, Severity};
+use smallvec::SmallVec;
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -203,8 +204,8 @@ pub(crate) struct Run<'r> {
     entry_of: HashMap<(&'static str, Uuid), usize>,
     instances: Vec<Instance>,
     /// For each entry of `resources:`, its instances by the groups in which they lie.
-    around: Vec<HashMap<InstanceId, Vec<usize>>>,
-    ordinals: HashMap<(usize, InstanceId, String), u32>,
+    around: Vec<Vec<SmallVec<[usize; 1]>>>,
+    ordinals: HashMap<(InstanceId, String), u32>,
     issues: Vec<Issue>,
     unmapped_codes: Vec<UnmappedCode>,
     effects: Vec<Effect>,
@@ -226,8 +227,8 @@ pub(crate) struct Run<'r> {
     beside: String,
     /// What elements made already: by the resource that is made and the text of the element.
     made: HashMap<(u32, &'r str), Made>,
-    /// The buffer in which a slot is written, used again and again.
-    scratch: String,
+    /// The buffers in which slots are written, used again and again.
+    scratch: Vec<String>,
     fuel: u64,
     doubted: Vec<&'static str>,
 }
@@ -289,7 +290,7 @@ impl<'r> Run<'r> {
             issues: Vec::new(),
             unmapped_codes: Vec::new(),
             effects: Vec::new(),
-            marks: Vec::new(),
+            marks: Vec::with_capacity(256),
             quiet: 0,
             last_leaf: None,
             carried: 0,
@@ -298,7 +299,7 @@ impl<'r> Run<'r> {
             suffix: "",
             beside: String::new(),
             made: HashMap::new(),
-            scratch: String::new(),
+            scratch: Vec::new(),
             fuel: FUEL,
             doubted: Vec::new(),
         }
@@ -320,6 +321,12 @@ impl<'r> Run<'r> {
             for (index, issue) in newly {
                 self.instances[index].left_out = true;
                 self.issues.push(issue);
+            }
+            for instance in &mut self.instances {
+                let kind = self.mapping.resources[instance.def].kind;
+                if let Some(entry) = self.entry_of.get(&(kind, instance.id)) {
+                    instance.aliases.clone_from(&self.entries[*entry].contribution.aliases);
+                }
             }
             self.entries.clear();
             self.entry_of.clear();

@@ -5,8 +5,8 @@ use super::{Call, ChainState, Entry, Frame, Halt, Item, Made, Run, UnmappedCode,
 use crate::json::{self, Primitive};
 use crate::language::ast::{OnExisting, Otherwise, Policy};
 use crate::program::{
-    Action, Argument, CodeForm, CodeRule, Field, IdentityRule, Lookup, Make, MapBody, Node, NodeId, PartCode,
-    Piece, Recovery, Slot, TableUse, Target,
+    Action, Argument, CodeForm, CodeRule, Field, IdentityRule, Lookup, Make, MapBody, Node, NodeId, Op,
+    PartCode, Piece, Recovery, Slot, TableUse, Target,
 };
 use crate::resource::{Contribution, Existing, Fragment, SlotWrite, Write};
 use crate::table::{Answer, Target as Code};
@@ -47,7 +47,7 @@ impl<'r> Run<'r> {
         if slot.idle && !self.any_present(frame, &slot.sources) {
             return Ok(());
         }
-        let mut json = std::mem::take(&mut self.scratch);
+        let mut json = self.scratch.pop().unwrap_or_default();
         json.clear();
         let clear = slot.clear.is_some_and(|clear| self.holds(frame, clear));
         let guarded = !clear && slot.guards.iter().all(|guard| self.holds(frame, *guard));
@@ -64,7 +64,8 @@ impl<'r> Run<'r> {
         let mut fragments = Vec::new();
         if count > 0 {
             let path = if slot.path.choice {
-                Arc::from(format!("{}/{}", slot.path.text, self.suffix))
+                let known = slot.path.types.iter().find(|(of, _)| *of == self.suffix);
+                known.map_or_else(|| slot.path.text.clone(), |(_, path)| path.clone())
             } else {
                 slot.path.text.clone()
             };
@@ -79,7 +80,7 @@ impl<'r> Run<'r> {
             };
             fragments.extend(path.map(|path| Fragment { path, list: true, json: beside }));
         }
-        self.scratch = json;
+        self.scratch.push(json);
         let write = if fragments.is_empty() {
             self.forget_since(marks);
             if self.failed {
@@ -440,7 +441,7 @@ impl<'r> Run<'r> {
             (None, Item::Element(element)) => element,
             (None, _) => frame.base,
         };
-        (!element.is_absent() && !element.is_null(self.message)).then_some(element)
+        (!element.is_absent() && !self.is_null(element)).then_some(element)
     }
 
     pub(super) fn call_of_part<'c>(&mut self, frame: &Frame<'r, 'c>, part: &'r PartCode) -> Call<'r, 'c> {
@@ -518,6 +519,16 @@ impl<'r> Run<'r> {
         body: usize,
         out: &mut String,
     ) -> Result<bool, Halt> {
+        // Most elements are one value that stands in the message or does not.
+        let code = self.code;
+        let simple = code.node(field.node);
+        if let (None, None, Action::Value { expr, .. } | Action::Coded { expr, .. }) =
+            (simple.when, simple.each, &simple.does)
+            && matches!(code.op(*expr), Op::Part { .. })
+            && self.element(frame, *expr).is_absent()
+        {
+            return Ok(false);
+        }
         let start = out.len();
         if start > body {
             out.push(',');
@@ -685,8 +696,7 @@ impl<'r> Run<'r> {
             return None;
         }
         let part = repetition.part(self.message, part);
-        let value =
-            if part.is_absent() || part.is_null(self.message) { Val::Absent } else { Val::Element(part) };
+        let value = if part.is_absent() || self.is_null(part) { Val::Absent } else { Val::Element(part) };
         self.text(value).map(Cow::into_owned)
     }
 
@@ -830,7 +840,7 @@ impl<'r> Run<'r> {
         let mut finest = String::new();
         for state in &states {
             let inner = Frame { level: Some(state), ..inner };
-            let mut text = String::new();
+            let mut text = String::with_capacity(128);
             let Some(id) = self.make_one(frame, &inner, node, make, parent, &mut text)? else { break };
             parent = id;
             finest = text;
@@ -840,7 +850,7 @@ impl<'r> Run<'r> {
     }
 
     fn text_of_element(&mut self, element: Element) -> Option<String> {
-        if element.is_absent() || element.is_null(self.message) {
+        if element.is_absent() || self.is_null(element) {
             return None;
         }
         self.text(Val::Element(element)).map(Cow::into_owned).filter(|text| !text.trim().is_empty())
@@ -940,7 +950,8 @@ impl<'r> Run<'r> {
         }
         let index = self.entries.len();
         let resource_type = Arc::from(kind);
-        let contribution = Contribution { resource_type, id, aliases, on_existing, slots: Vec::new() };
+        let contribution =
+            Contribution { resource_type, id, aliases, on_existing, slots: Vec::with_capacity(16) };
         self.entries.push(Entry { contribution, left_out: false, marks: Vec::new() });
         self.entry_of.insert((kind, id), index);
         (index, true)
@@ -984,7 +995,11 @@ impl<'r> Run<'r> {
                         let found = def.and_then(|def| self.related(frame.group, def).into_iter().next());
                         let Some(index) = found else { continue };
                         let instance = &self.instances[index];
-                        Some(format!("{}/{}", self.mapping.resources[instance.def].kind, instance.id))
+                        let mut of = String::with_capacity(64);
+                        of.push_str(self.mapping.resources[instance.def].kind);
+                        of.push('/');
+                        of.push_str(instance.id.hyphenated().encode_lower(&mut Uuid::encode_buffer()));
+                        Some(of)
                     }
                 };
                 let mut value = String::new();
@@ -1003,8 +1018,8 @@ impl<'r> Run<'r> {
                 if !some {
                     continue;
                 }
-                let system = match (&of, key.system) {
-                    (Some(of), _) => of.clone(),
+                let system = match (of, key.system) {
+                    (Some(of), _) => of,
                     (None, Some(system)) => match self.text_of(&frame, system) {
                         Some(system) => system.trim().to_owned(),
                         None => crate::identity::sender_system(&self.context.authority),
@@ -1012,13 +1027,13 @@ impl<'r> Run<'r> {
                     (None, None) => crate::identity::sender_system(&self.context.authority),
                 };
                 if key.ordinal {
-                    let sibling = (kind.len(), frame.group, format!("{kind}|{system}|{value}"));
-                    let parent = self.groups.parent(sibling.1).unwrap_or(sibling.1);
-                    let count = self.ordinals.entry((sibling.0, parent, sibling.2)).or_insert(0);
+                    let sibling = [kind, "|", &system, "|", &value].concat();
+                    let parent = self.groups.parent(frame.group).unwrap_or(frame.group);
+                    let count = self.ordinals.entry((parent, sibling)).or_insert(0);
                     *count += 1;
                     crate::identity::composite(&mut value, &count.to_string(), false);
                 }
-                if !keys.iter().any(|known| *known == (system.clone(), value.clone())) {
+                if !keys.iter().any(|(s, v)| *s == system && *v == value) {
                     keys.push((system, value));
                 }
             }
