@@ -209,6 +209,30 @@ fn a_correction_meets_its_result_although_the_set_ids_moved() {
 }
 
 #[test]
+fn without_order_numbers_the_results_of_two_patients_stay_apart() {
+    let result = |patient: &str, value: &str| {
+        format!(
+            r"
+            MSH|^~\&|LAB|TESTLAB|||20250302083000||ORU^R01^ORU_R01|{patient}|P|2.5.1
+            PID|||{patient}^^^TESTHOSP^MR||TEST^JANE
+            ORC|RE
+            OBR|1|||HB^Haemoglobin^L|||20250302080000||||||||||||||||||F
+            OBX|1|NM|HB^Haemoglobin^L||{value}|g/dL|||||F"
+        )
+    };
+    let only_filler = result("TEST3", "15").replace("OBR|1||", "OBR|1||FILL9");
+    let only_placer = result("TEST4", "16").replace("OBR|1|", "OBR|1|PLAC9");
+    let known = after(&[&result("TEST1", "13"), &result("TEST2", "14"), &only_filler, &only_placer]);
+    for kind in ["Patient", "ServiceRequest", "DiagnosticReport", "Observation"] {
+        let all = known.all(kind);
+        assert_eq!(all.len(), 4, "{kind}");
+        let subjects: std::collections::BTreeSet<_> =
+            all.iter().map(|one| one["subject"].to_string()).collect();
+        assert!(kind == "Patient" || subjects.len() == 4, "{kind} of four patients");
+    }
+}
+
+#[test]
 fn a_result_completes_the_order_that_it_answers_and_leaves_the_rest_of_it() {
     let order = r"
         MSH|^~\&|EHR|TESTHOSP|||20250301070000||ORM^O01|TEST1|P|2.5.1

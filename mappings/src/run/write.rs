@@ -1004,18 +1004,21 @@ impl<'r> Run<'r> {
                 };
                 let mut value = String::new();
                 let mut first = true;
-                let mut some = false;
+                // The first part says who; without it the others would name whoever has them, too.
+                let mut named = false;
                 for expr in &key.value {
                     let text = self.text_of(&frame, *expr).unwrap_or_default();
-                    some |= !text.trim().is_empty();
+                    if first {
+                        named = !text.trim().is_empty();
+                    }
                     if key.value.len() == 1 && !key.ordinal {
                         value.push_str(text.trim());
                     } else {
                         crate::identity::composite(&mut value, &text, first);
-                        first = false;
                     }
+                    first = false;
                 }
-                if !some {
+                if !named {
                     continue;
                 }
                 let system = match (of, key.system) {
