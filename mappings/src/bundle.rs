@@ -90,17 +90,18 @@ pub fn assemble(entries: &[Entry<'_>], about: &About<'_>) -> String {
     let here: HashSet<Uuid> = entries.iter().map(|entry| entry.id).collect();
     let _ = write!(
         out,
-        "{{\"resourceType\":\"Bundle\",\"id\":\"{}\",\"type\":\"transaction\",\"timestamp\":\"{}\",\"entry\":[",
+        "{{\"resourceType\":\"Bundle\",\"id\":\"{}\",\"type\":\"transaction\",\"timestamp\":\"{}\"",
         about.message, about.received_at
     );
+    if entries.is_empty() {
+        out.push('}'); // FHIR has no empty arrays
+        return out;
+    }
+    out.push_str(",\"entry\":[");
     for entry in entries {
         put(&mut out, entry.resource_type, entry.id, |out| find_references(entry.json, &here, out));
     }
     let id = Uuid::new_v5(&about.message, b"provenance");
-    if entries.is_empty() {
-        out.push_str("]}");
-        return out;
-    }
     put(&mut out, "Provenance", id, |out| provenance(out, id, entries, about));
     out.pop();
     out.push_str("]}");
@@ -254,5 +255,6 @@ mod tests {
         assert_eq!(entry(0)["request"]["url"], format!("Patient/{patient}"));
         assert_eq!(entry(2)["resource"]["target"].as_array().map(Vec::len), Some(2));
         assert_eq!(text, assemble(&entries, &about), "the same bytes every time");
+        assert_eq!(schemas::fhir::validate(&serde_json::from_str(&assemble(&[], &about)).expect("JSON")), []);
     }
 }

@@ -368,6 +368,7 @@ pub(crate) const FUNCTIONS: &[Function] = &[
                sender's registry, else by its universal id, else in the sender's scope",
         examples: &[
             ("system(ZZZ-1)", "LAB^1.2.3^ISO", "urn:oid:1.2.3"),
+            ("system(ZZZ-1)", "LAB^23.2^ISO", "urn:pons:sender:test:LAB"),
             ("system(ZZZ-1)", "LAB", "urn:pons:sender:test:LAB"),
             ("system(ZZZ-1)", "REGISTERED", "urn:oid:1.9"),
             ("system(ZZZ-1.1, ZZZ-1.2, ZZZ-1.3)", "LAB^http://test.example/x^URI", "http://test.example/x"),
@@ -511,20 +512,16 @@ fn compared(text: &str) -> Option<(&str, &str)> {
 
 /// A universal id as a URI. `kind` is of table 0301; empty if it is not said.
 pub(crate) fn universal(id: &str, kind: &str) -> Option<String> {
-    let oid = |id: &str| {
-        id.contains('.')
-            && id.split('.').all(|arc| !arc.is_empty() && arc.bytes().all(|b| b.is_ascii_digit()))
-    };
     if id.is_empty() || id.contains(|c: char| c.is_whitespace() || c.is_control()) {
         return None;
     }
     let uuid = || id.parse::<uuid::Uuid>().ok().filter(|_| id.len() == 36);
     match kind.trim().to_ascii_uppercase().as_str() {
-        "ISO" | "OID" => oid(id).then(|| format!("urn:oid:{id}")),
+        "ISO" | "OID" => schemas::fhir::is_oid(id).then(|| format!("urn:oid:{id}")),
         "UUID" | "GUID" => uuid().map(|uuid| format!("urn:uuid:{uuid}")),
         "URI" | "URL" => id.contains(':').then(|| id.to_owned()),
         "DNS" => Some(format!("urn:pons:dns:{}", id.to_ascii_lowercase())),
-        _ if oid(id) => Some(format!("urn:oid:{id}")),
+        _ if schemas::fhir::is_oid(id) => Some(format!("urn:oid:{id}")),
         _ if uuid().is_some() => uuid().map(|uuid| format!("urn:uuid:{uuid}")),
         _ if ["http://", "https://", "urn:"].iter().any(|scheme| id.starts_with(scheme)) => {
             Some(id.to_owned())

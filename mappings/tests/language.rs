@@ -120,8 +120,8 @@ fn resource<'b>(bundle: &'b Value, kind: &str) -> &'b Value {
 }
 
 fn nth<'b>(bundle: &'b Value, kind: &str, n: usize) -> &'b Value {
-    let entries = bundle["entry"].as_array().expect("entries");
-    let mut resources = entries.iter().map(|entry| &entry["resource"]).filter(|r| r["resourceType"] == kind);
+    let entries = bundle["entry"].as_array().into_iter().flatten();
+    let mut resources = entries.map(|entry| &entry["resource"]).filter(|r| r["resourceType"] == kind);
     resources.nth(n).unwrap_or(&Value::Null)
 }
 

@@ -77,7 +77,8 @@ fn is_uri(text: &str) -> bool {
     !text.contains(char::is_whitespace)
 }
 
-fn is_oid(text: &str) -> bool {
+/// Whether a text is an OID, such as `2.16.840.1.113883`: the first arc 0, 1 or 2, and no leading zeros.
+pub fn is_oid(text: &str) -> bool {
     let mut arcs = text.split('.');
     let first = arcs.next().unwrap_or_default();
     let mut rest = arcs.peekable();
@@ -371,6 +372,12 @@ mod tests {
             &[json!("VEVTVA=="), json!("VEVT\nVEVT")],
             &[json!("VEV"), json!("VE*T"), json!(" ")],
         );
+    }
+
+    #[test]
+    fn an_oid_begins_with_0_1_or_2() {
+        assert!(["1.2.3", "2.16.840.1.113883", "0.0"].into_iter().all(is_oid));
+        assert!(!["23.2", "1", "1.02", "1..2", "1.2.", "", ".1", "1.a"].into_iter().any(is_oid));
     }
 
     #[test]
