@@ -138,7 +138,8 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
 
     // normalize and route: mapped, merged and routed in one transaction a batch
     let router = Arc::new(Router::new(config.subscriptions, namespace));
-    let held = lanes::hold(store.clone(), replica, work.clone());
+    let (holding, held) = lanes::hold(store.clone(), replica, work.clone());
+    at_work.spawn(holding);
     let normalizer = Normalizer {
         store: store.clone(),
         mapper,

@@ -61,7 +61,7 @@ pub struct Settings {
     pub circuit_rest_max: Duration,
     /// [`OnParked::Pass`].
     pub on_parked: OnParked,
-    /// How long the lease holds without being renewed: 10 s.
+    /// How long the lease holds without being renewed: 5 s.
     pub lease_ttl: Duration,
     /// The longest pause between two looks for what others have routed: 1 s.
     pub poll_max: Duration,
@@ -93,7 +93,7 @@ impl Default for Settings {
             circuit_rest_min: Duration::from_secs(1),
             circuit_rest_max: Duration::from_secs(30),
             on_parked: OnParked::Pass,
-            lease_ttl: Duration::from_secs(10),
+            lease_ttl: Duration::from_secs(5),
             poll_max: Duration::from_secs(1),
             rescan: Duration::from_secs(5),
             mark_after: Duration::from_secs(1),

@@ -9,9 +9,9 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 /// How long a lease lasts unless it is renewed; a crashed replica's lanes are free after this.
-pub const LEASE_TTL: Duration = Duration::from_secs(10);
+pub const LEASE_TTL: Duration = Duration::from_secs(5);
 /// How often leases are renewed.
-const RENEW_EVERY: Duration = Duration::from_secs(3);
+const RENEW_EVERY: Duration = Duration::from_millis(1_500);
 
 /// The lanes that are ours now.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -26,10 +26,15 @@ fn name(lane: u32) -> String {
     format!("lane:{lane}")
 }
 
-/// Starts the task that holds this replica's share of the lanes and publishes which they are.
-pub fn hold(store: Arc<dyn Store>, replica: Uuid, shutdown: CancellationToken) -> watch::Receiver<Held> {
+/// Makes the task that holds this replica's share of the lanes, and the place where it publishes which they are. The task ends
+/// once `shutdown` is cancelled and nobody works the lanes any more; then they are given back.
+pub fn hold(
+    store: Arc<dyn Store>,
+    replica: Uuid,
+    shutdown: CancellationToken,
+) -> (impl Future<Output = ()> + Send + 'static, watch::Receiver<Held>) {
     let (publish, held) = watch::channel(Held::default());
-    tokio::spawn(async move {
+    let task = async move {
         let mut ours: Vec<u32> = Vec::new();
         while !shutdown.is_cancelled() {
             match share(&*store, replica, &ours).await {
@@ -57,8 +62,8 @@ pub fn hold(store: Arc<dyn Store>, replica: Uuid, shutdown: CancellationToken) -
         if let Err(error) = store.release(replica, &names).await {
             tracing::warn!(error = %crate::chain(&error), "leases could not be given back; they run out by themselves");
         }
-    });
-    held
+    };
+    (task, held)
 }
 
 /// Renews what is ours, gives back what is more than our share, takes what is free up to it.

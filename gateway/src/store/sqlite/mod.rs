@@ -54,7 +54,7 @@ pub(super) struct Sqlite {
     writer: Arc<Mutex<Option<SqliteConnection>>>,
     readers: SqlitePool,
     /// Locked as long as this gateway has the file; unlocked by the system, however the process ends.
-    _lock: Option<File>,
+    lock: Option<File>,
 }
 
 /// The writer within a transaction; dropped without a commit, it is rolled back.
@@ -120,7 +120,7 @@ impl Sqlite {
             options,
             writer: Arc::new(Mutex::new(Some(writer))),
             readers,
-            _lock: lock,
+            lock,
         })
     }
 
@@ -212,6 +212,11 @@ impl Store for Sqlite {
             .bind(Uuid::new_v4())
             .execute(&mut tx.conn)
             .await?;
+        if self.lock.is_some() {
+            // The lock on the file proves that whoever held a lease is gone: nobody waits for it to run out. Fences go on
+            // growing.
+            sqlx::query("UPDATE lease SET replica = NULL").execute(&mut tx.conn).await?;
+        }
         tx.commit().await
     }
 
