@@ -83,7 +83,9 @@ fn run(catalog: &Catalog, test: &Test) -> Vec<String> {
         Ok(bundle) => bundle,
         Err(error) => return vec![format!("the Bundle is no JSON: {error}")],
     };
-    let mut wrong = Vec::new();
+    let faults = schemas::fhir::validate(&bundle);
+    let mut wrong: Vec<String> =
+        faults.iter().map(|fault| format!("the Bundle is not FHIR R4: {fault}")).collect();
     for (path, expected) in &test.expect {
         match at(&bundle, &path.text) {
             Some(found) if matches(&bundle, found, expected) => {}
