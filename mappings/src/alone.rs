@@ -2,10 +2,11 @@
 
 use crate::bundle::{self, About, Entry, Rendered};
 use crate::catalog::{Catalog, Program};
-use crate::resource::State;
+use crate::resource::{SlotWrite, Write};
 use crate::run::{Context, Mapped, Quarantined};
 use schemas::hl7v2::Message;
 use schemas::issue::Issue;
+use smallvec::SmallVec;
 
 /// A message mapped by itself.
 #[derive(Clone, Debug)]
@@ -52,10 +53,16 @@ fn render(mapped: Mapped, context: &Context<'_>, mapping: &str) -> Alone {
     let mut issues = mapped.issues;
     let mut rendered: Vec<Rendered> = Vec::with_capacity(mapped.contributions.len());
     for contribution in &mapped.contributions {
-        let mut state = State::default();
-        state.apply(contribution, &mapped.stamp, context.message_id);
-        let mut json = String::new();
-        state.render(&contribution.resource_type, contribution.id, &mut json);
+        let mut slots: SmallVec<[&SlotWrite; 32]> = contribution.slots.iter().collect();
+        slots.sort_by(|a, b| (a.order, &a.name).cmp(&(b.order, &b.name)));
+        let fragments = slots.iter().flat_map(|slot| match &slot.write {
+            Write::Valued(fragments) => fragments.as_slice(),
+            Write::Cleared => &[],
+        });
+        let length: usize =
+            fragments.clone().map(|fragment| fragment.json.len() + fragment.path.len() + 8).sum();
+        let mut json = String::with_capacity(length + 100);
+        crate::render::resource(&contribution.resource_type, contribution.id, fragments, &mut json);
         rendered.push(Rendered {
             resource_type: contribution.resource_type.to_string(),
             id: contribution.id,

@@ -3,6 +3,7 @@
 use crate::compile::target;
 use crate::json;
 use schemas::issue::{Issue, Severity};
+use smallvec::SmallVec;
 use std::collections::HashSet;
 use std::fmt::Write as _;
 use uuid::Uuid;
@@ -71,13 +72,18 @@ pub fn leave_out_incomplete(rendered: &mut Vec<Rendered>) -> Vec<Issue> {
 
 /// The first required element that a resource lacks.
 fn missing(resource_type: &str, json: &str) -> Option<&'static str> {
-    let members = members(json);
-    target::required_elements(resource_type)
-        .find(|(name, choice)| {
-            let found = |member: &&str| if *choice { member.starts_with(name) } else { member == name };
-            !members.iter().any(found)
-        })
-        .map(|(name, _)| name)
+    let mut lacking: SmallVec<[(&'static str, bool); 4]> = target::required_elements(resource_type).collect();
+    if lacking.is_empty() {
+        return None;
+    }
+    // The required elements stand among the first, mostly.
+    for member in Members::of(json) {
+        lacking.retain(|(name, choice)| if *choice { !member.starts_with(*name) } else { member != *name });
+        if lacking.is_empty() {
+            return None;
+        }
+    }
+    lacking.first().map(|(name, _)| *name)
 }
 
 /// Writes a transaction Bundle: a PUT for each entry, and a Provenance that says from which message they come.
@@ -149,10 +155,10 @@ const REFERENCE: &str = "\"reference\":\"";
 /// the Bundle.
 fn find_references(json: &str, here: &HashSet<Uuid>, out: &mut String) {
     let mut rest = json;
-    while let Some(at) = rest.find(REFERENCE) {
+    while let Some(at) = memchr::memmem::find(rest.as_bytes(), REFERENCE.as_bytes()) {
         let (before, after) = rest.split_at(at + REFERENCE.len());
         out.push_str(before);
-        let end = after.find('"').unwrap_or(after.len());
+        let end = memchr::memchr(b'"', after.as_bytes()).unwrap_or(after.len());
         let (reference, after) = after.split_at(end);
         let id = reference.split_once('/').and_then(|(_, id)| Uuid::try_parse(id).ok());
         match id.filter(|id| here.contains(id)) {
@@ -199,29 +205,48 @@ fn forget_in(value: &mut serde_json::Value, reference: &str) -> bool {
 }
 
 /// The names of the top-level members of a JSON object.
-pub(crate) fn members(json: &str) -> Vec<&str> {
-    let bytes = json.as_bytes();
-    let (mut depth, mut at) = (0usize, 0usize);
-    let mut names = Vec::new();
-    while at < bytes.len() {
-        match bytes[at] {
-            b'{' | b'[' => depth += 1,
-            b'}' | b']' => depth = depth.saturating_sub(1),
-            b'"' => {
-                let start = at + 1;
-                at = start;
-                while at < bytes.len() && bytes[at] != b'"' {
-                    at += if bytes[at] == b'\\' { 2 } else { 1 };
-                }
-                if depth == 1 && bytes.get(at + 1) == Some(&b':') {
-                    names.push(&json[start..at]);
-                }
-            }
-            _ => {}
-        }
-        at += 1;
+struct Members<'j> {
+    json: &'j str,
+    at: usize,
+    depth: usize,
+}
+
+impl<'j> Members<'j> {
+    fn of(json: &'j str) -> Self {
+        Members { json, at: 0, depth: 0 }
     }
-    names
+}
+
+impl<'j> Iterator for Members<'j> {
+    type Item = &'j str;
+
+    fn next(&mut self) -> Option<&'j str> {
+        let bytes = self.json.as_bytes();
+        loop {
+            match bytes.get(self.at)? {
+                b'{' | b'[' => self.depth += 1,
+                b'}' | b']' => self.depth = self.depth.saturating_sub(1),
+                b'"' => {
+                    let start = self.at + 1;
+                    let mut end = start;
+                    loop {
+                        end += memchr::memchr2(b'"', b'\\', bytes.get(end..)?)?;
+                        if bytes[end] == b'"' {
+                            break;
+                        }
+                        end += 2;
+                    }
+                    self.at = end;
+                    if self.depth == 1 && bytes.get(end + 1) == Some(&b':') {
+                        self.at += 1;
+                        return Some(&self.json[start..end]);
+                    }
+                }
+                _ => {}
+            }
+            self.at += 1;
+        }
+    }
 }
 
 #[cfg(test)]

@@ -15,6 +15,7 @@ mod identity;
 mod json;
 mod language;
 mod program;
+mod render;
 pub mod resource;
 mod run;
 mod table;

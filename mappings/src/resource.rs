@@ -257,26 +257,8 @@ impl State {
 
     /// Writes the resource in JSON: `resourceType`, `id`, then the slots in the order of their rules.
     pub fn render(&self, resource_type: &str, id: Uuid, out: &mut String) {
-        out.push_str("{\"resourceType\":\"");
-        out.push_str(resource_type);
-        out.push_str("\",\"id\":\"");
-        let mut buffer = Uuid::encode_buffer();
-        out.push_str(id.hyphenated().encode_lower(&mut buffer));
-        out.push('"');
-        let mut tree = Tree::default();
-        for fragment in self.slots.iter().flat_map(|slot| &slot.fragments) {
-            tree.insert(fragment);
-        }
-        let valued = tree.children.iter().any(|(name, _)| *name == "value");
-        for (name, node) in &tree.children {
-            // R4 invariant obs-6: a reason why there is no value stands only where there is none.
-            if valued && *name == "dataAbsentReason" {
-                continue;
-            }
-            out.push(',');
-            push_member(name, node, out);
-        }
-        out.push('}');
+        let fragments = self.slots.iter().flat_map(|slot| &slot.fragments);
+        crate::render::resource(resource_type, id, fragments, out);
     }
 
     /// The JSON texts that the slots hold at a path, in rendering order.
@@ -443,67 +425,6 @@ fn families<'j>(items: impl Iterator<Item = &'j str>) -> Vec<String> {
         families.extend(found.map(|family| family.trim().to_lowercase()));
     }
     families
-}
-
-/// Elements being gathered before they are written.
-#[derive(Default)]
-struct Tree<'f> {
-    children: Vec<(&'f str, Tree<'f>)>,
-    /// The type of a choice.
-    of: &'f str,
-    value: Option<&'f str>,
-    items: Vec<&'f str>,
-}
-
-impl<'f> Tree<'f> {
-    fn insert(&mut self, fragment: &'f Fragment) {
-        let mut node = self;
-        for name in fragment.path.split('.') {
-            let (name, of) = name.split_once('/').unwrap_or((name, ""));
-            let index = node.children.iter().position(|(known, _)| *known == name).unwrap_or_else(|| {
-                node.children.push((name, Tree::default()));
-                node.children.len() - 1
-            });
-            node = &mut node.children[index].1;
-            if node.value.is_none() {
-                node.of = of;
-            }
-        }
-        if fragment.list {
-            node.items.push(&fragment.json);
-        } else if node.value.is_none() {
-            // Two rules for one single value: the first in order says it.
-            node.value = Some(&fragment.json);
-        }
-    }
-}
-
-fn push_member(name: &str, node: &Tree<'_>, out: &mut String) {
-    out.push('"');
-    out.push_str(name);
-    out.push_str(node.of);
-    out.push_str("\":");
-    if let Some(value) = node.value {
-        out.push_str(value);
-    } else if !node.items.is_empty() {
-        out.push('[');
-        for (index, items) in node.items.iter().enumerate() {
-            if index > 0 {
-                out.push(',');
-            }
-            out.push_str(items);
-        }
-        out.push(']');
-    } else {
-        out.push('{');
-        for (index, (name, child)) in node.children.iter().enumerate() {
-            if index > 0 {
-                out.push(',');
-            }
-            push_member(name, child, out);
-        }
-        out.push('}');
-    }
 }
 
 /// The version of the encoding; the first byte of every state.

@@ -86,21 +86,31 @@ impl<'r> Run<'r> {
     /// Absent compares false, and `!=` with absent is true.
     fn compare(&mut self, frame: &Frame<'r, '_>, comparison: Comparison, a: ExprId, b: ExprId) -> bool {
         let (a, b) = (self.eval(frame, a), self.eval(frame, b));
+        if let (Val::Integer(a), Val::Integer(b)) = (&a, &b) {
+            return match comparison {
+                Comparison::Equal => a == b,
+                Comparison::Unequal => a != b,
+                Comparison::Less => a < b,
+                Comparison::LessOrEqual => a <= b,
+                Comparison::Greater => a > b,
+                Comparison::GreaterOrEqual => a >= b,
+            };
+        }
         let (Some(a), Some(b)) = (self.text(a), self.text(b)) else {
             return comparison == Comparison::Unequal;
         };
         let (a, b) = (a.trim(), b.trim());
-        let order = match (a.parse::<f64>(), b.parse::<f64>()) {
+        let order = || match (a.parse::<f64>(), b.parse::<f64>()) {
             (Ok(a), Ok(b)) => a.partial_cmp(&b),
             _ => Some(a.cmp(b)),
         };
         match comparison {
             Comparison::Equal => a == b,
             Comparison::Unequal => a != b,
-            Comparison::Less => order.is_some_and(std::cmp::Ordering::is_lt),
-            Comparison::LessOrEqual => order.is_some_and(std::cmp::Ordering::is_le),
-            Comparison::Greater => order.is_some_and(std::cmp::Ordering::is_gt),
-            Comparison::GreaterOrEqual => order.is_some_and(std::cmp::Ordering::is_ge),
+            Comparison::Less => order().is_some_and(std::cmp::Ordering::is_lt),
+            Comparison::LessOrEqual => order().is_some_and(std::cmp::Ordering::is_le),
+            Comparison::Greater => order().is_some_and(std::cmp::Ordering::is_gt),
+            Comparison::GreaterOrEqual => order().is_some_and(std::cmp::Ordering::is_ge),
         }
     }
 
