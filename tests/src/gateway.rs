@@ -79,7 +79,7 @@ impl Subscription {
     }
 
     fn patient(name: &str, topics: &[&'static str], destination: String) -> Subscription {
-        let settings = ["attempts_max: 100000", "retry_base: 100ms", "retry_cap: 1s"];
+        let settings = ["attempts_max: 100000", "retry_base: 100ms", "retry_cap: 1s", "attempt_timeout: 5s"];
         Subscription {
             name: name.to_owned(),
             topics: topics.to_vec(),

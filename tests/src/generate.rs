@@ -268,7 +268,7 @@ fn patient_segment(person: &Person) -> String {
 }
 
 fn visit_segment(class: char, visit: &str, control_id: &str, room: u64, discharged: bool) -> String {
-    let admitted = "20260101080000+0100";
+    let admitted = "20251231080000+0100";
     let until = if discharged { moment(control_id) } else { String::new() };
     format!(
         "PV1|1|{class}|WEST^{room}^A^GENHOSP||||1001^TESTDOC^ALAN^^^DR^^^GENHOSP^L^^^EI|1002^TESTREF^BETH^^^DR^^^GENHOSP^L^^^EI||MED||||7|||\
@@ -423,7 +423,7 @@ mod tests {
             };
             assert!(field("PV1", 19).ends_with("^VN") && field("PV1", 18) == "IP", "PV1-18 and PV1-19");
             assert_eq!(field("PV1", 36), if kind == Kind::Discharge { "01" } else { "" }, "PV1-36");
-            assert!(field("PV1", 44).starts_with("2026"), "PV1-44");
+            assert!(field("PV1", 44).starts_with("2025"), "PV1-44");
             assert_eq!(field("PV1", 45).is_empty(), kind != Kind::Discharge, "PV1-45");
             assert!(field("PV1", 50).starts_with(&sent.control_id), "PV1-50");
             assert_eq!(field("PID", 30), "N", "PID-30");

@@ -48,8 +48,8 @@ impl Default for Plan {
             seed: 1,
             kills: 20,
             wipes: 1,
-            messages: 2_000,
-            rate: Some(400.0),
+            messages: 1_000,
+            rate: Some(150.0),
             patients: 200,
             connections: 16,
             replicas: 1,
@@ -234,7 +234,7 @@ impl Scene {
         let database = services.urls.new_database("lab").await?;
         let (hook, receiver) = (Webhook::start(run).await?, Receiver::start(run).await?);
         let queue = format!("subscriber-{}", run.name());
-        let mllp = format!("{{adapter: mllp, to: '{}'}}", receiver.address());
+        let mllp = format!("{{adapter: mllp, connect: '{}'}}", receiver.address());
         let mut ward = Subscription::webhook("ward", &WARD, "");
         ward.destination = mllp;
         let setup = Setup {
