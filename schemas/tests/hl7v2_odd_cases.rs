@@ -67,8 +67,8 @@ fn line_ends() -> Vec<Row> {
     let [crlf, lf] = ["\r\n", "\n"].map(|end| format!("{MSH}{end}{PID}{end}"));
     vec![
         row("CR", cr(&[MSH, PID]), [Taken(PLAIN)], &[], SEGMENT),
-        row("CRLF", crlf, [Taken(PLAIN)], &[], ROBUST),
-        row("LF", lf, [Taken(PLAIN)], &[], ROBUST),
+        row("CRLF", crlf, [Taken(PLAIN)], &["line-ends"], ROBUST),
+        row("LF", lf, [Taken(PLAIN)], &["line-ends"], ROBUST),
         row("no last CR", format!("{MSH}\r{PID}"), [Taken(PLAIN)], &["no-final-line-end"], SEGMENT),
         row(
             "cut off in the middle of a segment",
@@ -88,7 +88,7 @@ fn line_ends() -> Vec<Row> {
             "CRLF after one, CR after the others",
             format!("{MSH}\rEVN|A01\r\n{PID}\r"),
             [Taken(PLAIN)],
-            &[],
+            &["line-ends"],
             ROBUST,
         ),
         row(
@@ -124,7 +124,7 @@ fn line_ends() -> Vec<Row> {
             "LF CR as line end",
             format!("{MSH}\n\r{PID}\n\r"),
             [Taken(PLAIN)],
-            &["blank-line", "blank-line"],
+            &["blank-line", "blank-line", "line-ends"],
             ROBUST,
         ),
         row(
@@ -244,7 +244,7 @@ fn separators() -> Vec<Row> {
             "MSH-2 and nothing else",
             cr(&["MSH|^~\\&"]),
             [Taken(&[("MSH-2", Is("^~\\&")), ("MSH-10", Absent), ("MSH-12", Absent)])],
-            &[],
+            &["required-field", "required-field", "required-field", "required-field"],
             "2.5.1 section 2.15.9: what is missing is for intake to say (ERR-3 101)",
         ),
     ]
@@ -410,21 +410,21 @@ fn segments() -> Vec<Row> {
             "MSH-10 missing",
             cr(&[&MSH.replace("|1|P", "||P"), PID]),
             [Taken(&[("MSH-10", Absent)])],
-            &[],
+            &["required-field"],
             "for intake: ERR-3 101",
         ),
         row(
             "MSH-9 missing",
             cr(&[&MSH.replace("ADT^A01^ADT_A01", ""), PID]),
             [Taken(&[("MSH-9", Absent)])],
-            &[],
+            &["required-field"],
             "for intake",
         ),
         row(
             "MSH-12 missing",
             cr(&[&MSH.replace("|2.5.1", ""), PID]),
             [Taken(&[("MSH-12", Absent)])],
-            &[],
+            &["required-field"],
             "for intake",
         ),
     ]

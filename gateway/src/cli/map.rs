@@ -5,8 +5,8 @@ use super::{Exit, Outcome, complain, print};
 use crate::ingest::senders::own_name;
 use clap::Args;
 use mappings::{Catalog, Context, NotMapped, map_alone, map_by};
-use schemas::hl7v2::split::{Split, split};
-use schemas::hl7v2::{Limits, Message, charset, time};
+use schemas::hl7v2::file::{self, File, FileMessage};
+use schemas::hl7v2::{Limits, Message, time};
 use schemas::issue::{Issue, Severity};
 use serde_json::json;
 use std::path::PathBuf;
@@ -32,8 +32,8 @@ pub(super) struct Arguments {
     jobs: usize,
 }
 
-/// The largest message that is mapped, in bytes.
-const BYTES_MAX: usize = 64 << 20;
+/// The largest message that is mapped: 64 MiB.
+const LIMITS: Limits = Limits { bytes: 64 << 20, ..Limits::DEFAULT };
 
 /// The namespace of ids where there is no installation: ids of `pons map` are the same everywhere, and so guessable.
 const NAMESPACE: Uuid = Uuid::from_u128(0x0f5d_5fd3_2d0c_5b46_9c3b_6f1a_7e0c_2a11);
@@ -68,18 +68,19 @@ pub(super) fn main(arguments: &Arguments) -> Outcome {
     for file in &arguments.files {
         let bytes = read(file)?;
         let name = file.display().to_string();
-        let Split { pieces, issues, .. } = split(&bytes);
+        let File { messages, issues } = file::read(&bytes, None, &LIMITS);
         for issue in &issues {
             complain(&diagnostic(&name, 0, issue).to_string());
         }
-        if pieces.is_empty() {
+        if messages.is_empty() {
             let issue =
                 Issue::new(Severity::Error, "no-message", "", "there is no HL7 v2 message in this input");
             complain(&diagnostic(&name, 0, &issue).to_string());
             exit = Exit::Failed;
         }
-        let each = in_order(pieces.len(), arguments.jobs, |index| {
-            mapper.one(&name, index, &bytes[pieces[index].range.clone()])
+        let each = in_order(messages.len(), arguments.jobs, |index| {
+            let message = &messages[index];
+            mapper.one(&name, index, message, &bytes[message.range.clone()])
         });
         for one in each {
             for line in one.diagnostics {
@@ -125,9 +126,9 @@ struct Mapper<'m> {
 }
 
 impl Mapper<'_> {
-    fn one(&self, file: &str, index: usize, bytes: &[u8]) -> One {
-        let mut issues = Vec::new();
-        let bundle = self.map(bytes, &mut issues);
+    fn one(&self, file: &str, index: usize, message: &FileMessage<'_>, bytes: &[u8]) -> One {
+        let mut issues = message.decoded.issues.clone();
+        let bundle = self.map(&message.decoded.text, bytes, &mut issues);
         if let Err(why) = &bundle {
             issues.push(Issue::new(Severity::Error, "not-mapped", "", why));
         }
@@ -135,12 +136,12 @@ impl Mapper<'_> {
         One { bundle: bundle.ok(), diagnostics }
     }
 
-    fn map(&self, bytes: &[u8], issues: &mut Vec<Issue>) -> Result<String, String> {
-        let decoded = charset::decode(bytes, None);
-        issues.extend(decoded.issues);
-        let limits = Limits { bytes: BYTES_MAX, ..Limits::default() };
-        let message = Message::parse(&decoded.text, &limits).map_err(|error| error.to_string())?;
+    fn map(&self, text: &str, bytes: &[u8], issues: &mut Vec<Issue>) -> Result<String, String> {
+        let message = Message::parse(text, &LIMITS).map_err(|error| error.to_string())?;
         issues.extend_from_slice(message.issues());
+        if let Some(issue) = message.issues().iter().find(|issue| issue.severity == Severity::Error) {
+            return Err(issue.text.clone());
+        }
         let header = message.header();
         let text = |value: Option<std::borrow::Cow<'_, str>>| value.unwrap_or_default().into_owned();
         let sender = own_name(&text(header.sending_application()), &text(header.sending_facility()));

@@ -25,7 +25,7 @@ use mappings::{Catalog, Context, Effect};
 use plan::{Keyed, Plan, plan};
 use schemas::hl7v2::time::Zone;
 use schemas::hl7v2::{Limits, Message, charset};
-use schemas::issue::Issue;
+use schemas::issue::{Issue, Severity};
 use schemas::message::{OrderKey, Seq};
 use std::collections::HashSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -160,6 +160,10 @@ impl Mapper {
             Err(error) => return quarantine(error.to_string(), issues),
         };
         issues.extend_from_slice(message.issues());
+        // A part of a message must not pass for the whole.
+        if let Some(issue) = message.issues().iter().find(|issue| issue.severity == Severity::Error) {
+            return quarantine(issue.text.clone(), issues);
+        }
         let trigger = message.header().trigger().unwrap_or_default().into_owned();
         let catalog = self.catalog();
         let Some(program) = catalog.program_of(&message) else {

@@ -7,15 +7,25 @@ use super::split;
 use crate::issue::{Issue, Severity};
 use memchr::memmem;
 use std::borrow::Cow;
+use std::ops::Range;
 
 /// How many parts of a message are joined; what a sender splits further stays in parts.
 const PARTS_MAX: usize = 100;
+
+/// What should be one message of a file.
+#[derive(Clone, Debug)]
+pub struct FileMessage<'b> {
+    /// Where it stands in the file, all its parts.
+    pub range: Range<usize>,
+    /// Its text.
+    pub decoded: Decoded<'b>,
+}
 
 /// What [`read`] finds.
 #[derive(Clone, Debug, Default)]
 pub struct File<'b> {
     /// What should be a message each, in order; those that are none are refused by [`Message::parse`].
-    pub messages: Vec<Decoded<'b>>,
+    pub messages: Vec<FileMessage<'b>>,
     /// What was not as frames and batches should be.
     pub issues: Vec<Issue>,
 }
@@ -28,27 +38,28 @@ pub struct File<'b> {
 /// use schemas::hl7v2::{Limits, Message, file};
 /// let file = file::read(b"MSH|^~\\&|A\rPID|1\rMSH|^~\\&|B\rPID|2\r", None, &Limits::default());
 /// let messages: Vec<_> =
-///     file.messages.iter().map(|decoded| Message::parse(&decoded.text, &Limits::default()).unwrap()).collect();
+///     file.messages.iter().map(|one| Message::parse(&one.decoded.text, &Limits::default()).unwrap()).collect();
 /// assert_eq!(messages[1].header().sending_application().as_deref(), Some("B"));
 /// ```
 pub fn read<'b>(bytes: &'b [u8], fallback: Option<&str>, limits: &Limits) -> File<'b> {
     let split = split::split(bytes);
-    let mut messages: Vec<Decoded<'b>> = Vec::with_capacity(split.pieces.len());
+    let mut messages: Vec<FileMessage<'b>> = Vec::with_capacity(split.pieces.len());
     let mut parts = 1;
-    for piece in split.pieces {
-        let next = charset::decode(&bytes[piece.range], fallback);
-        let last = messages.last_mut().filter(|last| parts < PARTS_MAX && may_go_on(&last.text));
-        match last.and_then(|last| Some((joined(&last.text, &next.text, limits)?, last))) {
+    for split::Piece { range, .. } in split.pieces {
+        let next = charset::decode(&bytes[range.clone()], fallback);
+        let last = messages.last_mut().filter(|last| parts < PARTS_MAX && may_go_on(&last.decoded.text));
+        match last.and_then(|last| Some((joined(&last.decoded.text, &next.text, limits)?, last))) {
             Some((whole, last)) => {
                 parts += 1;
                 let text = "the message was sent in parts, which are joined by DSC-1 and MSH-14";
-                last.text = Cow::Owned(whole);
-                last.issues.extend(next.issues);
-                last.issues.push(Issue::new(Severity::Information, "message-joined", "DSC-1", text));
+                last.range.end = range.end;
+                last.decoded.text = Cow::Owned(whole);
+                last.decoded.issues.extend(next.issues);
+                last.decoded.issues.push(Issue::new(Severity::Information, "message-joined", "DSC-1", text));
             }
             None => {
                 parts = 1;
-                messages.push(next);
+                messages.push(FileMessage { range, decoded: next });
             }
         }
     }
@@ -71,9 +82,11 @@ mod tests {
 
     fn texts(bytes: &[u8]) -> (Vec<String>, Vec<String>) {
         let file = read(bytes, None, &Limits::default());
-        let issues =
-            file.messages.iter().flat_map(|message| message.issues.iter().map(|issue| issue.code.clone()));
-        (file.messages.iter().map(|message| message.text.to_string()).collect(), issues.collect())
+        let issues = file
+            .messages
+            .iter()
+            .flat_map(|message| message.decoded.issues.iter().map(|issue| issue.code.clone()));
+        (file.messages.iter().map(|message| message.decoded.text.to_string()).collect(), issues.collect())
     }
 
     #[test]

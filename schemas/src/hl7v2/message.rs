@@ -25,10 +25,14 @@ pub struct Limits {
     pub delimiters: usize,
 }
 
-/// 8 MiB, 20,000 segments, 1,000,000 delimiters.
+impl Limits {
+    /// 8 MiB, 20,000 segments, 1,000,000 delimiters.
+    pub const DEFAULT: Limits = Limits { bytes: 8 << 20, segments: 20_000, delimiters: 1_000_000 };
+}
+
 impl Default for Limits {
     fn default() -> Self {
-        Limits { bytes: 8 << 20, segments: 20_000, delimiters: 1_000_000 }
+        Limits::DEFAULT
     }
 }
 

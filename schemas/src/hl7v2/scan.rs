@@ -43,6 +43,7 @@ pub(crate) fn message<'t>(text: &'t str, limits: &Limits) -> Result<Message<'t>,
         separators,
         limits,
         line_feed_ends: None,
+        both_end: false,
         // Guesses for short messages; longer ones grow as they need.
         segments: Vec::with_capacity((bytes.len() / 64 + 8).min(256)),
         leaves: Vec::with_capacity((bytes.len() / 6 + 16).min(4096)),
@@ -70,6 +71,7 @@ pub(crate) fn message<'t>(text: &'t str, limits: &Limits) -> Result<Message<'t>,
     scan.run()?;
     let Scan { segments, leaves, mut findings, .. } = scan;
     let mut message = Message { text, separators, segments, leaves, issues: Vec::new() };
+    required(&message, &mut findings);
     parts(&message, &mut findings);
     escapes(&message, start + 4 + encoding_end, &mut findings);
     message.issues = findings.into_issues();
@@ -111,6 +113,16 @@ fn begin(text: &str, findings: &mut Findings) -> Result<usize, Unreadable> {
         findings.note(Severity::Information, "leading-blanks", Path::segment(MSH, 1), text);
     }
     Ok(start)
+}
+
+/// Reports what MSH must have in every version; whether the message is taken without it is for others to say.
+fn required(message: &Message<'_>, findings: &mut Findings) {
+    for field in [9, 10, 11, 12] {
+        if message.field(0, field).first_leaf(message).is_none_or(|leaf| message.is_null(leaf)) {
+            let text = "required in every version of the standard, but empty";
+            findings.note(Severity::Warning, "required-field", Path::field(MSH, 1, field), text);
+        }
+    }
 }
 
 /// Reports a message that is not whole: it goes on in another, or goes on with one sent before.
@@ -155,6 +167,8 @@ struct Scan<'t, 'l> {
     limits: &'l Limits,
     /// Whether a line feed of its own ends a segment, known once MSH has ended.
     line_feed_ends: Option<bool>,
+    /// Whether CR and LF together ended one.
+    both_end: bool,
     segments: Vec<Segment>,
     leaves: Vec<Leaf>,
     names: Names,
@@ -194,6 +208,16 @@ impl Scan<'_, '_> {
                 self.separator(at, bytes[at])?;
             }
             base += BLOCK;
+        }
+        let ends = match self.line_feed_ends {
+            Some(true) => Some("segments end with a line feed, a carriage return was expected"),
+            _ if self.both_end => {
+                Some("segments end with a carriage return and a line feed, a carriage return was expected")
+            }
+            _ => None,
+        };
+        if let Some(text) = ends {
+            self.findings.note(Severity::Information, "line-ends", "MSH", text);
         }
         if self.line < bytes.len() {
             let opened = self.segments.len();
@@ -270,6 +294,7 @@ impl Scan<'_, '_> {
             }
             b'\n' if at == self.line && at > 0 && self.bytes[at - 1] == b'\r' => {
                 // The second half of CRLF.
+                self.both_end = true;
                 (self.line, self.at) = (at + 1, at + 1);
                 Ok(())
             }
