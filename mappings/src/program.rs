@@ -371,6 +371,8 @@ pub(crate) struct Key {
     pub(crate) value: Vec<ExprId>,
     /// The entry of `resources:` under which the key is counted.
     pub(crate) of: Option<u16>,
+    /// Counts only where no earlier key was found.
+    pub(crate) fallback: bool,
     /// Whether the value counts earlier siblings.
     pub(crate) ordinal: bool,
     /// Whether system and value are those of a map that stands on the item.

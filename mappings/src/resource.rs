@@ -306,6 +306,25 @@ impl State {
         other_name && other_birth
     }
 
+    /// The patient whom this resource is about, and the one whom a contribution says it is about, where both are said: a
+    /// laboratory that gives a number anew must not write into the result of somebody else.
+    ///
+    /// Only for what belongs to one patient for good; references are `Patient/<id>`, as mapped.
+    pub fn patients(&self, contribution: &Contribution) -> Option<(Uuid, Uuid)> {
+        let path = match &*contribution.resource_type {
+            "AllergyIntolerance" => "patient",
+            "Encounter" | "Observation" | "DiagnosticReport" | "ServiceRequest" | "Specimen"
+            | "Condition" | "Procedure" => "subject",
+            _ => return None,
+        };
+        let said = contribution.slots.iter().find_map(|slot| match &slot.write {
+            Write::Valued(fragments) => fragments.iter().find(|fragment| &*fragment.path == path),
+            Write::Cleared => None,
+        });
+        let known = self.at(path).next().and_then(patient_of)?;
+        Some((known, patient_of(&said?.json)?))
+    }
+
     fn rendered(&self) -> String {
         let mut text = String::new();
         self.render("", Uuid::nil(), &mut text);
@@ -413,6 +432,12 @@ fn says(path: &str, element: &str) -> bool {
         }
         None => root(path) == element,
     }
+}
+
+/// The id in a reference to a Patient.
+fn patient_of(json: &str) -> Option<Uuid> {
+    let (_, rest) = json.split_once("\"Patient/")?;
+    Uuid::try_parse(rest.get(..36)?).ok()
 }
 
 /// The family names in the items of a `name` array, folded.
@@ -704,6 +729,20 @@ mod tests {
         assert!(!state.identity_conflict(&person("OTHER", "1970-01-31")), "a married name");
         assert!(!state.identity_conflict(&person("Test", "1980-02-01")), "a corrected birth date");
         assert!(!state.identity_conflict(&person("OTHER", "1970")), "a coarser birth date is no other");
+    }
+
+    #[test]
+    fn a_number_given_anew_names_two_patients() {
+        let about = |kind: &str, who: u128| {
+            let reference = format!("{{\"reference\":\"Patient/{}\"}}", Uuid::from_u128(who));
+            let slots = vec![valued("set/subject", 1, "subject", false, &reference)];
+            Contribution { resource_type: kind.into(), ..patient(Existing::Merge, slots) }
+        };
+        let mut state = State::default();
+        assert_eq!(state.patients(&about("Observation", 1)), None, "nothing is known yet");
+        state.apply(&about("Observation", 1), &stamp("a", 1, 1), message(1));
+        assert_eq!(state.patients(&about("Observation", 2)), Some((Uuid::from_u128(1), Uuid::from_u128(2))));
+        assert_eq!(state.patients(&about("Account", 2)), None, "an account may have several");
     }
 
     #[test]

@@ -233,6 +233,26 @@ fn without_order_numbers_the_results_of_two_patients_stay_apart() {
 }
 
 #[test]
+fn two_visits_of_one_day_and_two_results_of_one_order_stay_apart() {
+    let visit = |number: &str, at: &str| {
+        format!(
+            r"
+            MSH|^~\&|ADT|TESTHOSP|||{at}||ADT^A04^ADT_A01|TEST{at}|P|2.5.1
+            EVN|A04|{at}
+            PID|||TEST4711^^^TESTHOSP^MR||TEST^JANE
+            PV1||O|||||||||||||||||{number}^^^TESTHOSP|||||||||||||||||||||||||20250301"
+        )
+    };
+    let known = after(&[&visit("TESTVIS1", "20250301080000"), &visit("TESTVIS2", "20250301150000")]);
+    assert_eq!(known.all("Encounter").len(), 2);
+    let result = |filler: &str| THIN_RESULT.replace("OBR|1||FILL1", &format!("OBR|1|PLAC1^TESTEHR|{filler}"));
+    let known = after(&[&result("FILL1"), &result("FILL2")]);
+    assert_eq!(known.all("DiagnosticReport").len(), 2);
+    assert_eq!(known.all("Observation").len(), 2);
+    assert_eq!(known.all("ServiceRequest").len(), 1);
+}
+
+#[test]
 fn a_result_completes_the_order_that_it_answers_and_leaves_the_rest_of_it() {
     let order = r"
         MSH|^~\&|EHR|TESTHOSP|||20250301070000||ORM^O01|TEST1|P|2.5.1

@@ -185,15 +185,27 @@ impl Merge {
                 ));
             }
         }
-        for (contribution, id) in facts.contributions().zip(&ids) {
-            self.name(contribution, *id);
-        }
         let moved: Vec<(Uuid, Uuid)> = facts
             .contributions()
             .zip(&ids)
             .filter(|(contribution, id)| contribution.id != **id)
             .map(|(contribution, id)| (contribution.id, *id))
             .collect();
+        for (what, id) in facts.what.iter().zip(&ids) {
+            let What::Slots(contribution) = what else { continue };
+            let named = self.resources.get(id).and_then(|known| known.state.patients(contribution));
+            if let Some((known, said)) = named
+                && self.patient(known, &moved, &facts.effects) != self.patient(said, &moved, &facts.effects)
+            {
+                return Err(format!(
+                    "{} {id}: the same number comes with another patient",
+                    contribution.resource_type
+                ));
+            }
+        }
+        for (contribution, id) in facts.contributions().zip(&ids) {
+            self.name(contribution, *id);
+        }
         let mut taken = Taken { bundle: String::new(), touched: Vec::new(), changed: Vec::new(), issues };
         for (what, id) in facts.what.iter().zip(&ids) {
             self.apply(prepared, facts, what, *id, &moved, &mut taken);
@@ -223,6 +235,15 @@ impl Merge {
             ));
         }
         id
+    }
+
+    /// Who a patient is, after the merges that are known and those of this message.
+    fn patient(&self, id: Uuid, moved: &[(Uuid, Uuid)], effects: &[Effect]) -> Uuid {
+        let id = self.survivor(final_id(moved, id));
+        let merged = effects.iter().find_map(|Effect::Merge { from, into }| {
+            (self.survivor(final_id(moved, *from)) == id).then_some(*into)
+        });
+        merged.map_or(id, |into| self.survivor(final_id(moved, into)))
     }
 
     /// From now on the identifiers of a contribution name this resource, unless they name one already.

@@ -218,6 +218,27 @@ async fn another_person_under_the_same_number_goes_into_quarantine_and_leaves_no
 }
 
 #[tokio::test]
+async fn a_visit_number_that_is_given_to_another_patient_goes_into_quarantine() {
+    let bench = Bench::new().await;
+    let visit = "PV1|1|I|WARD||||||||||||||||V9^^^GENHOSP\n";
+    let jane = adt(
+        "A01",
+        "20260301100000",
+        "C1",
+        &format!("PID|1||1001^^^GENHOSP^MR||TEST^JANE||19700101|F\n{visit}"),
+    );
+    let otto = adt(
+        "A01",
+        "20260302100000",
+        "C2",
+        &format!("PID|1||1002^^^GENHOSP^MR||TEST^OTTO||19800101|M\n{visit}"),
+    );
+    let outcomes = bench.send("adt", &[&jane, &otto, &jane.replace("A01", "A08").replace("C1", "C3")]).await;
+    assert!(outcomes[1].as_deref().is_some_and(|why| why.contains("another patient")), "{outcomes:?}");
+    assert_eq!(outcomes[2], None, "the visit goes on");
+}
+
+#[tokio::test]
 async fn after_a_merge_the_prior_number_finds_the_survivor_and_a_replay_changes_nothing() {
     let bench = Bench::new().await;
     let one = adt("A01", "20260301100000", "C1", RICH);

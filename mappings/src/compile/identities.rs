@@ -34,7 +34,15 @@ impl<'a> Compiler<'a> {
             self.expect_source(&types, map, word);
             let inner = Env::of_map(self, map);
             let (system, value) = self.key_map(&inner, map)?;
-            return Some(Key { each, system, value: vec![value], of, ordinal: false, by_map: true });
+            return Some(Key {
+                each,
+                system,
+                value: vec![value],
+                of,
+                fallback: key.fallback,
+                ordinal: false,
+                by_map: true,
+            });
         }
         if key.value.is_empty() {
             self.wrong(key.place, "value", "expected `value:`, or `use:` of a map with `key:`");
@@ -49,7 +57,7 @@ impl<'a> Compiler<'a> {
             .filter(|f| !matches!(&f.expr, Expr::Call { name, .. } if name == "ordinal"))
             .map(|formula| self.formula(env, formula).id)
             .collect();
-        Some(Key { each, system, value, of, ordinal, by_map: false })
+        Some(Key { each, system, value, of, fallback: key.fallback, ordinal, by_map: false })
     }
 
     /// The system and the value of a map with `key:`.

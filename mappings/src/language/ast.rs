@@ -221,6 +221,8 @@ pub(crate) struct KeyRule {
     pub(crate) value: Vec<Formula>,
     pub(crate) system: Option<Formula>,
     pub(crate) of: Option<Word>,
+    /// Counts only where no earlier key was found: what is good enough to tell two apart in need is no alias.
+    pub(crate) fallback: bool,
 }
 
 /// Fields that are left out on purpose.

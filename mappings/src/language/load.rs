@@ -417,6 +417,7 @@ fn identity(node: &Node, path: &str, mistakes: Mistakes<'_>) -> Option<Identity>
         let uses = word(&mut key, "use");
         let system = formula_at(&mut key, "system");
         let of = word(&mut key, "of");
+        let fallback = key.take_bool("fallback").unwrap_or(false);
         let mut value = Vec::new();
         match key.take("value") {
             Some(Node { value: Value::List(items), .. }) => {
@@ -431,7 +432,7 @@ fn identity(node: &Node, path: &str, mistakes: Mistakes<'_>) -> Option<Identity>
             key.wrong(node.place, "value", "expected `each:` or `value:`");
         }
         key.finish();
-        keys.push(KeyRule { place: node.place, each, uses, value, system, of });
+        keys.push(KeyRule { place: node.place, each, uses, value, system, of, fallback });
     }
     fields.finish();
     Some(Identity { keys, uses, otherwise })

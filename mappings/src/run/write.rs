@@ -974,6 +974,9 @@ impl<'r> Run<'r> {
         let mut keys: Vec<(String, String)> = Vec::new();
         for key in &identity.keys {
             self.step()?;
+            if key.fallback && !keys.is_empty() {
+                continue;
+            }
             let frames: smallvec::SmallVec<[Frame<'r, '_>; 4]> = match key.each {
                 None => smallvec::smallvec![*frame],
                 Some(each) => {
