@@ -1,5 +1,7 @@
 //! One suite over both buses, then what only RabbitMQ can do wrong.
 
+mod broker;
+
 use super::*;
 use schemas::message::MessageId;
 use std::time::Duration;
@@ -358,5 +360,65 @@ mod rabbitmq {
         assert!(matches!(refused, BusError::Refused));
         assert_eq!(contents(&queue).await.len() as u64, put, "what was confirmed is there, and nothing else");
         bus.forget(&queue).await;
+    }
+
+    /// Asks until the bus is there again: it pauses between its attempts to connect.
+    async fn until_there<T>(ask: impl AsyncFn() -> Result<T, BusError>) -> T {
+        let asking = async {
+            loop {
+                match ask().await {
+                    Ok(answer) => return answer,
+                    Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+                }
+            }
+        };
+        soon(asking).await
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    #[ignore = "needs RabbitMQ: tests/run starts it"]
+    async fn a_broker_that_is_killed_keeps_what_it_confirmed_and_one_that_is_wiped_says_so() {
+        let mut broker = broker::Broker::start().await;
+        let bus = RabbitMq::new(RabbitMqSettings::new(broker.url())).expect("the settings are right");
+        bus.declare("lab").await.expect("the broker is there");
+        bus.mark("epoch").await.expect("the broker is there");
+        let confirmed = bus.publish(batch("lab", 0..50)).await;
+        assert!(all_ok(&confirmed));
+        let mut consumer = bus.consume("lab", 10).await.expect("it was declared");
+        let taken = take(&mut *consumer, 10).await;
+
+        broker.kill();
+        assert!(matches!(soon(consumer_end(&mut *consumer)).await, BusError::Away(_)));
+        assert!(bus.publish(batch("lab", 50..60)).await.iter().all(Result::is_err));
+        assert_eq!(bus.health(), Health::Away);
+        broker.again().await;
+        until_there(async || bus.declare("lab").await).await;
+        assert!(bus.marked("epoch").await.expect("the broker is there"));
+        let void: Vec<Ticket> = taken.iter().map(|taken| taken.ticket).collect();
+        let mut consumer = until_there(async || bus.consume("lab", 100).await).await;
+        consumer.settle(&void).await.expect("void tickets are passed over");
+        let mut again = bodies(&take(&mut *consumer, 50).await);
+        again.sort();
+        let mut expected: Vec<String> = (0..50).map(|n| format!("body {n}")).collect();
+        expected.sort();
+        assert_eq!(again, expected, "everything confirmed, and nothing that was not");
+
+        broker.kill();
+        broker.wipe();
+        broker.again().await;
+        assert!(!until_there(async || bus.marked("epoch").await).await);
+        until_there(async || bus.declare("lab").await).await;
+        assert!(all_ok(&bus.publish(batch("lab", 0..1)).await));
+        let mut consumer = until_there(async || bus.consume("lab", 100).await).await;
+        assert_eq!(bodies(&take(&mut *consumer, 1).await), ["body 0"]);
+    }
+
+    /// Takes until the consumer is over.
+    async fn consumer_end(consumer: &mut dyn Consumer) -> BusError {
+        loop {
+            if let Err(error) = consumer.next().await {
+                return error;
+            }
+        }
     }
 }

@@ -5,6 +5,10 @@ use adapters::{DeliverError, Destination, Outgoing, Receipt};
 use async_trait::async_trait;
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
+
+/// How long a full queue is left alone.
+const FULL_REST: Duration = Duration::from_secs(1);
 
 /// A subscriber's own queue. Delivered means that the broker has confirmed it; the subscriber consumes at its own pace.
 pub struct AmqpQueue {
@@ -38,12 +42,12 @@ impl Destination for AmqpQueue {
         match self.bus.hand_over(&self.queue, envelope).await {
             Ok(()) => Ok(Receipt { answer: "confirmed by the broker".to_owned() }),
             Err(error) => {
-                let answer = match error {
-                    BusError::Away(_) => "the broker is away",
-                    BusError::Refused => "the subscriber's queue is full",
-                    BusError::Returned => "the subscriber's queue is not there",
+                let (answer, after) = match error {
+                    BusError::Away(_) => ("the broker is away", None),
+                    BusError::Refused => ("the subscriber's queue is full", Some(FULL_REST)),
+                    BusError::Returned => ("the subscriber's queue is not there", None),
                 };
-                Err(DeliverError::Again { answer: answer.to_owned(), after: None, away: true })
+                Err(DeliverError::Again { answer: answer.to_owned(), after, away: true })
             }
         }
     }

@@ -676,8 +676,8 @@ impl Window {
                 }
                 outcome
             }
-            // Others got through since: it is this delivery.
-            Outcome::Away { after } if self.answers > answers => Outcome::Again { after },
+            // Others got through since: it is this delivery. Not so if the destination asks for time: it is full or busy.
+            Outcome::Away { after: None } if self.answers > answers => Outcome::Again { after: None },
             Outcome::Away { after } => {
                 if self.circuit.away(now, after, random) {
                     Counters::add(&self.counters.circuits_opened, 1);

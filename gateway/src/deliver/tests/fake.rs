@@ -16,7 +16,7 @@ use uuid::Uuid;
 /// Long enough in the paused time of the tests.
 const PATIENCE: Duration = Duration::from_secs(24 * 3600);
 
-pub(super) const SUBSCRIPTION: &str = "lab";
+pub(super) const SUBSCRIPTION: &str = "deliverer-under-test";
 
 #[derive(Default)]
 pub(super) struct FakeStore {

@@ -3,7 +3,7 @@
 mod fake;
 
 use super::*;
-use crate::bus::Embedded;
+use crate::bus::{Embedded, RabbitMq, RabbitMqSettings};
 use crate::store::DeliveryState;
 use fake::{FakeDestination, FakeStore, Reaction, SUBSCRIPTION};
 use proptest::prelude::*;
@@ -61,9 +61,12 @@ impl Bench {
     }
 
     fn start_to(&self, replica: u128, destination: Arc<dyn Destination>) -> Running {
+        self.start_on(Arc::new(self.bus.clone()), replica, destination)
+    }
+
+    fn start_on(&self, bus: Arc<dyn Bus>, replica: u128, destination: Arc<dyn Destination>) -> Running {
         let (feed, fed) = mpsc::channel(100);
         let stop = CancellationToken::new();
-        let bus: Arc<dyn Bus> = Arc::new(self.bus.clone());
         let services = Services {
             watch: Arc::new(EpochWatch::new(self.store.clone(), Arc::clone(&bus))),
             store: self.store.clone(),
@@ -511,6 +514,21 @@ async fn the_subscribers_own_queue_gets_the_event() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_subscriber_that_reads_slowly_makes_no_dead_letters() {
+    let mut bench = Bench::new(FakeDestination::new(accept));
+    // Room for some four events.
+    bench.bus = Embedded::new(2000);
+    bench.add(0..200);
+    let bus: Arc<dyn Bus> = Arc::new(bench.bus.clone());
+    let _running = bench.start_to(1, Arc::new(AmqpQueue::new(bus, "own")));
+    for _ in 0..200 {
+        bench.bus.receive("own").await;
+        pass(Duration::from_secs(20)).await;
+    }
+    bench.store.until_all(DeliveryState::Delivered).await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_a_wiped_broker_lost_is_handed_over_again_before_anything_new() {
     let bench = Bench::new(FakeDestination::new(accept))
         .with(|settings| settings.again_after_wipe = Some(Duration::from_secs(600)));
@@ -561,6 +579,35 @@ async fn a_dead_letter_is_remembered_over_a_restart() {
     let _running = bench.start_as(3);
     bench.store.until("the last", |state| state.rows[&4].open.state == DeliveryState::Delivered).await;
     assert!(began.elapsed() > Duration::from_secs(3000));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs RabbitMQ: tests/run starts it"]
+async fn over_rabbitmq_it_is_the_same() {
+    let url = std::env::var("PONS_TEST_AMQP").expect("tests/run sets PONS_TEST_AMQP");
+    let rabbitmq = Arc::new(RabbitMq::new(RabbitMqSettings::new(url)).expect("the settings are right"));
+    let bus: Arc<dyn Bus> = rabbitmq.clone();
+    let bench = Bench::new(FakeDestination::new(|number, tries| {
+        if number % 50 == 7 && tries == 1 { Reaction::Refuse } else { Reaction::Accept }
+    }))
+    .with(|settings| settings.retry.base = Duration::from_millis(20));
+    let running = bench.start_on(bus.clone(), 1, bench.destination.clone());
+    for n in 0..3000 {
+        let row = bench.store.add(n % 40);
+        // Half of them by the router's hand, half found in the store.
+        if n % 2 == 0 {
+            running.feed.send(routed(&row)).await.expect("the deliverer runs");
+        }
+    }
+    bench.store.until_all(DeliveryState::Delivered).await;
+    bench.assert_order();
+    running.kill().await;
+    let running = bench.start_on(bus, 2, bench.destination.clone());
+    bench.add((0..500).map(|n| n % 40));
+    bench.store.until_all(DeliveryState::Delivered).await;
+    bench.assert_order();
+    running.stop().await;
+    rabbitmq.forget(SUBSCRIPTION).await;
 }
 
 /// A run under faults: keys of the deliveries, and what the destination does, by number and try.
