@@ -1,6 +1,6 @@
 //! The instances of the resources of a mapping: first who they are, then what is said of them.
 
-use super::write::Again;
+use super::slots::Again;
 use super::{Frame, Halt, Instance, Item, Run};
 use crate::language::ast::Otherwise;
 use crate::program::{PartCode, ResourceCode};

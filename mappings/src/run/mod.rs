@@ -3,9 +3,12 @@
 //! Invariant: the result is a function of the message, the program and the context; work is bounded by [`FUEL`]; a value of the
 //! message appears in the result's values only, never in an issue.
 
+mod codes;
 mod coverage;
 mod evaluate;
 mod instances;
+mod made;
+mod slots;
 mod write;
 
 use crate::program::{Code, MappingCode, TableUse};

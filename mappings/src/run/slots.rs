@@ -1,0 +1,157 @@
+//! Slots: what a rule of a resource says of it, kept apart so that each can be replaced and emptied by itself.
+
+use super::coverage::{Mark, State};
+use super::write::Sink;
+use super::{Frame, Halt, Run};
+use crate::language::ast::OnExisting;
+use crate::program::Slot;
+use crate::resource::{Existing, Fragment, SlotWrite, Write};
+use std::sync::Arc;
+
+/// The slots of a part of a resource lie this far behind those of the part before.
+pub(super) const ORDER_STEP: u32 = 1000;
+
+impl<'r> Run<'r> {
+    /// Writes one slot of a resource. `frame` is that of the map, `outer` that of where the resource is made.
+    pub(super) fn write_slot(
+        &mut self,
+        frame: &Frame<'r, '_>,
+        slot: &'r Slot,
+        entry: usize,
+        part: u32,
+        again: Again,
+    ) -> Result<(), Halt> {
+        self.step()?;
+        let marks = self.marks.len();
+        self.failed = false;
+        self.last_leaf = None;
+        if slot.idle && !self.any_present(frame, &slot.sources) {
+            return Ok(());
+        }
+        let mut json = self.scratch.pop().unwrap_or_default();
+        json.clear();
+        let clear = slot.clear.is_some_and(|clear| self.holds(frame, clear));
+        let guarded = !clear && slot.guards.iter().all(|guard| self.holds(frame, *guard));
+        let beside = std::mem::take(&mut self.beside);
+        let mut count = 0;
+        if guarded {
+            let mut sink = Sink { out: &mut json, count: 0, max: if slot.path.many { u32::MAX } else { 1 } };
+            let wrote = self.emit(frame, slot.node, &mut sink);
+            count = sink.count;
+            wrote?;
+        }
+        let written = json.as_str();
+        let beside = std::mem::replace(&mut self.beside, beside);
+        let mut fragments = Vec::new();
+        if count > 0 {
+            let path = if slot.path.choice {
+                let known = slot.path.types.iter().find(|(of, _)| *of == self.suffix);
+                known.map_or_else(|| slot.path.text.clone(), |(_, path)| path.clone())
+            } else {
+                slot.path.text.clone()
+            };
+            fragments.push(Fragment { path, list: slot.path.many, json: written.to_owned() });
+        }
+        if !beside.is_empty() && !slot.path.many {
+            let path = if slot.path.choice {
+                // `value[x]` without a value has no type to stand beside.
+                if count == 0 { None } else { Some(Arc::from(beside_choice(&slot.path.text, self.suffix))) }
+            } else {
+                Some(slot.path.beside.clone())
+            };
+            fragments.extend(path.map(|path| Fragment { path, list: true, json: beside }));
+        }
+        self.scratch.push(json);
+        let write = if fragments.is_empty() {
+            self.forget_since(marks);
+            if self.failed {
+                return Ok(());
+            }
+            match self.presence(frame, &slot.sources) {
+                (false, false) if !clear => return Ok(()),
+                (null, valued) => {
+                    if null && !valued {
+                        self.mark_nulls(frame, slot);
+                    }
+                    Write::Cleared
+                }
+            }
+        } else {
+            Write::Valued(fragments)
+        };
+        let on_existing = slot.existing.as_ref().map(|existing| self.existing(existing));
+        let order = part * ORDER_STEP + slot.order;
+        let write = SlotWrite { name: slot.name.clone(), order, on_existing, write };
+        self.keep(entry, write, again);
+        Ok(())
+    }
+
+    /// The `""` that empties a slot has done its work.
+    fn mark_nulls(&mut self, frame: &Frame<'r, '_>, slot: &'r Slot) {
+        for source in &slot.sources {
+            let element = self.element(frame, *source);
+            if element.is_null(self.message) {
+                self.marks.push(Mark { first: element.first, end: element.end, state: State::Mapped });
+            }
+        }
+    }
+
+    /// Adds a slot to a resource that may have one of the same name already.
+    pub(super) fn keep(&mut self, entry: usize, write: SlotWrite, again: Again) {
+        let slots = &mut self.entries[entry].contribution.slots;
+        let known = match again {
+            Again::Never => None,
+            Again::Part | Again::Made => slots.iter_mut().find(|known| known.name == write.name),
+        };
+        let Some(known) = known else {
+            slots.push(write);
+            return;
+        };
+        match (&mut known.write, write.write) {
+            (Write::Cleared, valued @ Write::Valued(_)) => known.write = valued,
+            (Write::Valued(known), Write::Valued(more)) if again == Again::Part => {
+                for fragment in more {
+                    match known.iter_mut().find(|known| known.path == fragment.path) {
+                        Some(known) if known.list => {
+                            known.json.push(',');
+                            known.json.push_str(&fragment.json);
+                        }
+                        Some(_) => {}
+                        None => known.push(fragment),
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// How a rule meets what is known, for this trigger event.
+    pub(super) fn existing(&self, rule: &OnExisting) -> Existing {
+        match rule {
+            OnExisting::Always(existing) => *existing,
+            OnExisting::ByTrigger { cases, otherwise } => cases
+                .iter()
+                .find(|(event, _)| *event == self.trigger)
+                .map_or(*otherwise, |(_, existing)| *existing),
+        }
+    }
+}
+
+/// Whether a slot of the same name may be there already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Again {
+    /// No.
+    Never,
+    /// From another segment of the same resource: lists are appended.
+    Part,
+    /// From another element that names the same resource: the first says it.
+    Made,
+}
+
+/// `_valueString.extension` beside `value[x]`.
+fn beside_choice(path: &str, suffix: &str) -> String {
+    match path.rsplit_once('.') {
+        Some((parent, name)) => format!("{parent}._{name}{suffix}.extension"),
+        None => format!("_{path}{suffix}.extension"),
+    }
+}
