@@ -25,6 +25,8 @@ pub(crate) fn outgoing(control_id: &str) -> Outgoing {
         subscription: "test".into(),
         attempt: 1,
         bundle: r#"{"resourceType":"Bundle","type":"history"}"#.into(),
+        event: r#"{"specversion":"1.0","data":{"resourceType":"Bundle","type":"history"}}"#.into(),
+        passes: None,
         original: original.into(),
         traceparent: None,
     }
