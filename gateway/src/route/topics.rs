@@ -11,14 +11,7 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::LazyLock;
 
-/// The shipped topic files, by name.
-const FILES: &[(&str, &str)] = &[
-    ("encounter-end", include_str!("../../../schemas/topics/encounter-end.json")),
-    ("encounter-start", include_str!("../../../schemas/topics/encounter-start.json")),
-    ("order-placed", include_str!("../../../schemas/topics/order-placed.json")),
-    ("patient-merged", include_str!("../../../schemas/topics/patient-merged.json")),
-    ("result-final", include_str!("../../../schemas/topics/result-final.json")),
-];
+include!(concat!(env!("OUT_DIR"), "/topics.rs"));
 
 static TOPICS: LazyLock<Vec<Topic>> = LazyLock::new(|| {
     FILES
@@ -261,15 +254,8 @@ mod tests {
     const ENDED: &str = r#"{"resourceType":"Encounter","status":"finished"}"#;
 
     #[test]
-    fn every_file_of_the_folder_is_shipped_and_valid() {
-        let mut found: Vec<String> =
-            std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/../schemas/topics"))
-                .expect("the folder is there")
-                .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
-                .filter_map(|name| name.strip_suffix(".json").map(str::to_owned))
-                .collect();
-        found.sort();
-        assert_eq!(found, names());
+    fn every_shipped_topic_is_valid() {
+        assert!(names().contains(&"encounter-start"), "{:?}", names());
         for (name, text) in FILES {
             Topic::read(name, text).expect(name);
         }
@@ -304,7 +290,7 @@ mod tests {
 
     #[test]
     fn what_a_topic_file_says_beyond_this_is_refused_at_load() {
-        let file = FILES[1].1;
+        let (_, file) = FILES.iter().find(|(name, _)| *name == "encounter-start").expect("shipped");
         assert!(Topic::read("encounter-start", &file.replace("previous", "fhirPath")).is_err());
         assert!(Topic::read("encounter-start", &file.replace("status:not=", "status:above=")).is_err());
         assert!(Topic::read("another-name", file).is_err());
