@@ -7,14 +7,22 @@ use crate::run::{Context, Mapped, Quarantined};
 use schemas::hl7v2::Message;
 use schemas::issue::Issue;
 use smallvec::SmallVec;
+use std::fmt;
 
 /// A message mapped by itself.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Alone {
     /// The transaction Bundle.
     pub bundle: String,
     /// What could not be taken as it stood.
     pub issues: Vec<Issue>,
+}
+
+/// Shows the length of the Bundle; what it holds is a patient's.
+impl fmt::Debug for Alone {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Alone").field("length", &self.bundle.len()).field("issues", &self.issues).finish()
+    }
 }
 
 /// Why a message was not mapped.

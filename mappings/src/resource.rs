@@ -5,6 +5,7 @@
 //! arrive; HL7's `""` empties a slot and the emptiness is remembered; applying a message twice changes nothing.
 
 use std::borrow::Cow;
+use std::fmt;
 use std::sync::Arc;
 use uuid::Uuid;
 
@@ -20,7 +21,7 @@ pub enum Existing {
 }
 
 /// What one message says about one resource.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Contribution {
     /// `Patient`, ...
     pub resource_type: Arc<str>,
@@ -57,7 +58,7 @@ pub enum Write {
 }
 
 /// A piece of a resource in JSON, and where it goes.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Fragment {
     /// Elements from the resource's root, parted by dots: `birthDate`, `period.end`, `_birthDate`. The type of a choice
     /// stands after a slash: `value/Quantity` is `valueQuantity`, and no other type of `value[x]` is written beside it.
@@ -66,6 +67,22 @@ pub struct Fragment {
     pub list: bool,
     /// The JSON text.
     pub json: String,
+}
+
+/// Shows who and how much; the identifiers are a patient's.
+impl fmt::Debug for Contribution {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut shown = f.debug_struct("Contribution");
+        shown.field("resource_type", &self.resource_type).field("id", &self.id);
+        shown.field("aliases", &self.aliases.len()).field("slots", &self.slots).finish()
+    }
+}
+
+/// Shows the path and the length; what stands there is a patient's.
+impl fmt::Debug for Fragment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Fragment").field("path", &self.path).field("length", &self.json.len()).finish()
+    }
 }
 
 /// When a message said something, by its sender's clock and by the order of the store.

@@ -193,6 +193,19 @@ fn the_first_key_names_the_resource_and_the_others_are_aliases() {
 }
 
 #[test]
+fn what_is_printed_for_debugging_shows_no_value() {
+    let mapped = run(
+        &adt(&format!("{NAME}  gender: {{value: PID-8, map: sex}}\n"), ""),
+        "PID|||SECRET1||SECRET2^JANE|||SECRET3",
+    );
+    let shown = format!("{mapped:?}");
+    assert!(
+        shown.contains("pid/name/legal") && !shown.contains("SECRET") && !shown.contains("JANE"),
+        "{shown}"
+    );
+}
+
+#[test]
 fn other_separators_make_the_same_resource() {
     let catalog = adt(NAME, "");
     let id = |text: &str| {

@@ -23,3 +23,17 @@ fn no_two_mappings_take_the_same_event() {
         }
     }
 }
+
+/// `UPDATE_GOLDEN=1` writes the functions into the page again.
+#[test]
+fn the_page_about_writing_a_mapping_lists_the_functions_as_they_are() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/README.md");
+    let page = std::fs::read_to_string(path).expect("the page can be read");
+    let (before, _) = page.split_once("```text\n").expect("the page has a block of functions");
+    let expected = format!("{before}```text\n{}```\n", mappings::reference());
+    if std::env::var_os("UPDATE_GOLDEN").is_some() {
+        std::fs::write(path, &expected).expect("the page can be written");
+    } else {
+        assert_eq!(page, expected, "run the test with UPDATE_GOLDEN=1");
+    }
+}

@@ -20,6 +20,7 @@ use schemas::issue::{Issue, Severity};
 use smallvec::SmallVec;
 use std::borrow::Cow;
 use std::collections::HashMap;
+use std::fmt;
 use std::sync::Arc;
 use uuid::Uuid;
 
@@ -75,7 +76,7 @@ pub enum Effect {
 }
 
 /// A code that a table does not translate.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct UnmappedCode {
     /// The table.
     pub table: String,
@@ -83,6 +84,16 @@ pub struct UnmappedCode {
     pub code: String,
     /// Where it stands.
     pub path: String,
+}
+
+/// Shows the table and the place; the code is a patient's.
+impl fmt::Debug for UnmappedCode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("UnmappedCode")
+            .field("table", &self.table)
+            .field("path", &self.path)
+            .finish_non_exhaustive()
+    }
 }
 
 /// A message that cannot be mapped and waits for a person.
