@@ -16,6 +16,9 @@ pub enum Existing {
     Merge,
     /// The message carries a thin copy: it says what no authority has said.
     Fill,
+    /// The message names the resource in passing: it says what nobody has said, and changes nothing, not even a stamp, so
+    /// that a ward or a doctor whom every message names is not written with every message.
+    Add,
     /// Nothing is changed if the resource exists.
     Keep,
 }
@@ -208,6 +211,11 @@ impl State {
         applied: &mut Applied,
     ) {
         let weak = mode != Existing::Merge;
+        if mode == Existing::Add
+            && self.slots.iter().any(|slot| slot.name == write.name && slot.message != message)
+        {
+            return;
+        }
         let fragments: &[Fragment] = match &write.write {
             Write::Valued(fragments) => fragments,
             Write::Cleared => &[],
@@ -698,6 +706,21 @@ mod tests {
         let applied = state.apply(&patient(Existing::Merge, other), &stamp("a", 2, 2), message(2));
         assert_eq!(applied.cleared, ["valueQuantity".into()]);
         assert_eq!(body(&state), r#"{"valueString":"1"}"#);
+    }
+
+    #[test]
+    fn a_resource_named_in_passing_grows_and_is_not_touched_otherwise() {
+        let name = |value: &str| valued("xcn/name", 1, "name", true, value);
+        let add = |slots| patient(Existing::Add, slots);
+        let mut state = State::default();
+        state.apply(&add(vec![name("{\"family\":\"TEST\"}")]), &stamp("a", 1, 1), message(1));
+        let before = state.clone();
+        let again = state.apply(&add(vec![name("{\"family\":\"OTHER\"}")]), &stamp("a", 9, 2), message(2));
+        assert!(!again.changed && !again.touched);
+        assert_eq!(state, before);
+        let more = valued("xcn/gender", 2, "gender", false, "\"female\"");
+        assert!(state.apply(&add(vec![more]), &stamp("b", 1, 3), message(3)).changed);
+        assert_eq!(body(&state), r#"{"name":[{"family":"TEST"}],"gender":"female"}"#);
     }
 
     #[test]

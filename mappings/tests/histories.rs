@@ -253,6 +253,28 @@ fn two_visits_of_one_day_and_two_results_of_one_order_stay_apart() {
 }
 
 #[test]
+fn a_merge_leaves_the_prior_record_as_it_was_but_for_the_link() {
+    let prior = ADMISSION.replace("TEST4711", "TEST9999").replace("TEST0815", "TEST8888");
+    let merge = r"
+        MSH|^~\&|ADT|TESTHOSP|||20250310083000||ADT^A40^ADT_A39|TEST9|P|2.5.1
+        EVN|A40|20250310083000
+        PID|||TEST4711^^^TESTHOSP^MR||TEST^JANE||19800304
+        MRG|TEST9999^^^TESTHOSP^MR||||||TEST^OLD";
+    let known = after(&[&prior, merge]);
+    let patients = known.all("Patient");
+    let prior = patients.iter().find(|one| one["active"] == false).expect("the prior patient");
+    assert_eq!(prior["identifier"].as_array().map(Vec::len), Some(2), "no number stands there twice");
+    assert_eq!(prior["name"][0]["given"][0], "JANE");
+    assert_eq!(prior["link"][0]["type"], "replaced-by");
+    let survivor = patients.iter().find(|one| one.get("active").is_none()).expect("the survivor");
+    assert_eq!(survivor["link"][0]["type"], "replaces");
+    assert_eq!(
+        survivor["link"][0]["other"]["reference"],
+        format!("Patient/{}", prior["id"].as_str().expect("an id"))
+    );
+}
+
+#[test]
 fn a_result_completes_the_order_that_it_answers_and_leaves_the_rest_of_it() {
     let order = r"
         MSH|^~\&|EHR|TESTHOSP|||20250301070000||ORM^O01|TEST1|P|2.5.1

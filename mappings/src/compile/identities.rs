@@ -139,7 +139,8 @@ impl<'a> Compiler<'a> {
             chain,
             with: Vec::new(),
             ignore,
-            existing: Existing::Merge,
+            // A map makes what the message names in passing; an identity of its own says more.
+            existing: Existing::Add,
             outer_identity: false,
             pure: self.pure_since(before),
         })
@@ -212,7 +213,7 @@ impl<'a> Compiler<'a> {
             match on_existing {
                 ast::OnExisting::Always(existing) => make.existing = *existing,
                 ast::OnExisting::ByTrigger { .. } => {
-                    self.wrong(rule.place, name, "expected one of merge, fill, keep");
+                    self.wrong(rule.place, name, "expected one of merge, fill, add, keep");
                 }
             }
         }

@@ -735,6 +735,7 @@ fn existing(text: &str) -> Option<Existing> {
     match text {
         "merge" => Some(Existing::Merge),
         "fill" => Some(Existing::Fill),
+        "add" => Some(Existing::Add),
         "keep" => Some(Existing::Keep),
         _ => None,
     }
@@ -744,7 +745,7 @@ fn on_existing(fields: &mut Fields<'_, '_>) -> Option<OnExisting> {
     let node = fields.take("on_existing")?;
     if node.text().is_some() {
         return fields
-            .take_choice("on_existing", &["merge", "fill", "keep"])
+            .take_choice("on_existing", &["merge", "fill", "add", "keep"])
             .and_then(existing)
             .map(OnExisting::Always);
     }
@@ -752,7 +753,7 @@ fn on_existing(fields: &mut Fields<'_, '_>) -> Option<OnExisting> {
     let cases = pairs(node, "on_existing", fields.mistakes(), |name, node, mistakes| {
         let found = node.text().and_then(existing);
         if found.is_none() {
-            wrong(mistakes, node.place, "on_existing", "expected one of merge, fill, keep");
+            wrong(mistakes, node.place, "on_existing", "expected one of merge, fill, add, keep");
         }
         found.map(|found| (name.text, found))
     });
