@@ -12,6 +12,7 @@ mod migrate;
 mod model;
 mod pack;
 mod postgres;
+mod recent;
 mod recording;
 mod sqlite;
 #[cfg(test)]

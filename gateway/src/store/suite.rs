@@ -279,12 +279,7 @@ async fn messages_come_back_in_order_and_within_bounds(place: Place) {
 
     let open = all_open(&store).await;
     assert_eq!(open.len(), 151);
-    for (open, given) in open.iter().zip(&given) {
-        assert_eq!((open.id, &open.bytes, &open.keys), (given.id, &given.bytes, &given.keys));
-        assert_eq!((open.received_at, &open.sender), (given.received_at, &given.sender));
-        assert_eq!((&open.context, &open.message_type), (&given.context, &given.message_type));
-        assert_eq!((open.revision, open.format), (0, Format::Hl7v2));
-    }
+    as_given(&open, &given);
     let after: Vec<Seq> = store
         .open_messages(LaneSet::ALL, seqs[9], 3, usize::MAX)
         .await
@@ -297,7 +292,19 @@ async fn messages_come_back_in_order_and_within_bounds(place: Place) {
     assert_eq!(store.open_messages(LaneSet::ALL, Seq(0), 100, 2 * size).await.unwrap().len(), 2);
     assert_eq!(store.open_messages(LaneSet::ALL, Seq(0), 100, 1).await.unwrap().len(), 1, "the first always");
     drop(store);
-    assert_eq!(all_open(&place.open().await).await.len(), 151, "kept over a restart");
+    let open = all_open(&place.open().await).await;
+    assert_eq!(open.len(), 151, "kept over a restart");
+    as_given(&open, &given);
+}
+
+/// Every open message is as it was given.
+fn as_given(open: &[OpenMessage], given: &[NewMessage]) {
+    for (open, given) in open.iter().zip(given) {
+        assert_eq!((open.id, &open.bytes, &open.keys), (given.id, &given.bytes, &given.keys));
+        assert_eq!((open.received_at, &open.sender), (given.received_at, &given.sender));
+        assert_eq!((&open.context, &open.message_type), (&given.context, &given.message_type));
+        assert_eq!((open.revision, open.format), (0, Format::Hl7v2));
+    }
 }
 
 async fn an_equal_message_is_a_repeat(place: Place) {
@@ -801,9 +808,20 @@ async fn contents_come_back_as_they_were(place: Place) {
     append(&store, given.clone()).await;
     let open = route_all(&store, &["lab"]).await;
     let of: Vec<(MessageId, u32)> = open.iter().map(|open| (open.id, 0)).collect();
-    let contents = store.contents(&of).await.unwrap();
-    assert_eq!(contents.len(), 72);
-    for message in &given {
+    carries(&store.contents(&of).await.unwrap(), &given, &open);
+    assert!(store.contents(&[(given[0].id, 7)]).await.unwrap().is_empty());
+    drop(store);
+    let store = place.open().await;
+    carries(&store.contents(&of).await.unwrap(), &given, &open);
+    append(&store, vec![message("C9", "P9")]).await;
+    let mixed = [of[0], (route_all(&store, &[]).await[0].id, 0)];
+    assert_eq!(store.contents(&mixed).await.unwrap().len(), 2, "one lately, one long ago");
+}
+
+/// Every content is the message that was given and the Bundle that was recorded.
+fn carries(contents: &HashMap<(MessageId, u32), Content>, given: &[NewMessage], open: &[OpenMessage]) {
+    assert_eq!(contents.len(), given.len());
+    for message in given {
         let content = &contents[&(message.id, 0)];
         assert_eq!(content.original, message.bytes);
         let open = open.iter().find(|open| open.id == message.id).unwrap();
@@ -814,7 +832,6 @@ async fn contents_come_back_as_they_were(place: Place) {
             (&message.message_type, message.received_at)
         );
     }
-    assert!(store.contents(&[(given[0].id, 7)]).await.unwrap().is_empty());
 }
 
 async fn search_finds_by_everything(place: Place) {

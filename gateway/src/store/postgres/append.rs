@@ -1,8 +1,8 @@
 //! Intake: a batch in one transaction of three round trips, and the reading of what waits.
 
 use super::Postgres;
-use crate::store::pack;
-use crate::store::{Appended, NewMessage, OpenMessage, StoreError, intake};
+use crate::store::recent::{Arrived, Waiting};
+use crate::store::{Appended, NewMessage, OpenMessage, StoreError, intake, pack};
 use schemas::message::{LaneSet, MessageId, OrderKey, Seq};
 use sqlx::postgres::{PgConnection, PgRow};
 use sqlx::{AssertSqlSafe, Connection, Row};
@@ -40,17 +40,18 @@ WITH new AS MATERIALIZED (
 SELECT id, received_us, sender, control_id, rejected, bytes, new_seq FROM earlier ORDER BY new_seq, received_us, id";
 
 const READ_OPEN: &str = "
-SELECT i.seq, i.id, i.revision, i.keys, m.received_us, m.format, m.sender, m.message_type, m.context, m.bytes
-FROM (
+SELECT seq, id, revision, keys FROM (
     SELECT seq, id, revision, keys, sum(size) OVER (ORDER BY seq) AS bytes_so_far, row_number() OVER (ORDER BY seq) AS place
     FROM (
         SELECT seq, id, revision, keys, size FROM inbox
         WHERE seq > $1 AND lanes & $2 <> 0 ORDER BY seq LIMIT $3
     ) AS next
 ) AS i
-JOIN message m ON m.id = i.id
-WHERE i.place = 1 OR i.bytes_so_far <= $4
-ORDER BY i.seq";
+WHERE place = 1 OR bytes_so_far <= $4 ORDER BY seq";
+
+const READ_MESSAGES: &str = "
+SELECT m.id, m.received_us, m.format, m.sender, m.message_type, m.context, m.bytes
+FROM unnest($1::uuid[]) AS u(id) JOIN message m ON m.id = u.id";
 
 impl Postgres {
     pub(super) async fn append_batch(&self, batch: Vec<NewMessage>) -> Result<Vec<Appended>, StoreError> {
@@ -66,6 +67,7 @@ impl Postgres {
             }
             done => done?,
         }
+        self.recent.arrived(batch.to_write().map(|row| &row.message));
         Ok(batch.answers())
     }
 
@@ -112,7 +114,21 @@ impl Postgres {
             .bind(i64::try_from(bytes_max).unwrap_or(i64::MAX))
             .fetch_all(&self.path)
             .await?;
-        rows.iter().map(open_message).collect()
+        let waiting = rows.iter().map(waiting).collect::<Result<Vec<_>, _>>()?;
+        let mut arrived = self.recent.messages(waiting.iter().map(|each| each.id));
+        let absent: Vec<Uuid> =
+            waiting.iter().filter(|each| !arrived.contains_key(&each.id)).map(|each| each.id.0).collect();
+        if !absent.is_empty() {
+            let rows = sqlx::query(READ_MESSAGES).bind(absent).fetch_all(&self.path).await?;
+            for row in &rows {
+                arrived.insert(MessageId(row.try_get(0)?), arrived_from(row)?);
+            }
+        }
+        let open = waiting.into_iter().filter_map(|each| {
+            let arrived = arrived.remove(&each.id)?;
+            Some(each.with(arrived))
+        });
+        Ok(open.collect())
     }
 
     pub(super) async fn is_open_before(&self, seq: Seq, keys: &[OrderKey]) -> Result<bool, StoreError> {
@@ -131,18 +147,23 @@ impl Postgres {
     }
 }
 
-fn open_message(row: &PgRow) -> Result<OpenMessage, StoreError> {
-    Ok(OpenMessage {
+fn waiting(row: &PgRow) -> Result<Waiting, StoreError> {
+    Ok(Waiting {
         seq: Seq(row.try_get(0)?),
         id: MessageId(row.try_get(1)?),
         revision: pack::count(row.try_get(2)?),
         keys: pack::keys_from_bytes(row.try_get(3)?)?,
-        received_at: pack::time(row.try_get(4)?)?,
-        format: intake::format_from(row.try_get(5)?)?,
-        sender: row.try_get::<&str, _>(6)?.into(),
-        message_type: row.try_get(7)?,
-        context: row.try_get(8)?,
-        bytes: pack::expand(row.try_get(9)?)?,
+    })
+}
+
+fn arrived_from(row: &PgRow) -> Result<Arrived, StoreError> {
+    Ok(Arrived {
+        received_at: pack::time(row.try_get(1)?)?,
+        format: intake::format_from(row.try_get(2)?)?,
+        sender: row.try_get::<&str, _>(3)?.into(),
+        message_type: row.try_get(4)?,
+        context: row.try_get(5)?,
+        bytes: pack::expand(row.try_get(6)?)?,
     })
 }
 

@@ -162,12 +162,16 @@ impl Postgres {
         &self,
         of: &[(MessageId, u32)],
     ) -> Result<HashMap<(MessageId, u32), Content>, StoreError> {
+        let mut contents = self.recent.contents(of);
+        let absent: Vec<&(MessageId, u32)> = of.iter().filter(|of| !contents.contains_key(of)).collect();
+        if absent.is_empty() {
+            return Ok(contents);
+        }
         let rows = sqlx::query(READ_CONTENTS)
-            .bind(of.iter().map(|(message, _)| message.0).collect::<Vec<_>>())
-            .bind(of.iter().map(|(_, revision)| pack::count_to(*revision)).collect::<Vec<_>>())
+            .bind(absent.iter().map(|(message, _)| message.0).collect::<Vec<_>>())
+            .bind(absent.iter().map(|(_, revision)| pack::count_to(*revision)).collect::<Vec<_>>())
             .fetch_all(&self.path)
             .await?;
-        let mut contents = HashMap::with_capacity(rows.len());
         for row in &rows {
             let content = Content {
                 bundle: pack::expand(row.try_get(2)?)?,

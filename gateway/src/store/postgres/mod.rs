@@ -5,6 +5,7 @@
 //! writes few of both: a message is inserted once and never changed, a delivery changes within its page.
 
 mod append;
+mod copy;
 mod days;
 mod deliver;
 mod desk;
@@ -12,6 +13,7 @@ mod leases;
 mod record;
 
 use crate::store::migrate::{self, Applied};
+use crate::store::recent::Recent;
 use crate::store::{
     Appended, Books, Content, DeadLetter, DeliveryChange, Lease, NewMessage, OpenDelivery, OpenMessage,
     Query, RecordTx, Request, Retention, Store, StoreError, Summary, Timeline,
@@ -23,6 +25,7 @@ use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool, PgPoolOptions};
 use sqlx::{Connection, Row};
 use std::collections::HashMap;
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{Mutex, OnceCell};
 use uuid::Uuid;
@@ -58,6 +61,7 @@ pub(super) struct Postgres {
     /// The one connection that appends. Taken out while in use, so that an append given up half way closes it.
     appender: Mutex<Option<PgConnection>>,
     senders: append::Senders,
+    recent: Arc<Recent>,
     subscriptions: deliver::Subscriptions,
     namespace: OnceCell<Uuid>,
 }
@@ -104,6 +108,7 @@ impl Postgres {
             tuned,
             appender: Mutex::new(None),
             senders: append::Senders::default(),
+            recent: Arc::default(),
             subscriptions: deliver::Subscriptions::default(),
             namespace: OnceCell::new(),
         })
@@ -223,7 +228,7 @@ impl Store for Postgres {
     }
 
     async fn begin_record(&self, leases: &[Lease]) -> Result<Box<dyn RecordTx>, StoreError> {
-        Ok(Box::new(record::Recorder::begin(&self.path, leases).await?))
+        Ok(Box::new(record::Recorder::begin(&self.path, leases, Arc::clone(&self.recent)).await?))
     }
 
     async fn lease(&self, replica: Uuid, names: &[String], ttl: Duration) -> Result<Vec<Lease>, StoreError> {

@@ -3,44 +3,38 @@
 //! Reading comes before the transaction, which then checks that what it writes has not changed: no lock is held while the
 //! caller thinks, and only two batches that really write the same row wait for one another.
 
+use super::copy::Copy;
 use super::{clock, leases};
+use crate::store::recent::Recent;
 use crate::store::recording::{self, AliasRows, Resolved, ResourceRow};
 use crate::store::{
     Alias, Lease, MessageResult, NewDelivery, RecordTx, Recording, StoreError, StoredResource, pack,
 };
 use async_trait::async_trait;
 use sqlx::pool::PoolConnection;
-use sqlx::postgres::{PgConnection, PgPool};
+use sqlx::postgres::{PgConnection, PgPool, PgRow};
 use sqlx::{Connection, Postgres, Row};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use uuid::Uuid;
 
-/// Closes messages that are open in the revision given and writes their results; answers those closed, with the keys
-/// of those in quarantine.
-const CLOSE: &str = concat!(
-    "WITH closed AS (
-         DELETE FROM inbox USING unnest($1::bigint[], $2::uuid[], $3::integer[], $4::text[], $5::text[], $6::text[], $7::bytea[])
-             AS new(seq, message, revision, mapping, quarantined, issues, bundle)
-         WHERE inbox.seq = new.seq AND inbox.revision = new.revision
-         RETURNING new.*, inbox.keys
-     ), written AS (
-         INSERT INTO result (seq, message, revision, mapping, quarantined, issues, bundle, recorded_us)
-         SELECT seq, message, revision, mapping, quarantined, issues, bundle, clock.now FROM closed, (SELECT ",
-    clock!(),
-    " AS now) AS clock
-     )
-     SELECT CASE WHEN quarantined IS NOT NULL THEN message END, keys FROM closed"
-);
+/// Closes messages that are open in the revision given.
+const CLOSE: &str = "
+DELETE FROM inbox USING unnest($1::bigint[], $2::integer[]) AS closed(seq, revision)
+WHERE inbox.seq = closed.seq AND inbox.revision = closed.revision
+RETURNING inbox.id, inbox.keys";
 
-const WRITE_RESOURCES: &str = "
-INSERT INTO resource (id, resource_type, version, state, replaced_by, message)
-SELECT * FROM unnest($1::uuid[], $2::text[], $3::bigint[], $4::bytea[], $5::uuid[], $6::uuid[])";
+/// The time of recording is the column's default: the database's clock.
+const WRITE_RESULTS: &str =
+    "COPY result (seq, message, revision, mapping, quarantined, issues, bundle) FROM STDIN (FORMAT binary)";
+
+const WRITE_RESOURCES: &str =
+    "COPY resource (id, resource_type, version, state, replaced_by, message) FROM STDIN (FORMAT binary)";
 
 const CHANGE_RESOURCES: &str = "
 UPDATE resource SET version = u.version, state = u.state, replaced_by = u.replaced_by, message = u.message
-FROM unnest($1::uuid[], $2::text[], $3::bigint[], $4::bytea[], $5::uuid[], $6::uuid[], $7::bigint[])
-    AS u(id, resource_type, version, state, replaced_by, message, follows)
+FROM unnest($1::uuid[], $2::bigint[], $3::bytea[], $4::uuid[], $5::uuid[], $6::bigint[])
+    AS u(id, version, state, replaced_by, message, follows)
 WHERE resource.id = u.id AND resource.version = u.follows";
 
 const WRITE_ALIASES: &str = "
@@ -67,13 +61,18 @@ pub(super) struct Recorder {
     conn: PoolConnection<Postgres>,
     leases: Vec<Lease>,
     resolved: Resolved,
+    recent: Arc<Recent>,
 }
 
 impl Recorder {
-    pub(super) async fn begin(pool: &PgPool, leases: &[Lease]) -> Result<Self, StoreError> {
+    pub(super) async fn begin(
+        pool: &PgPool,
+        leases: &[Lease],
+        recent: Arc<Recent>,
+    ) -> Result<Self, StoreError> {
         let mut conn = pool.acquire().await?;
         leases::hold(&mut conn, leases, false).await?;
-        Ok(Recorder { conn, leases: leases.to_vec(), resolved: Resolved::new() })
+        Ok(Recorder { conn, leases: leases.to_vec(), resolved: Resolved::new(), recent })
     }
 }
 
@@ -106,7 +105,7 @@ impl RecordTx for Recorder {
         .bind(ids)
         .fetch_all(&mut *self.conn)
         .await?;
-        let resource = |row: &sqlx::postgres::PgRow| {
+        let resource = |row: &PgRow| {
             Ok(StoredResource {
                 id: row.try_get(0)?,
                 resource_type: row.try_get(1)?,
@@ -140,6 +139,7 @@ impl RecordTx for Recorder {
         write_aliases(&mut tx, &aliases).await?;
         let numbers = write_deliveries(&mut tx, &deliveries).await?;
         tx.commit().await?;
+        self.recent.recorded(recording::bundles(results));
         Ok(numbers)
     }
 }
@@ -158,71 +158,100 @@ async fn close(
     if results.is_empty() {
         return Ok(());
     }
-    let each = || results.iter();
     let closed = sqlx::query(CLOSE)
-        .bind(each().map(|result| result.seq.0).collect::<Vec<_>>())
-        .bind(each().map(|result| result.id.0).collect::<Vec<_>>())
-        .bind(each().map(|result| pack::count_to(result.revision)).collect::<Vec<_>>())
-        .bind(each().map(|result| pack::text(&result.mapping)).collect::<Vec<_>>())
-        .bind(each().map(|result| result.quarantined.as_deref().map(pack::text)).collect::<Vec<_>>())
-        .bind(each().map(|result| pack::issues_to(&result.issues)).collect::<Vec<_>>())
-        .bind(packed.iter().map(Vec::as_slice).collect::<Vec<_>>())
+        .bind(results.iter().map(|result| result.seq.0).collect::<Vec<_>>())
+        .bind(results.iter().map(|result| pack::count_to(result.revision)).collect::<Vec<_>>())
         .fetch_all(&mut *conn)
         .await?;
     if closed.len() != results.len() {
         return Err(StoreError::Fenced);
     }
-    let replayed: Vec<Uuid> = each().filter(|result| result.revision > 0).map(|result| result.id.0).collect();
+    let size = packed.iter().map(|bundle| bundle.len() + 200).sum();
+    let mut copy = Copy::new(WRITE_RESULTS, 7, size);
+    for (result, packed) in results.iter().zip(packed) {
+        copy.row()
+            .bigint(result.seq.0)
+            .uuid(result.id.0)
+            .integer(pack::count_to(result.revision))
+            .text(&pack::text(&result.mapping))
+            .maybe(result.quarantined.as_deref().map(pack::text).as_deref().map(str::as_bytes))
+            .maybe(pack::issues_to(&result.issues).as_deref().map(str::as_bytes))
+            .value(packed);
+    }
+    copy.send(&mut *conn).await?;
+    keep_quarantine(conn, results, &closed).await
+}
+
+/// Writes down the keys of what is in quarantine now, and lets go of what was.
+async fn keep_quarantine(
+    conn: &mut PgConnection,
+    results: &[MessageResult],
+    closed: &[PgRow],
+) -> Result<(), StoreError> {
+    let replayed: Vec<Uuid> =
+        results.iter().filter(|result| result.revision > 0).map(|result| result.id.0).collect();
     if !replayed.is_empty() {
         sqlx::query("DELETE FROM quarantine WHERE message = ANY($1)")
             .bind(replayed)
             .execute(&mut *conn)
             .await?;
     }
+    let quarantined: HashSet<Uuid> =
+        results.iter().filter(|result| result.quarantined.is_some()).map(|result| result.id.0).collect();
+    if quarantined.is_empty() {
+        return Ok(());
+    }
     let (mut keys, mut messages) = (Vec::new(), Vec::new());
-    for row in &closed {
-        if let Some(message) = row.try_get::<Option<Uuid>, _>(0)? {
+    for row in closed {
+        let message: Uuid = row.try_get(0)?;
+        if quarantined.contains(&message) {
             for key in pack::keys_from_bytes(row.try_get(1)?)? {
                 keys.push(key.0);
                 messages.push(message);
             }
         }
     }
-    if !keys.is_empty() {
-        sqlx::query(
-            "INSERT INTO quarantine (key, message) SELECT * FROM unnest($1::bigint[], $2::uuid[]) ON CONFLICT DO NOTHING",
-        )
-        .bind(keys)
-        .bind(messages)
-        .execute(conn)
-        .await?;
-    }
+    sqlx::query(
+        "INSERT INTO quarantine (key, message) SELECT * FROM unnest($1::bigint[], $2::uuid[]) ON CONFLICT DO NOTHING",
+    )
+    .bind(keys)
+    .bind(messages)
+    .execute(conn)
+    .await?;
     Ok(())
 }
 
 async fn write_resources(conn: &mut PgConnection, rows: &[ResourceRow]) -> Result<(), StoreError> {
     let (new, changed): (Vec<_>, Vec<_>) = rows.iter().partition(|row| row.follows == 0);
-    for (sql, rows, with_follows) in [(WRITE_RESOURCES, new, false), (CHANGE_RESOURCES, changed, true)] {
-        if rows.is_empty() {
-            continue;
+    if !new.is_empty() {
+        let size = new.iter().map(|row| row.packed.len() + 100).sum();
+        let mut copy = Copy::new(WRITE_RESOURCES, 6, size);
+        for row in new {
+            copy.row()
+                .uuid(row.id)
+                .text(&row.resource_type)
+                .bigint(row.version)
+                .value(&row.packed)
+                .maybe(row.replaced_by.as_ref().map(|id| &id.as_bytes()[..]))
+                .uuid(row.message.0);
         }
-        let each = || rows.iter();
-        let mut query = sqlx::query(sql)
-            .bind(each().map(|row| row.id).collect::<Vec<_>>())
-            .bind(each().map(|row| row.resource_type.as_str()).collect::<Vec<_>>())
-            .bind(each().map(|row| row.version).collect::<Vec<_>>())
-            .bind(each().map(|row| row.packed.as_slice()).collect::<Vec<_>>())
-            .bind(each().map(|row| row.replaced_by).collect::<Vec<_>>())
-            .bind(each().map(|row| row.message.0).collect::<Vec<_>>());
-        if with_follows {
-            query = query.bind(each().map(|row| row.follows).collect::<Vec<_>>());
-        }
-        let written = query.execute(&mut *conn).await?.rows_affected();
-        if written != rows.len() as u64 {
-            return Err(StoreError::Conflict);
-        }
+        copy.send(&mut *conn).await?;
     }
-    Ok(())
+    if changed.is_empty() {
+        return Ok(());
+    }
+    let each = || changed.iter();
+    let written = sqlx::query(CHANGE_RESOURCES)
+        .bind(each().map(|row| row.id).collect::<Vec<_>>())
+        .bind(each().map(|row| row.version).collect::<Vec<_>>())
+        .bind(each().map(|row| row.packed.as_slice()).collect::<Vec<_>>())
+        .bind(each().map(|row| row.replaced_by).collect::<Vec<_>>())
+        .bind(each().map(|row| row.message.0).collect::<Vec<_>>())
+        .bind(each().map(|row| row.follows).collect::<Vec<_>>())
+        .execute(conn)
+        .await?
+        .rows_affected();
+    if written == changed.len() as u64 { Ok(()) } else { Err(StoreError::Conflict) }
 }
 
 async fn write_aliases(conn: &mut PgConnection, rows: &AliasRows) -> Result<(), StoreError> {

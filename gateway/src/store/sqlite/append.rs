@@ -2,6 +2,7 @@
 
 use super::rows::Rows;
 use super::{Sqlite, Writing};
+use crate::store::recent::{Arrived, Waiting};
 use crate::store::{Appended, NewMessage, OpenMessage, StoreError, intake, pack};
 use schemas::message::{LaneSet, MessageId, OrderKey, Seq};
 use sqlx::Row;
@@ -10,14 +11,11 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 const READ_OPEN: &str = "
-SELECT i.seq, i.id, i.revision, i.keys, m.received_us, m.format, m.sender, m.message_type, m.context, m.bytes
-FROM (
+SELECT seq, id, revision, keys FROM (
     SELECT seq, id, revision, keys, sum(size) OVER (ORDER BY seq) AS bytes_so_far, row_number() OVER (ORDER BY seq) AS place
     FROM (SELECT seq, id, revision, keys, size FROM inbox WHERE seq > ? AND lanes & ? <> 0 ORDER BY seq LIMIT ?)
 ) AS i
-CROSS JOIN message m ON m.seq = i.seq
-WHERE i.place = 1 OR i.bytes_so_far <= ?
-ORDER BY i.seq";
+WHERE place = 1 OR bytes_so_far <= ? ORDER BY seq";
 
 impl Sqlite {
     pub(super) async fn append_batch(&self, batch: Vec<NewMessage>) -> Result<Vec<Appended>, StoreError> {
@@ -28,6 +26,7 @@ impl Sqlite {
         let mut tx = self.write().await?;
         append(&mut tx, &mut batch).await?;
         tx.commit().await?;
+        self.recent.arrived(batch.to_write().map(|row| &row.message));
         Ok(batch.answers())
     }
 
@@ -45,22 +44,44 @@ impl Sqlite {
             .bind(i64::try_from(bytes_max).unwrap_or(i64::MAX))
             .fetch_all(&self.readers)
             .await?;
-        rows.iter().map(open_message).collect()
+        let waiting = rows.iter().map(waiting).collect::<Result<Vec<_>, _>>()?;
+        let mut arrived = self.recent.messages(waiting.iter().map(|each| each.id));
+        let absent: Vec<Seq> =
+            waiting.iter().filter(|each| !arrived.contains_key(&each.id)).map(|each| each.seq).collect();
+        if !absent.is_empty() {
+            let mut conn = self.readers.acquire().await?;
+            let head = "SELECT id, received_us, format, sender, message_type, context, bytes FROM message WHERE seq IN (";
+            let rows =
+                Rows::new(&absent).one_each(&mut conn, head, ")", |query, seq| query.bind(seq.0)).await?;
+            for row in &rows {
+                arrived.insert(MessageId(row.try_get(0)?), arrived_from(row)?);
+            }
+        }
+        let open = waiting.into_iter().filter_map(|each| {
+            let arrived = arrived.remove(&each.id)?;
+            Some(each.with(arrived))
+        });
+        Ok(open.collect())
     }
 }
 
-fn open_message(row: &SqliteRow) -> Result<OpenMessage, StoreError> {
-    Ok(OpenMessage {
+fn waiting(row: &SqliteRow) -> Result<Waiting, StoreError> {
+    Ok(Waiting {
         seq: Seq(row.try_get(0)?),
         id: MessageId(row.try_get(1)?),
         revision: pack::count(row.try_get(2)?),
         keys: pack::keys_from_bytes(row.try_get(3)?)?,
-        received_at: pack::time(row.try_get(4)?)?,
-        format: intake::format_from(row.try_get(5)?)?,
-        sender: row.try_get::<&str, _>(6)?.into(),
-        message_type: row.try_get(7)?,
-        context: row.try_get(8)?,
-        bytes: pack::expand(row.try_get(9)?)?,
+    })
+}
+
+fn arrived_from(row: &SqliteRow) -> Result<Arrived, StoreError> {
+    Ok(Arrived {
+        received_at: pack::time(row.try_get(1)?)?,
+        format: intake::format_from(row.try_get(2)?)?,
+        sender: row.try_get::<&str, _>(3)?.into(),
+        message_type: row.try_get(4)?,
+        context: row.try_get(5)?,
+        bytes: pack::expand(row.try_get(6)?)?,
     })
 }
 

@@ -103,16 +103,20 @@ impl Sqlite {
         &self,
         of: &[(MessageId, u32)],
     ) -> Result<HashMap<(MessageId, u32), Content>, StoreError> {
+        let mut contents = self.recent.contents(of);
+        let absent: Vec<&(MessageId, u32)> = of.iter().filter(|of| !contents.contains_key(of)).collect();
+        if absent.is_empty() {
+            return Ok(contents);
+        }
         let mut conn = self.readers.acquire().await?;
         let head = "WITH u (message, revision) AS (VALUES ";
         let tail = ") SELECT r.message, r.revision, r.bundle, m.bytes, m.format, m.sender, m.message_type, m.received_us
             FROM u CROSS JOIN result r ON r.message = u.message AND r.revision = u.revision CROSS JOIN message m ON m.id = u.message";
-        let rows = Rows::new(of)
+        let rows = Rows::new(&absent)
             .tuples_found(&mut conn, head, 2, tail, |query, (message, revision)| {
                 query.bind(message.0).bind(revision)
             })
             .await?;
-        let mut contents = HashMap::with_capacity(rows.len());
         for row in &rows {
             let content = Content {
                 bundle: pack::expand(row.try_get(2)?)?,

@@ -10,6 +10,7 @@ mod record;
 mod rows;
 
 use crate::store::migrate::{self, Applied};
+use crate::store::recent::Recent;
 use crate::store::{
     Appended, Books, Content, DeadLetter, DeliveryChange, Lease, NewMessage, OpenDelivery, OpenMessage,
     Query, RecordTx, Request, Retention, Role, Store, StoreError, Summary, Timeline, pack,
@@ -53,6 +54,7 @@ pub(super) struct Sqlite {
     /// The connection that writes. Taken out while in use, so that work given up half way closes it.
     writer: Arc<Mutex<Option<SqliteConnection>>>,
     readers: SqlitePool,
+    recent: Arc<Recent>,
     /// Locked as long as this gateway has the file; unlocked by the system, however the process ends.
     lock: Option<File>,
 }
@@ -120,6 +122,7 @@ impl Sqlite {
             options,
             writer: Arc::new(Mutex::new(Some(writer))),
             readers,
+            recent: Arc::default(),
             lock,
         })
     }

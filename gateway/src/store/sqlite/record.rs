@@ -3,6 +3,7 @@
 
 use super::rows::Rows;
 use super::{Sqlite, Writing, begin, clock, hold};
+use crate::store::recent::Recent;
 use crate::store::recording::{self, AliasRows, Resolved, ResourceRow};
 use crate::store::{
     Alias, Lease, MessageResult, NewDelivery, RecordTx, Recording, StoreError, StoredResource, pack,
@@ -22,6 +23,7 @@ pub(super) struct Recorder {
     options: SqliteConnectOptions,
     leases: Vec<Lease>,
     resolved: Resolved,
+    recent: Arc<Recent>,
 }
 
 impl Recorder {
@@ -34,6 +36,7 @@ impl Recorder {
             options: store.options.clone(),
             leases: leases.to_vec(),
             resolved: Resolved::new(),
+            recent: Arc::clone(&store.recent),
         })
     }
 }
@@ -91,6 +94,7 @@ impl RecordTx for Recorder {
         write_aliases(&mut tx, &aliases).await?;
         let numbers = write_deliveries(&mut tx, &deliveries).await?;
         tx.commit().await?;
+        self.recent.recorded(recording::bundles(results));
         Ok(numbers)
     }
 }

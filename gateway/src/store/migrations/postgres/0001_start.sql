@@ -61,7 +61,7 @@ CREATE TABLE result (
     message uuid NOT NULL,
     revision integer NOT NULL,
     seq bigint NOT NULL,
-    recorded_us bigint NOT NULL,
+    recorded_us bigint NOT NULL DEFAULT (extract(epoch from clock_timestamp()) * 1000000)::bigint,
     mapping text NOT NULL,
     quarantined text,
     issues text,
