@@ -4,13 +4,13 @@ use super::{Answer, Api, outcome};
 use crate::ingest::keys::Keys;
 use crate::ingest::senders::Known;
 use crate::normalize::waiters::{Changed, Done};
-use crate::store::{Format, NewMessage};
+use crate::store::{Format, NewMessage, Refused};
 use adapters::Verdict;
 use bytes::Bytes;
 use hyper::http::request::Parts;
 use hyper::{Method, StatusCode, header};
 use schemas::fhir;
-use schemas::issue::Severity;
+use schemas::issue::{Issue, Severity};
 use schemas::message::MessageId;
 use serde_json::{Value, json};
 use std::net::SocketAddr;
@@ -20,6 +20,8 @@ use uuid::Uuid;
 const DEPTH_MAX: usize = 64;
 /// The most entries of one Bundle.
 const ENTRIES_MAX: usize = 5_000;
+/// How much of a refused body is kept, in bytes.
+const KEPT_MAX: usize = 64 << 10;
 
 /// What a client asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,6 +32,16 @@ pub enum Interaction {
     Create(String),
     /// `PUT /fhir/[type]/[id]`
     Update(String, String),
+}
+
+impl std::fmt::Display for Interaction {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Interaction::Bundle => f.write_str("POST Bundle"),
+            Interaction::Create(kind) => write!(f, "POST {kind}"),
+            Interaction::Update(kind, _) => write!(f, "PUT {kind}"),
+        }
+    }
 }
 
 /// Reads the interaction from a method and a path below `/fhir`.
@@ -79,39 +91,10 @@ pub async fn write(
     body: Bytes,
     peer: SocketAddr,
 ) -> Answer {
-    let resource = match parse(&body) {
-        Ok(resource) => resource,
-        Err(answer) => return answer,
+    let (resource, label) = match read(&interaction, &body) {
+        Ok(read) => read,
+        Err(refusal) => return refuse(api, client, &interaction, body, refusal).await,
     };
-    let kind = resource["resourceType"].as_str().unwrap_or_default().to_owned();
-    let label = match &interaction {
-        Interaction::Bundle => {
-            let bundle_type = resource["type"].as_str().unwrap_or_default();
-            if kind != "Bundle" || !matches!(bundle_type, "transaction" | "batch" | "message") {
-                let text = "expected a Bundle of type transaction, batch or message";
-                return outcome::answer(StatusCode::BAD_REQUEST, "invalid", text);
-            }
-            format!("Bundle {bundle_type}")
-        }
-        Interaction::Create(expected) | Interaction::Update(expected, _) if *expected != kind => {
-            let text = format!("expected a {expected}, as the address says");
-            return outcome::answer(StatusCode::BAD_REQUEST, "invalid", &text);
-        }
-        Interaction::Create(kind) => format!("POST {kind}"),
-        Interaction::Update(kind, id) => {
-            if resource["id"].as_str() != Some(id) {
-                return outcome::answer(
-                    StatusCode::BAD_REQUEST,
-                    "invalid",
-                    "the id of the resource is not that of the address",
-                );
-            }
-            format!("PUT {kind}")
-        }
-    };
-    if let Err(answer) = check(&resource) {
-        return answer;
-    }
     if interaction == Interaction::Bundle && resource["type"] == "batch" {
         return batch(api, client, head, &resource, peer).await;
     }
@@ -160,26 +143,38 @@ fn single(resource: &Value, done: &Done) -> Answer {
     };
     let mut resource = resource.clone();
     resource["id"] = json!(changed.id.to_string());
-    resource["meta"]["versionId"] = json!(changed.version.to_string());
+    if let Some(version) = changed.version {
+        resource["meta"]["versionId"] = json!(version.to_string());
+    }
     let status = if changed.created { StatusCode::CREATED } else { StatusCode::OK };
     let mut answer = outcome::resource(status, &resource);
-    let location = format!("/fhir/{}/{}/_history/{}", changed.resource_type, changed.id, changed.version);
     let headers = answer.headers_mut();
-    if let Ok(value) = location.parse() {
+    if let Ok(value) = format!("/fhir/{}", location(changed)).parse() {
         headers.insert(header::LOCATION, value);
     }
-    if let Ok(value) = format!("W/\"{}\"", changed.version).parse() {
+    if let Some(Ok(value)) = changed.version.map(|version| format!("W/\"{version}\"").parse()) {
         headers.insert(header::ETAG, value);
     }
     answer
 }
 
+/// Where a resource is; with its version, unless this is the repeat of a write and the version has moved on.
+fn location(changed: &Changed) -> String {
+    match changed.version {
+        Some(version) => format!("{}/{}/_history/{version}", changed.resource_type, changed.id),
+        None => format!("{}/{}", changed.resource_type, changed.id),
+    }
+}
+
 fn entry(changed: &Changed) -> Value {
-    json!({"response": {
+    let mut response = json!({
         "status": if changed.created { "201 Created" } else { "200 OK" },
-        "location": format!("{}/{}/_history/{}", changed.resource_type, changed.id, changed.version),
-        "etag": format!("W/\"{}\"", changed.version),
-    }})
+        "location": location(changed),
+    });
+    if let Some(version) = changed.version {
+        response["etag"] = json!(format!("W/\"{version}\""));
+    }
+    json!({ "response": response })
 }
 
 /// A batch: each entry is a message of its own and has its own outcome.
@@ -236,24 +231,13 @@ async fn one(
     label: String,
     asynchronous: bool,
 ) -> Result<Option<Done>, Answer> {
-    let id = MessageId(Uuid::now_v7());
     let keys = keys(resource, &client.name);
-    let waiting = api.waiters.register(id);
     let message = NewMessage {
-        id,
-        received_at: jiff::Timestamp::now(),
-        sender: client.name.clone(),
-        source: "http".into(),
-        format: Format::FhirJson,
-        control_id: key.chars().take(199).collect(),
-        message_type: label,
-        version: "4.0.1".to_owned(),
-        bytes: body,
         keys: keys.order,
         patient_hashes: keys.patients,
-        rejected: None,
-        context: client.context(),
+        ..new_message(client, key, label, body)
     };
+    let waiting = api.waiters.register(message.id);
     let stored = match api.ingest.keep(message).await {
         Verdict::Stored(stored) => stored,
         Verdict::Rejected(rejection) => {
@@ -288,21 +272,109 @@ fn later(text: &str) -> Answer {
     answer
 }
 
-fn parse(body: &[u8]) -> Result<Value, Answer> {
+/// Why a body is not taken.
+struct Refusal {
+    status: StatusCode,
+    /// Of the value set issue-type.
+    code: &'static str,
+    /// Each with its place; a single one without a place if the body as a whole is at fault.
+    issues: Vec<Issue>,
+}
+
+impl Refusal {
+    fn new(status: StatusCode, code: &'static str, text: impl Into<String>) -> Self {
+        Refusal { status, code, issues: vec![Issue::new(Severity::Error, code, "", text)] }
+    }
+}
+
+/// Keeps a refused body as a final row, for the operator, then says why. The client is told even if the row could not be
+/// written: it keeps what it sent.
+async fn refuse(
+    api: &Api,
+    client: &Known,
+    interaction: &Interaction,
+    body: Bytes,
+    refusal: Refusal,
+) -> Answer {
+    let first = refusal.issues.first();
+    let refused = Refused {
+        answer: format!("HTTP {}", refusal.status.as_u16()),
+        code: 0,
+        location: first.map_or(String::new(), |issue| issue.path.clone()),
+        text: first.map_or(String::new(), |issue| issue.text.clone()),
+    };
+    let kept = body.slice(..body.len().min(KEPT_MAX));
+    let message =
+        NewMessage { rejected: Some(refused), ..new_message(client, "", interaction.to_string(), kept) };
+    tracing::warn!(message_id = %message.id, status = refusal.status.as_u16(), "request refused");
+    if let Verdict::Unavailable { reason } = api.ingest.keep(message).await {
+        tracing::error!(error = %reason, "a refused request could not be kept");
+    }
+    outcome::of_issues(refusal.status, refusal.code, &refusal.issues)
+}
+
+/// A message for the store, without keys.
+fn new_message(client: &Known, key: &str, label: String, bytes: Bytes) -> NewMessage {
+    NewMessage {
+        id: MessageId(Uuid::now_v7()),
+        received_at: jiff::Timestamp::now(),
+        sender: client.name.clone(),
+        source: "http".into(),
+        format: Format::FhirJson,
+        control_id: key.chars().take(199).collect(),
+        message_type: label,
+        version: "4.0.1".to_owned(),
+        bytes,
+        keys: Vec::new(),
+        patient_hashes: Vec::new(),
+        rejected: None,
+        context: client.context(),
+    }
+}
+
+/// Reads and checks a body; answers the resource and what the write is called.
+fn read(interaction: &Interaction, body: &[u8]) -> Result<(Value, String), Refusal> {
+    let resource = parse(body)?;
+    let kind = resource["resourceType"].as_str().unwrap_or_default();
+    let wrong = |text: &str| Err(Refusal::new(StatusCode::BAD_REQUEST, "invalid", text));
+    let label = match interaction {
+        Interaction::Bundle => match resource["type"].as_str() {
+            Some(bundle_type @ ("transaction" | "batch" | "message")) if kind == "Bundle" => {
+                format!("Bundle {bundle_type}")
+            }
+            _ => return wrong("expected a Bundle of type transaction, batch or message"),
+        },
+        Interaction::Create(expected) | Interaction::Update(expected, _) if *expected != kind => {
+            return wrong("the resource is of another type than the address says");
+        }
+        Interaction::Update(_, id) if resource["id"].as_str() != Some(id) => {
+            return wrong("the id of the resource is not that of the address");
+        }
+        Interaction::Create(_) | Interaction::Update(..) => interaction.to_string(),
+    };
+    let issues: Vec<_> =
+        fhir::validate(&resource).into_iter().filter(|issue| issue.severity == Severity::Error).collect();
+    if !issues.is_empty() {
+        return Err(Refusal { status: StatusCode::UNPROCESSABLE_ENTITY, code: "invalid", issues });
+    }
+    Ok((resource, label))
+}
+
+fn parse(body: &[u8]) -> Result<Value, Refusal> {
     if depth(body) > DEPTH_MAX {
         let text = format!("nested more than {DEPTH_MAX} levels deep");
-        return Err(outcome::answer(StatusCode::BAD_REQUEST, "too-costly", &text));
+        return Err(Refusal::new(StatusCode::BAD_REQUEST, "too-costly", text));
     }
     let value: Value = serde_json::from_slice(body).map_err(|error| {
         let text = format!("not JSON: line {}, column {}", error.line(), error.column());
-        outcome::answer(StatusCode::BAD_REQUEST, "structure", &text)
+        Refusal::new(StatusCode::BAD_REQUEST, "structure", text)
     })?;
     if value["resourceType"].as_str().is_none() {
-        return Err(outcome::answer(StatusCode::BAD_REQUEST, "structure", "resourceType is missing"));
+        return Err(Refusal::new(StatusCode::BAD_REQUEST, "structure", "resourceType is missing"));
     }
     if value["entry"].as_array().is_some_and(|entries| entries.len() > ENTRIES_MAX) {
         let text = format!("a Bundle has at most {ENTRIES_MAX} entries");
-        return Err(outcome::answer(StatusCode::PAYLOAD_TOO_LARGE, "too-long", &text));
+        return Err(Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, "too-long", text));
     }
     Ok(value)
 }
@@ -324,15 +396,6 @@ fn depth(body: &[u8]) -> usize {
         }
     }
     deepest
-}
-
-fn check(resource: &Value) -> Result<(), Answer> {
-    let issues: Vec<_> =
-        fhir::validate(resource).into_iter().filter(|issue| issue.severity == Severity::Error).collect();
-    if issues.is_empty() {
-        return Ok(());
-    }
-    Err(outcome::of_issues(StatusCode::UNPROCESSABLE_ENTITY, "invalid", &issues))
 }
 
 /// Every patient that a resource or Bundle names, by identifier or by reference.

@@ -155,17 +155,21 @@ async fn answer(api: &Api, request: Request<Incoming>, peer: SocketAddr, names: 
             if let Err(refused) = fhir::acceptable(&head) {
                 return refused;
             }
-            let body = match Limited::new(body, api.http.body_max).collect().await {
-                Ok(body) => body.to_bytes(),
-                Err(error) if error.is::<http_body_util::LengthLimitError>() => {
+            let read = Limited::new(body, api.http.body_max).collect();
+            let body = match tokio::time::timeout(api.http.timeout, read).await {
+                Ok(Ok(body)) => body.to_bytes(),
+                Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => {
                     return outcome::answer(
                         StatusCode::PAYLOAD_TOO_LARGE,
                         "too-long",
                         &format!("the body is larger than {} bytes", api.http.body_max),
                     );
                 }
-                Err(_) => {
+                Ok(Err(_)) => {
                     return outcome::answer(StatusCode::BAD_REQUEST, "incomplete", "the body ended early");
+                }
+                Err(_) => {
+                    return outcome::answer(StatusCode::REQUEST_TIMEOUT, "timeout", "the body took too long");
                 }
             };
             fhir::write(api, &client, &head, interaction, body, peer).await

@@ -7,7 +7,7 @@ pub mod commit;
 pub mod keys;
 pub mod senders;
 
-use crate::normalize::waiters::{Done, Waiters};
+use crate::normalize::waiters::{Changed, Done, Waiters};
 use crate::store::{Appended, Format, NewMessage, Refused, Store};
 use adapters::{Intake, Outcome, Received, Rejection, RejectionKind, Stored, Verdict};
 use async_trait::async_trait;
@@ -81,7 +81,9 @@ impl Ingest {
         match self.store.timeline(message).await {
             Ok(Some(timeline)) => {
                 if let Some((_, result)) = timeline.results.into_iter().next_back() {
-                    return Some(Done { quarantined: result.quarantined, resources: Vec::new() });
+                    let created = timeline.summary.message_type.starts_with("POST");
+                    let resources = resources_of(&result.bundle, created);
+                    return Some(Done { quarantined: result.quarantined, resources });
                 }
                 waiting.await.ok()
             }
@@ -258,6 +260,23 @@ impl Intake for Ingest {
             }
         }
     }
+}
+
+/// The resources of a recorded Bundle, but for the Provenance that Pons adds.
+fn resources_of(bundle: &[u8], created: bool) -> Vec<Changed> {
+    let bundle: serde_json::Value = serde_json::from_slice(bundle).unwrap_or_default();
+    let resources = bundle["entry"].as_array().into_iter().flatten().map(|entry| &entry["resource"]);
+    resources
+        .filter(|resource| resource["resourceType"] != "Provenance")
+        .filter_map(|resource| {
+            Some(Changed {
+                resource_type: resource["resourceType"].as_str()?.to_owned(),
+                id: resource["id"].as_str()?.parse().ok()?,
+                version: None,
+                created,
+            })
+        })
+        .collect()
 }
 
 /// The sender's name of what could not be attributed to anybody.

@@ -329,7 +329,7 @@ impl Merge {
         taken.changed.push(Changed {
             resource_type: contribution.resource_type.to_string(),
             id,
-            version: current.version,
+            version: Some(current.version),
             created: !existed,
         });
         if watched {

@@ -22,8 +22,8 @@ pub struct Changed {
     pub resource_type: String,
     /// Its id.
     pub id: Uuid,
-    /// Its version now.
-    pub version: i64,
+    /// Its version now; unknown for a repeat, whose first may have been long ago.
+    pub version: Option<i64>,
     /// Whether it was not there before.
     pub created: bool,
 }
