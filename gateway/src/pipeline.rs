@@ -57,6 +57,9 @@ pub enum StartError {
     /// The broker's settings cannot work.
     #[error("bus: {0}")]
     Bus(String),
+    /// The folder of mappings cannot be read.
+    #[error("{0}")]
+    Folder(String),
     /// A folder or an address could not be had.
     #[error("{what}: {error}")]
     Io {
@@ -202,7 +205,7 @@ pub fn catalog_with(folder: Option<&Path>) -> Result<Catalog, StartError> {
     let mut files = Catalog::builtin_files();
     if let Some(folder) = folder {
         let own = crate::files::mappings(folder)
-            .map_err(|error| StartError::Io { what: folder.display().to_string(), error })?;
+            .map_err(|error| StartError::Folder(format!("cannot read {}: {error}", folder.display())))?;
         // A file of the same name stands in place of the built-in one.
         files.retain(|(name, _)| !own.iter().any(|(other, _)| other == name));
         files.extend(own);

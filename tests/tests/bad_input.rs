@@ -242,3 +242,151 @@ async fn nothing_of_a_patient_is_logged_whatever_comes() {
     assert_alive(&gateway).await;
     gateway.no_canary_logged(&canaries).unwrap();
 }
+
+/// What `pons search` finds in this state, newest first.
+async fn found(gateway: &Gateway, state: &str) -> Vec<serde_json::Value> {
+    let (code, found) = gateway.pons(&["search", "--state", state, "--format", "json"]).await.unwrap();
+    assert_eq!(code, Some(0));
+    found.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+/// Asks until so many are found in this state: what is kept of refused bytes is written beside the answer.
+async fn until_rejected(gateway: &Gateway, count: usize) {
+    let began = std::time::Instant::now();
+    while found(gateway, "rejected").await.len() < count {
+        assert!(began.elapsed() < WAIT, "{count} rejected ones are found");
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
+async fn a_header_that_lacks_what_it_must_say_is_refused_by_name() {
+    let gateway = Gateway::start(&Setup::default()).await.unwrap();
+    let mut other = Connection::open(gateway.mllp).await.unwrap();
+    for (name, bytes, expected) in [
+        ("no MSH-9", changed("|ADT^A01^ADT_A01|C1|", "||C2|"), ack("AR", "C2", &["200"])),
+        ("no trigger", changed("|ADT^A01^ADT_A01|C1|", "|ADT|C3|"), ack("AR", "C3", &["201"])),
+        // Who names no version gets the ERR segment of old, which has no ERR-3.
+        ("MSH alone", b"MSH|^~\\&".to_vec(), ack("AE", "", &[""])),
+        ("MSH-10 null", changed("|C1|", "|\"\"|"), ack("AE", "", &["101"])),
+    ] {
+        assert_eq!(answer(&gateway, &bytes).await, expected, "{name}");
+    }
+    assert_eq!(found(&gateway, "rejected").await.len(), 4);
+    // Another sender's connection was open all the while.
+    other.send(&message(GOOD)).await.unwrap();
+    assert_eq!(receive(&mut other).await, ack("AA", "C1", &[]));
+}
+
+#[tokio::test]
+async fn a_wrong_character_set_is_taken_and_told() {
+    let gateway = Gateway::start(&Setup::default()).await.unwrap();
+    let declared = |id: &str, charset: &str| {
+        let header = format!("{}||||||{charset}", GOOD.replace("C1", id));
+        String::from_utf8(message(&header)).unwrap()
+    };
+    let cases: [(&str, Vec<u8>, &str); 3] = [
+        // U+00FC in ISO 8859-1, where UTF-8 is promised.
+        ("W1", spoil(&declared("W1", "UNICODE UTF-8"), 0xFC), "charset"),
+        ("W2", declared("W2", "KLINGON").into_bytes(), "charset-unknown"),
+        ("W3", declared("W3", "8859/1").replace("JANE", "J\u{e4}NE").into_bytes(), "charset-untrue"),
+    ];
+    for (id, bytes, _) in &cases {
+        assert_eq!(answer(&gateway, bytes).await, ack("AA", id, &[]), "{id}");
+    }
+    for (id, _, code) in &cases {
+        let timeline = routed(&gateway, id).await;
+        assert!(timeline.contains(code), "{id}: {timeline}");
+    }
+    assert!(!gateway.log().contains("TEST^J"), "nothing of a name is logged");
+}
+
+/// Puts one byte that is no UTF-8 into the patient's name.
+fn spoil(text: &str, byte: u8) -> Vec<u8> {
+    let at = text.find("JANE").unwrap();
+    let mut bytes = text.as_bytes().to_vec();
+    bytes[at + 1] = byte;
+    bytes
+}
+
+/// The timeline of the message with this control id, once it is routed.
+async fn routed(gateway: &Gateway, control_id: &str) -> String {
+    let began = std::time::Instant::now();
+    loop {
+        let (_, found) = gateway
+            .pons(&["search", "--control-id", control_id, "--state", "routed", "--format", "json"])
+            .await
+            .unwrap();
+        if let Some(line) = found.lines().next() {
+            let row: serde_json::Value = serde_json::from_str(line).unwrap();
+            let (code, shown) = gateway.pons(&["show", row["id"].as_str().unwrap()]).await.unwrap();
+            assert_eq!(code, Some(0));
+            return shown;
+        }
+        assert!(began.elapsed() < WAIT, "{control_id} is not routed in time");
+    }
+}
+
+#[tokio::test]
+async fn a_batch_is_answered_with_a_batch_and_each_of_its_messages_by_itself() {
+    let gateway = Gateway::start(&Setup::default()).await.unwrap();
+    let batch = [
+        b"BHS|^~\\&|ADT1|GENHOSP|PONS|HIE|20260101||||B1\r".to_vec(),
+        changed("|C1|", "|B2|"),
+        changed("ADT^A01^ADT_A01|C1", "XYZ^Q99|B3"),
+        changed("|C1|", "|B4|"),
+        b"BTS|3\r".to_vec(),
+    ]
+    .concat();
+    let mut connection = Connection::open(gateway.mllp).await.unwrap();
+    connection.send(&batch).await.unwrap();
+    let answer = String::from_utf8(connection.receive(WAIT).await.unwrap()).unwrap();
+    let acks: Vec<String> = answer
+        .split('\r')
+        .filter(|line| line.starts_with("MSA|"))
+        .map(|line| line.split('|').skip(1).take(2).collect::<Vec<_>>().join(" "))
+        .collect();
+    assert_eq!(acks, ["AA B2", "AR B3", "AA B4"]);
+    assert!(answer.starts_with("BHS|") && answer.contains("\rBTS|3"), "a batch of answers");
+    let rejected = found(&gateway, "rejected").await;
+    assert_eq!(rejected.len(), 1);
+    assert_eq!(rejected[0]["control_id"], "B3");
+    assert!(!gateway.log().contains("JANE"));
+}
+
+#[tokio::test]
+async fn another_protocol_and_noise_are_kept_and_harm_nobody() {
+    let gateway = Gateway::start(&Setup::default()).await.unwrap();
+    let mut other = Connection::open(gateway.mllp).await.unwrap();
+    let request = b"GET / HTTP/1.1\r\nHost: pons.test\r\nUser-Agent: curl\r\n\r\n";
+    let client_hello =
+        [&[0x16, 0x03, 0x01, 0x02, 0x00, 0x01, 0x00, 0x01, 0xFC, 0x03, 0x03][..], &[7; 506]].concat();
+    for wrong in [&request[..], &client_hello] {
+        let mut wire = TcpStream::connect(gateway.mllp).await.unwrap();
+        tokio::io::AsyncWriteExt::write_all(&mut wire, wrong).await.unwrap();
+        tokio::io::AsyncWriteExt::shutdown(&mut wire).await.unwrap();
+        let mut back = Vec::new();
+        let ended =
+            tokio::time::timeout(WAIT, tokio::io::AsyncReadExt::read_to_end(&mut wire, &mut back)).await;
+        assert!(ended.is_ok(), "the connection is closed");
+        assert_eq!(back, b"", "nothing is answered to what is no MLLP");
+    }
+    until_rejected(&gateway, 2).await;
+    // Noise, in a frame and bare, the same on every run.
+    let mut rng = tests::generate::Rng::new(2026);
+    for turn in 0..24 {
+        let length = 1 + rng.below(4096) as usize;
+        let mut noise: Vec<u8> = (0..length).map(|_| rng.number() as u8).collect();
+        if turn % 3 == 0 {
+            noise.splice(0..0, *b"MSH|^~\\&|");
+        }
+        let mut wire = Connection::open(gateway.mllp).await.unwrap();
+        // The other side may close before all of it is written.
+        let _ = if turn % 2 == 0 { wire.send(&noise).await } else { wire.raw(&noise).await };
+        drop(wire);
+        other.send(&changed("|C1|", &format!("|N{turn}|"))).await.unwrap();
+        assert_eq!(receive(&mut other).await, ack("AA", &format!("N{turn}"), &[]), "after noise {turn}");
+    }
+    until_rejected(&gateway, 10).await;
+    assert!(gateway.usage().unwrap().memory_peak < 300 << 20);
+}

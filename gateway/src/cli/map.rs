@@ -66,8 +66,17 @@ pub(super) fn main(arguments: &Arguments) -> Outcome {
     let mapper = Mapper { catalog: &catalog, arguments, zone };
     let mut exit = Exit::Ok;
     for file in &arguments.files {
-        let bytes = read(file)?;
         let name = file.display().to_string();
+        let bytes = match read(file) {
+            Ok(bytes) => bytes,
+            Err(failure) => {
+                // The others are still mapped.
+                let issue = Issue::new(Severity::Error, "not-read", "", failure.text);
+                complain(&diagnostic(&name, 0, &issue).to_string());
+                exit = Exit::Data;
+                continue;
+            }
+        };
         let File { messages, issues } = file::read(&bytes, None, &LIMITS);
         for issue in &issues {
             complain(&diagnostic(&name, 0, issue).to_string());
@@ -76,7 +85,7 @@ pub(super) fn main(arguments: &Arguments) -> Outcome {
             let issue =
                 Issue::new(Severity::Error, "no-message", "", "there is no HL7 v2 message in this input");
             complain(&diagnostic(&name, 0, &issue).to_string());
-            exit = Exit::Failed;
+            exit = failed(exit);
         }
         let each = in_order(messages.len(), arguments.jobs, |index| {
             let message = &messages[index];
@@ -88,11 +97,16 @@ pub(super) fn main(arguments: &Arguments) -> Outcome {
             }
             match one.bundle {
                 Some(bundle) => print(&bundle)?,
-                None => exit = Exit::Failed,
+                None => exit = failed(exit),
             }
         }
     }
     Ok(exit)
+}
+
+/// How a run ends in which a message failed: a file that could not be read at all is told first.
+fn failed(before: Exit) -> Exit {
+    if before == Exit::Data { before } else { Exit::Failed }
 }
 
 /// Runs a function over indexes on several threads and answers the results in order.

@@ -27,7 +27,11 @@ pub(super) fn main(arguments: &Arguments) -> Outcome {
         let mut exit = Exit::Ok;
         for file in &arguments.files {
             let bytes = read(file)?;
-            for (index, piece) in split(&bytes).pieces.iter().enumerate() {
+            let pieces = split(&bytes).pieces;
+            if pieces.is_empty() {
+                return Err(Failure::new(Exit::Data, format!("there is no message in {}", file.display())));
+            }
+            for (index, piece) in pieces.iter().enumerate() {
                 let original = Bytes::copy_from_slice(&bytes[piece.range.clone()]);
                 let outgoing = Outgoing {
                     delivery: DeliveryId(Uuid::now_v7()),

@@ -1,0 +1,332 @@
+//! The verbs as scripts use them: every form of input, every option of a search, every way to end.
+
+#![expect(clippy::unwrap_used, reason = "a test may fail anywhere")]
+
+use serde_json::Value;
+use std::io::Write;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+use tests::gateway::{Gateway, Setup, Subscription, binary};
+use tests::generate::{Kind, Population, Run};
+use tests::receiver::Receiver;
+use tests::sender::Connection;
+use tests::webhook::{Behaviour, Webhook};
+
+const WAIT: Duration = Duration::from_secs(20);
+
+/// How a run of `pons` ended: exit code, standard output, standard error.
+type Ended = (Option<i32>, String, String);
+
+/// Runs `pons` in a folder, with something on its standard input.
+async fn pons(folder: &Path, arguments: &[&str], input: &[u8]) -> Ended {
+    let mut child = Command::new(binary().await.unwrap())
+        .args(arguments)
+        .current_dir(folder)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    let input = input.to_vec();
+    // A program that reads nothing closes the pipe, which is no failure of the test.
+    let writer = std::thread::spawn(move || drop(stdin.write_all(&input)));
+    let output = tokio::task::spawn_blocking(move || child.wait_with_output()).await.unwrap().unwrap();
+    writer.join().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (output.status.code(), text(output.stdout), text(output.stderr))
+}
+
+/// Some messages of one stay, and the strings that may not be shown.
+fn stay() -> (Vec<String>, Vec<Vec<u8>>) {
+    let mut population = Population::new(Run::new(2), 7, 1);
+    let kinds = [Kind::Admit, Kind::Result, Kind::Update, Kind::Discharge];
+    let messages = kinds.iter().map(|kind| population.message(*kind, 0).bytes).collect();
+    (population.canaries(), messages)
+}
+
+/// The resources of each Bundle, without the Provenance, which names the message by its very bytes.
+fn resources(out: &str) -> Vec<Vec<Value>> {
+    out.lines()
+        .map(|line| {
+            let bundle: Value = serde_json::from_str(line).unwrap();
+            let entries = bundle["entry"].as_array().unwrap();
+            let resources = entries.iter().map(|entry| entry["resource"].clone());
+            resources.filter(|resource| resource["resourceType"] != "Provenance").collect()
+        })
+        .collect()
+}
+
+fn replaced(messages: &[Vec<u8>], end: &str) -> Vec<u8> {
+    String::from_utf8(messages.concat()).unwrap().replace('\r', end).into_bytes()
+}
+
+#[tokio::test]
+async fn map_reads_every_form_in_which_messages_lie_in_files() {
+    let folder = tempfile::tempdir().unwrap();
+    let (_, messages) = stay();
+    let framed: Vec<u8> =
+        messages.iter().flat_map(|message| [b"\x0B", &message[..], b"\x1C\r"].concat()).collect();
+    let batch = [b"FHS|^~\\&|A|B\rBHS|^~\\&|A|B\r", &messages.concat()[..], b"BTS|4\rFTS|1\r"].concat();
+    let expected = {
+        let (code, out, error) = pons(folder.path(), &["map", "-"], &messages.concat()).await;
+        assert_eq!((code, out.lines().count()), (Some(0), 4), "{error}");
+        resources(&out)
+    };
+    for (form, bytes) in [
+        ("LF", replaced(&messages, "\n")),
+        ("CRLF", replaced(&messages, "\r\n")),
+        ("frames", framed),
+        ("batch", batch),
+        ("with a byte order mark", [b"\xEF\xBB\xBF", &messages.concat()[..]].concat()),
+    ] {
+        std::fs::write(folder.path().join("in.hl7"), &bytes).unwrap();
+        let (code, out, error) = pons(folder.path(), &["map", "in.hl7"], b"").await;
+        assert_eq!(code, Some(0), "{form}: {error}");
+        assert_eq!(resources(&out), expected, "{form}");
+    }
+    let one: Vec<String> = (0..4).map(|n| format!("{n}.hl7")).collect();
+    for (name, message) in one.iter().zip(&messages) {
+        std::fs::write(folder.path().join(name), message).unwrap();
+    }
+    let arguments: Vec<&str> = std::iter::once("map").chain(one.iter().map(String::as_str)).collect();
+    let (code, out, _) = pons(folder.path(), &arguments, b"").await;
+    assert_eq!((code, resources(&out)), (Some(0), expected), "a file a message");
+}
+
+#[tokio::test]
+async fn map_gives_the_same_bytes_again_and_with_many_jobs() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut population = Population::new(Run::new(3), 8, 5);
+    let input: Vec<u8> = (0..40)
+        .flat_map(|turn| {
+            let patient = turn % 5;
+            population.message(population.next_kind(patient), patient).bytes
+        })
+        .collect();
+    let once = pons(folder.path(), &["map", "-"], &input).await;
+    assert_eq!((once.0, once.1.lines().count()), (Some(0), 40));
+    assert_eq!(pons(folder.path(), &["map", "-"], &input).await, once, "again");
+    assert_eq!(pons(folder.path(), &["map", "--jobs", "4", "-"], &input).await, once, "four at once");
+}
+
+#[tokio::test]
+async fn map_tells_what_failed_in_json_and_writes_the_others() {
+    let folder = tempfile::tempdir().unwrap();
+    let (canaries, messages) = stay();
+    let text = |message: &[u8]| String::from_utf8(message.to_vec()).unwrap();
+    let broken = [
+        text(&messages[0]),
+        text(&messages[1]).replace("ORU^R01^ORU_R01", "XYZ^Q99"),
+        text(&messages[2]).replace("|ADT^A08", "|ADT^Q98"),
+        text(&messages[3]),
+    ];
+    std::fs::write(folder.path().join("some.hl7"), broken.concat()).unwrap();
+    let (code, out, error) = pons(folder.path(), &["map", "some.hl7"], b"").await;
+    assert_eq!((code, out.lines().count()), (Some(1), 2), "{error}");
+    let diagnostics: Vec<Value> = error.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let failed: Vec<(&str, u64)> = diagnostics
+        .iter()
+        .filter(|line| line["severity"] == "error")
+        .map(|line| (line["file"].as_str().unwrap(), line["message"].as_u64().unwrap()))
+        .collect();
+    assert_eq!(failed, [("some.hl7", 2), ("some.hl7", 3)]);
+    assert!(canaries.iter().all(|canary| !error.contains(canary)), "a value in a diagnostic");
+
+    // A file that is not there is told like everything else, and the next one is still mapped.
+    let (code, out, error) = pons(folder.path(), &["map", "missing.hl7", "some.hl7"], b"").await;
+    assert_eq!((code, out.lines().count()), (Some(65), 2));
+    let first: Value = serde_json::from_str(error.lines().next().unwrap()).unwrap();
+    assert_eq!((&first["file"], &first["code"]), (&"missing.hl7".into(), &"not-read".into()));
+
+    for nothing in ["", "hello", "\x0B\x1C\r"] {
+        let (code, out, error) = pons(folder.path(), &["map", "-"], nothing.as_bytes()).await;
+        assert_eq!((code, out.as_str()), (Some(1), ""), "{nothing:?}");
+        serde_json::from_str::<Value>(error.lines().next().unwrap()).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn check_tells_every_mistake_at_once_with_its_place() {
+    let folder = tempfile::tempdir().unwrap();
+    let bad = "\
+data_dir: data
+retention: 5
+http: {listen: '0.0.0.0:8080', body_max: lots}
+sources:
+  - {name: main, adapter: mllp, listen: '127.0.0.1:0', frame_maxx: 1MiB}
+senders:
+  - {name: genhosp, facility: GENHOSP, zone: Mars/Olympus}
+subscriptions:
+  - name: insurer
+    topics: [encounter-begin]
+    senders: [genhopsital]
+    destination: {adapter: rest-hook}
+";
+    std::fs::write(folder.path().join("pons.yaml"), bad).unwrap();
+    let (code, out, error) = pons(folder.path(), &["check", "--config", "pons.yaml"], b"").await;
+    assert_eq!((code, out.as_str()), (Some(78), ""), "{error}");
+    for (line, key) in [
+        (2, "retention"),
+        (3, "listen"),
+        (3, "body_max"),
+        (5, "frame_max"),
+        (7, "zone"),
+        (10, "topics"),
+        (11, "genhopsital"),
+        (12, "url"),
+    ] {
+        let place = format!("pons.yaml:{line}:");
+        let told = error.lines().any(|told| {
+            let column = told.strip_prefix(&place).and_then(|rest| rest.split(':').next());
+            column.is_some_and(|column| column.parse::<u32>().is_ok()) && told.contains(key)
+        });
+        assert!(told, "{place} {key}: {error}");
+    }
+    assert!(error.contains("did you mean `frame_max`?"), "{error}");
+
+    assert_eq!(pons(folder.path(), &["check"], b"").await.0, Some(0), "the embedded default is right");
+    assert_eq!(pons(folder.path(), &["check", "no-such-folder"], b"").await.0, Some(78));
+    let mappings = folder.path().join("mappings");
+    std::fs::create_dir(&mappings).unwrap();
+    std::fs::write(mappings.join("own.yaml"), "segment_map: own\nfrom: PIDX\nto: Patientt\n").unwrap();
+    let (code, _, error) = pons(folder.path(), &["check", "mappings"], b"").await;
+    assert_eq!(code, Some(78), "{error}");
+    assert!(error.contains("own.yaml:"), "{error}");
+}
+
+/// Sends each message on one connection and waits for its answer.
+async fn send(gateway: &Gateway, messages: &[Vec<u8>]) {
+    let mut connection = Connection::open(gateway.mllp).await.unwrap();
+    for message in messages {
+        connection.send(message).await.unwrap();
+        connection.receive(WAIT).await.unwrap();
+    }
+}
+
+/// The control ids that a search finds, newest first.
+async fn search(gateway: &Gateway, options: &[&str]) -> Vec<String> {
+    let arguments = [&["search", "--format", "json"], options].concat();
+    let (code, out) = gateway.pons(&arguments).await.unwrap();
+    assert_eq!(code, Some(0), "{options:?}");
+    let row = |line: &str| serde_json::from_str::<Value>(line).unwrap();
+    out.lines().map(|line| row(line)["control_id"].as_str().unwrap().to_owned()).collect()
+}
+
+async fn until(gateway: &Gateway, options: &[&str], count: usize) -> Vec<String> {
+    let began = Instant::now();
+    loop {
+        let found = search(gateway, options).await;
+        if found.len() == count {
+            return found;
+        }
+        assert!(began.elapsed() < WAIT, "{options:?} finds {} and not {count}", found.len());
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
+async fn search_finds_by_each_of_its_options_and_show_shows_no_patient() {
+    let run = Run::fresh();
+    let hook = Webhook::start(run).await.unwrap();
+    let refusing = Webhook::start(run).await.unwrap();
+    refusing.behave(Behaviour::Refuse(422));
+    let setup = Setup {
+        subscriptions: vec![
+            Subscription::webhook("insurer", &["encounter-start"], &hook.url()),
+            Subscription::webhook("archive", &["encounter-end"], &refusing.url()),
+        ],
+        ..Setup::default()
+    };
+    let gateway = Gateway::start(&setup).await.unwrap();
+    let mut population = Population::new(run, 3, 2);
+    let canaries = population.canaries();
+    let sent: Vec<_> = [(Kind::Admit, 0), (Kind::Admit, 1), (Kind::Result, 0), (Kind::Discharge, 0)]
+        .map(|(kind, patient)| population.message(kind, patient))
+        .to_vec();
+    let id = |at: usize| sent[at].control_id.clone();
+    let bytes: Vec<Vec<u8>> = sent.iter().map(|message| message.bytes.clone()).collect();
+    let training = String::from_utf8(bytes[0].clone()).unwrap().replace("|P|2.5.1", "|T|2.5.1");
+    send(&gateway, &bytes).await;
+    send(&gateway, &[training.replace(&id(0), "TRAINING").into_bytes()]).await;
+
+    assert_eq!(until(&gateway, &["--state", "parked"], 1).await, [id(3)]);
+    assert_eq!(until(&gateway, &["--state", "delivered"], 2).await, [id(1), id(0)]);
+    assert_eq!(until(&gateway, &["--state", "routed"], 4).await.len(), 4);
+    // Of its options each finds what it names and nothing else.
+    let mrn = |at: usize| {
+        let text = String::from_utf8(bytes[at].clone()).unwrap();
+        let (_, rest) = text.split_once("\rPID|1||").unwrap();
+        rest.split('^').next().unwrap().to_owned()
+    };
+    assert_eq!(search(&gateway, &["--patient", &mrn(0)]).await, [id(3), id(2), id(0)]);
+    assert_eq!(search(&gateway, &["--patient", &mrn(1)]).await, [id(1)]);
+    assert_eq!(search(&gateway, &["--control-id", &id(2)]).await, [id(2)]);
+    assert_eq!(search(&gateway, &["--type", "ORU^R01"]).await, [id(2)]);
+    assert_eq!(search(&gateway, &["--type", "ADT", "--state", "routed"]).await, [id(3), id(1), id(0)]);
+    assert_eq!(search(&gateway, &["--state", "rejected"]).await, ["TRAINING"]);
+    assert_eq!(search(&gateway, &["--sender", "genhosp"]).await.len(), 4);
+    assert_eq!(search(&gateway, &["--sender", "nobody"]).await, [] as [&str; 0]);
+    assert_eq!(search(&gateway, &["--since", "1h"]).await.len(), 5);
+    assert_eq!(search(&gateway, &["--since", "2999-01-01T00:00:00Z"]).await, [] as [&str; 0]);
+    assert_eq!(search(&gateway, &["--limit", "2", "--state", "routed"]).await, [id(3), id(2)]);
+    assert_eq!(search(&gateway, &["--patient", &mrn(0), "--type", "ADT^A03"]).await, [id(3)]);
+
+    let (_, found) = gateway.pons(&["search", "--state", "parked", "--format", "json"]).await.unwrap();
+    let parked: Value = serde_json::from_str(found.lines().next().unwrap()).unwrap();
+    let parked = parked["id"].as_str().unwrap();
+    let (code, shown) = gateway.pons(&["show", parked]).await.unwrap();
+    assert_eq!(code, Some(0));
+    for part in ["received", "mapped by", "to archive", "encounter-end", "attempt 1: HTTP 422", "parked"] {
+        assert!(shown.contains(part), "{part}: {shown}");
+    }
+    let (_, table) = gateway.pons(&["search"]).await.unwrap();
+    for canary in &canaries {
+        assert!(!shown.contains(canary) && !table.contains(canary), "a value is shown unasked");
+    }
+    let (_, all) = gateway.pons(&["show", "--show-phi", parked]).await.unwrap();
+    assert!(canaries.iter().take(3).all(|canary| all.contains(canary)), "asked for, it is shown");
+    let nobody = "01890000-0000-7000-8000-000000000000";
+    assert_eq!(gateway.pons(&["show", nobody]).await.unwrap(), (Some(1), String::new()));
+    assert_eq!(gateway.pons(&["replay", nobody]).await.unwrap().0, Some(1));
+    assert_eq!(gateway.pons(&["replay"]).await.unwrap().0, Some(2), "a replay of everything is not meant");
+    gateway.no_canary_logged(&canaries).unwrap();
+}
+
+#[tokio::test]
+async fn send_ends_by_what_it_was_answered() {
+    let folder = tempfile::tempdir().unwrap();
+    let (_, messages) = stay();
+    std::fs::write(folder.path().join("all.hl7"), messages.concat()).unwrap();
+    std::fs::write(folder.path().join("empty.hl7"), "").unwrap();
+    let gateway = Gateway::start(&Setup::default()).await.unwrap();
+    let to = gateway.mllp.to_string();
+    let (code, out, error) = pons(folder.path(), &["send", "--to", &to, "all.hl7"], b"").await;
+    assert_eq!((code, out.lines().count()), (Some(0), 4), "{error}");
+    for (at, line) in out.lines().enumerate() {
+        assert!(line.starts_with(&format!("all.hl7#{} ", at + 1)) && line.ends_with("CA"), "{line}");
+    }
+    assert_eq!(until(&gateway, &["--state", "routed"], 4).await.len(), 4);
+    // What is refused fails, and the others are sent.
+    let mixed = [
+        String::from_utf8(messages[0].clone()).unwrap().replace("|P|2.5.1", "|T|2.5.1").into_bytes(),
+        messages[1].clone(),
+    ];
+    let (code, out, _) = pons(folder.path(), &["send", "--to", &to, "-"], &mixed.concat()).await;
+    assert_eq!((code, out.lines().count()), (Some(1), 2), "{out}");
+    let receiver = Receiver::start(Run::new(2)).await.unwrap();
+    let other = receiver.address().to_string();
+    assert_eq!(pons(folder.path(), &["send", "--to", &other, "all.hl7"], b"").await.0, Some(0));
+    assert_eq!(receiver.accepted(), 4);
+    for (arguments, expected) in [
+        (&["send", "--to", "127.0.0.1:1", "all.hl7"][..], 69),
+        (&["send", "--to", "nowhere", "all.hl7"], 2),
+        (&["send", "--to", &to, "missing.hl7"], 65),
+        (&["send", "--to", &to, "empty.hl7"], 65),
+        (&["send", "all.hl7"], 2),
+    ] {
+        let (code, out, error) = pons(folder.path(), arguments, b"").await;
+        assert_eq!((code, out.as_str()), (Some(expected), ""), "{arguments:?}: {error}");
+    }
+}
