@@ -1,0 +1,312 @@
+//! FHIR over HTTP as a client sees it: what is taken and with which answer, what is refused and how it says so.
+
+#![expect(clippy::unwrap_used, reason = "a test may fail anywhere")]
+
+use serde_json::{Value, json};
+use std::time::{Duration, Instant};
+use tests::gateway::{Gateway, Setup, Subscription};
+use tests::generate::Run;
+use tests::webhook::Webhook;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+const WAIT: Duration = Duration::from_secs(20);
+const JSON: (&str, &str) = ("content-type", "application/fhir+json");
+/// What may stand in no log.
+const NAME: &str = "TESTKANARI";
+const TOKEN: &str = "t0ken-of-the-portal";
+
+/// An answer: status, headers in lower case, body.
+struct Answer {
+    status: u16,
+    head: String,
+    body: String,
+}
+
+impl Answer {
+    fn json(&self) -> Value {
+        serde_json::from_str(&self.body).unwrap()
+    }
+
+    fn header(&self, name: &str) -> Option<&str> {
+        let start = format!("{name}: ");
+        self.head.lines().find_map(|line| line.strip_prefix(start.as_str()))
+    }
+
+    /// Asserts that it is an OperationOutcome with an error, and answers its text.
+    fn outcome(&self, status: u16) -> String {
+        assert_eq!(self.status, status, "{}", self.body);
+        let outcome = self.json();
+        assert_eq!(schemas::fhir::validate(&outcome), []);
+        assert_eq!(outcome["resourceType"], "OperationOutcome");
+        assert_eq!(outcome["issue"][0]["severity"], "error");
+        assert!(!self.body.contains(NAME), "a value in an outcome");
+        outcome["issue"].to_string()
+    }
+}
+
+/// Writes a head and, after it, a body; reads until the other side closes.
+async fn exchange(
+    gateway: &Gateway,
+    request: &str,
+    headers: &[(&str, &str)],
+    body: &[u8],
+    length: usize,
+) -> Answer {
+    let mut wire = TcpStream::connect(gateway.http).await.unwrap();
+    let mut head =
+        format!("{request} HTTP/1.1\r\nhost: pons.test\r\nconnection: close\r\ncontent-length: {length}\r\n");
+    for (name, value) in headers {
+        head.push_str(&format!("{name}: {value}\r\n"));
+    }
+    wire.write_all(format!("{head}\r\n").as_bytes()).await.unwrap();
+    // Whoever is refused by the head alone may find the connection closed.
+    let _ = wire.write_all(body).await;
+    let mut answer = Vec::new();
+    tokio::time::timeout(WAIT, wire.read_to_end(&mut answer)).await.expect("an answer in time").ok();
+    let answer = String::from_utf8(answer).unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").expect("an HTTP answer");
+    Answer {
+        status: head.split(' ').nth(1).unwrap().parse().unwrap(),
+        head: head.replace("\r\n", "\n"),
+        body: body.to_owned(),
+    }
+}
+
+async fn ask(gateway: &Gateway, request: &str, headers: &[(&str, &str)], body: &[u8]) -> Answer {
+    let authorization = format!("Bearer {TOKEN}");
+    let headers = [&[("authorization", authorization.as_str())], headers].concat();
+    exchange(gateway, request, &headers, body, body.len()).await
+}
+
+async fn post(gateway: &Gateway, request: &str, resource: &Value) -> Answer {
+    ask(gateway, request, &[JSON], resource.to_string().as_bytes()).await
+}
+
+/// A gateway that knows a client by its token, and one HL7 v2 sender.
+async fn start(setup: &Setup) -> Gateway {
+    let mut gateway = Gateway::configure(setup).unwrap();
+    let yaml = std::fs::read_to_string(gateway.config()).unwrap();
+    let portal = "senders:\n  - {name: portal, token: {file: portal.token}}\n";
+    let yaml = yaml.replacen("senders:\n", portal, 1).replace("senders: [genhosp]", "senders: [portal]");
+    std::fs::write(gateway.config(), yaml).unwrap();
+    std::fs::write(gateway.config().with_file_name("portal.token"), TOKEN).unwrap();
+    gateway.spawn().await.unwrap();
+    gateway.ready(Duration::from_secs(60)).await.unwrap();
+    gateway
+}
+
+fn patient(value: &str) -> Value {
+    json!({
+        "resourceType": "Patient", "identifier": [{"system": "urn:oid:2.999.1", "value": value}],
+        "name": [{"family": NAME, "given": ["JANE"]}], "birthDate": "1970-01-01",
+    })
+}
+
+fn transaction(kind: &str) -> Value {
+    json!({"resourceType": "Bundle", "type": kind, "entry": [
+        {"fullUrl": "urn:uuid:0d4e1a3c-8a52-4f53-9a55-0e5d3b3b9a01", "resource": patient("T1"),
+         "request": {"method": "POST", "url": "Patient"}},
+        {"fullUrl": "urn:uuid:0d4e1a3c-8a52-4f53-9a55-0e5d3b3b9a02",
+         "resource": {"resourceType": "Encounter", "status": "in-progress",
+            "identifier": [{"system": "urn:oid:2.999.2", "value": "V1"}],
+            "class": {"system": "http://terminology.hl7.org/CodeSystem/v3-ActCode", "code": "IMP"},
+            "subject": {"reference": "urn:uuid:0d4e1a3c-8a52-4f53-9a55-0e5d3b3b9a01"}},
+         "request": {"method": "POST", "url": "Encounter"}},
+    ]})
+}
+
+#[tokio::test]
+async fn a_transaction_is_applied_answered_and_sent_on() {
+    let hook = Webhook::start(Run::new(1)).await.unwrap();
+    let setup = Setup {
+        subscriptions: vec![Subscription::webhook("insurer", &["encounter-start"], &hook.url())],
+        ..Setup::default()
+    };
+    let gateway = start(&setup).await;
+    let answer = post(&gateway, "POST /fhir", &transaction("transaction")).await;
+    assert_eq!(answer.status, 200, "{}", answer.body);
+    assert!(answer.header("content-type").unwrap().starts_with("application/fhir+json"));
+    let bundle = answer.json();
+    assert_eq!(schemas::fhir::validate(&bundle), []);
+    assert_eq!(bundle["type"], "transaction-response");
+    let entries: Vec<(&str, &str)> = bundle["entry"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|entry| &entry["response"])
+        .map(|one| (one["status"].as_str().unwrap(), one["location"].as_str().unwrap()))
+        .collect();
+    assert_eq!(entries.len(), 2);
+    for ((status, location), kind) in entries.iter().zip(["Patient/", "Encounter/"]) {
+        assert_eq!(*status, "201 Created");
+        assert!(location.starts_with(kind) && location.ends_with("/_history/1"), "{location}");
+    }
+    let began = Instant::now();
+    while hook.accepted() < 1 {
+        assert!(began.elapsed() < WAIT, "the subscriber is told");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let told: Value = serde_json::from_slice(&hook.last_body()).unwrap();
+    let id = entries[0].1.split('/').nth(1).unwrap();
+    assert!(told.to_string().contains(id) && told.to_string().contains(NAME));
+    // Half of a transaction is none: the second entry is wrong, so the first is not made.
+    let mut wrong = transaction("transaction");
+    wrong["entry"][0]["resource"] = patient("T2");
+    wrong["entry"][1]["resource"]["status"] = json!("begun");
+    let place = post(&gateway, "POST /fhir", &wrong).await.outcome(422);
+    assert!(place.contains("Bundle.entry[1].resource.status"), "{place}");
+    let again = post(&gateway, "POST /fhir/Patient", &patient("T2")).await;
+    assert_eq!(again.status, 201, "it was not there");
+    assert!(!gateway.log().contains(NAME) && !gateway.log().contains(TOKEN));
+}
+
+#[tokio::test]
+async fn a_batch_answers_each_entry_by_itself() {
+    let gateway = start(&Setup::default()).await;
+    let mut batch = transaction("batch");
+    let mut update = patient("T9");
+    update["id"] = json!("abc");
+    let entry = |resource: Value, method: &str, url: &str| json!({"resource": resource, "request": {"method": method, "url": url}});
+    let wrong = json!({"resourceType": "Patient", "birthDate": "yesterday"});
+    batch["entry"] = json!([
+        entry(patient("T1"), "POST", "Patient"),
+        entry(wrong, "POST", "Patient"),
+        {"request": {"method": "DELETE", "url": "Patient/1"}},
+        entry(update, "PUT", "Patient/abc"),
+    ]);
+    let answer = post(&gateway, "POST /fhir", &batch).await;
+    assert_eq!(answer.status, 200, "{}", answer.body);
+    let bundle = answer.json();
+    assert_eq!(bundle["type"], "batch-response");
+    let statuses: Vec<&str> = bundle["entry"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|entry| &entry["response"]["status"].as_str().unwrap()[..3])
+        .collect();
+    assert_eq!(statuses, ["201", "422", "405", "201"]);
+    assert_eq!(bundle["entry"][1]["response"]["outcome"]["resourceType"], "OperationOutcome");
+}
+
+#[tokio::test]
+async fn a_create_and_an_update_are_answered_with_the_resource() {
+    let gateway = start(&Setup::default()).await;
+    let created = post(&gateway, "POST /fhir/Patient", &patient("C1")).await;
+    assert_eq!(created.status, 201, "{}", created.body);
+    let resource = created.json();
+    assert_eq!(schemas::fhir::validate(&resource), []);
+    let id = resource["id"].as_str().unwrap();
+    assert_eq!(created.header("location"), Some(format!("/fhir/Patient/{id}/_history/1").as_str()));
+    assert_eq!(created.header("etag"), Some("W/\"1\""));
+    assert_eq!(resource["meta"]["versionId"], "1");
+    assert_eq!(resource["name"][0]["family"], NAME);
+
+    let mut update = patient("C2");
+    update["id"] = json!("own-id");
+    let put = async |resource: &Value| post(&gateway, "PUT /fhir/Patient/own-id", resource).await;
+    let first = put(&update).await;
+    update["gender"] = json!("female");
+    let second = put(&update).await;
+    assert_eq!((first.status, second.status), (201, 200));
+    assert_eq!(first.json()["id"], second.json()["id"], "the same resource");
+    assert_eq!(second.header("etag"), Some("W/\"2\""));
+    post(&gateway, "PUT /fhir/Patient/another", &update).await.outcome(400);
+    post(&gateway, "POST /fhir/Observation", &update).await.outcome(400);
+    assert!(!gateway.log().contains(NAME));
+}
+
+#[tokio::test]
+async fn a_key_that_comes_again_gets_what_was_done_and_does_nothing() {
+    let gateway = start(&Setup::default()).await;
+    let key = ("idempotency-key", "\"k-1\"");
+    for (request, body) in [("POST /fhir/Patient", patient("I1")), ("POST /fhir", transaction("transaction"))]
+    {
+        let body = body.to_string();
+        let first = ask(&gateway, request, &[JSON, key], body.as_bytes()).await;
+        let again = ask(&gateway, request, &[JSON, key], body.as_bytes()).await;
+        assert!(
+            first.status < 202 && again.status == first.status,
+            "{request}: {} {}",
+            again.status,
+            again.body
+        );
+        let place = |answer: &Answer| match answer.json()["entry"].as_array() {
+            None => answer.json()["id"].to_string(),
+            Some(entries) => entries
+                .iter()
+                .map(|entry| {
+                    entry["response"]["location"].as_str().unwrap().split("/_history").next().unwrap()
+                })
+                .collect(),
+        };
+        assert_eq!(place(&first), place(&again), "{request}");
+    }
+    let (_, found) = gateway.pons(&["search", "--control-id", "\"k-1\"", "--format", "json"]).await.unwrap();
+    assert_eq!(found.lines().count(), 2, "two writes, each once");
+}
+
+#[tokio::test]
+async fn what_is_refused_says_why_in_an_operation_outcome() {
+    let gateway = start(&Setup::default()).await;
+    let good = patient("R1").to_string();
+    let good = good.as_bytes();
+    // 401 by the head alone: the body is promised and never comes.
+    for headers in
+        [&[JSON][..], &[JSON, ("authorization", "Bearer wrong")], &[JSON, ("authorization", "Basic x")]]
+    {
+        let refused = exchange(&gateway, "POST /fhir/Patient", headers, b"", 1_000_000).await;
+        refused.outcome(401);
+        assert!(refused.header("www-authenticate").unwrap().starts_with("Bearer"));
+    }
+    ask(&gateway, "POST /fhir/Patient", &[("content-type", "text/plain")], good).await.outcome(415);
+    ask(&gateway, "POST /fhir/Patient", &[], good).await.outcome(415);
+    for request in
+        ["DELETE /fhir/Patient/1", "GET /fhir/Patient/1", "PUT /fhir/Patient", "PATCH /fhir/Patient/1"]
+    {
+        ask(&gateway, request, &[JSON], good).await.outcome(405);
+    }
+    ask(&gateway, "POST /fhir/Patient", &[JSON, ("if-none-exist", "identifier=x")], good).await.outcome(412);
+    let large = [&good[..good.len() - 1], &vec![b' '; 17 << 20], b"}"].concat();
+    ask(&gateway, "POST /fhir/Patient", &[JSON], &large).await.outcome(413);
+    for (wrong, status, place) in [
+        (&b"{"[..], 400, "line 1"),
+        (b"", 400, "JSON"),
+        (b"[]", 400, "resourceType"),
+        (&[b'['; 5000], 400, "levels"),
+        (br#"{"resourceType":"Patient","birthDate":"TESTKANARI"}"#, 422, "Patient.birthDate"),
+        (br#"{"resourceType":"Patient","nmae":[]}"#, 422, "Patient"),
+        (br#"{"resourceType":"Patient","gender":"TESTKANARI"}"#, 422, "Patient.gender"),
+        (b"{\"resourceType\":\"Patient\",\"language\":\"\xFF\"}", 400, "line"),
+    ] {
+        let told = ask(&gateway, "POST /fhir/Patient", &[JSON], wrong).await.outcome(status);
+        assert!(told.contains(place), "{place}: {told}");
+    }
+    post(&gateway, "POST /fhir", &json!({"resourceType": "Bundle", "type": "searchset"})).await.outcome(400);
+    // Every body that was read and refused is found again, and none of it ended anything.
+    let (_, found) = gateway.pons(&["search", "--state", "rejected", "--format", "json"]).await.unwrap();
+    assert_eq!(found.lines().count(), 9);
+    assert!(!found.contains(NAME));
+    assert_eq!(post(&gateway, "POST /fhir/Patient", &patient("R1")).await.status, 201);
+    let log = gateway.log();
+    assert!(!log.contains(NAME) && !log.contains("TESTKANARI") && !log.contains(TOKEN));
+}
+
+#[tokio::test]
+async fn the_capability_statement_tells_the_truth() {
+    let gateway = start(&Setup::default()).await;
+    let answer = exchange(&gateway, "GET /fhir/metadata", &[], b"", 0).await;
+    assert_eq!(answer.status, 200);
+    let statement = answer.json();
+    assert_eq!(schemas::fhir::validate(&statement), []);
+    assert_eq!(statement["fhirVersion"], "4.0.1");
+    let rest = &statement["rest"][0];
+    let codes = |list: &Value| -> Vec<String> {
+        list.as_array().unwrap().iter().map(|one| one["code"].as_str().unwrap().to_owned()).collect()
+    };
+    assert_eq!(codes(&rest["interaction"]), ["transaction", "batch"]);
+    let patient = rest["resource"].as_array().unwrap().iter().find(|one| one["type"] == "Patient").unwrap();
+    assert_eq!(codes(&patient["interaction"]), ["create", "update"]);
+    // What it does not name is not there.
+    ask(&gateway, "GET /fhir/Patient?name=x", &[], b"").await.outcome(405);
+}
