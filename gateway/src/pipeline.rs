@@ -45,6 +45,9 @@ const FEED: usize = 512;
 /// How many bytes a queue of the embedded bus holds at most.
 const EMBEDDED_QUEUE_BYTES: usize = 32 << 20;
 
+/// What had gone into a subscriber's own queue within this time is handed over again when the broker was wiped.
+const AGAIN_AFTER_WIPE: Duration = Duration::from_secs(3_600);
+
 /// Why the gateway did not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
@@ -268,6 +271,8 @@ fn deliverer(
             None => OnParked::Pass,
             Some(age_max) => OnParked::Block { age_max },
         },
+        // Nobody but the subscriber knows what it took from its own queue before the broker was wiped.
+        again_after_wipe: matches!(subscription.to, To::Queue(_)).then_some(AGAIN_AFTER_WIPE),
         ..deliver::Settings::default()
     };
     deliver::Subscription { name: subscription.name.clone(), settings, destination, counters }
