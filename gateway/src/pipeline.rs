@@ -23,6 +23,7 @@ use crate::lifecycle::RetryPolicy;
 use crate::normalize::{Mapper, Normalizer, Recorded, lanes, waiters::Waiters};
 use crate::route::{Router, publish::EpochWatch};
 use crate::store::{self, Content, Role, Store, StoreError};
+use crate::telemetry::{TelemetryError, health::Health, metrics::DeliverTimings, metrics::Metrics};
 use crate::upkeep;
 use adapters::Intake;
 use mappings::{Catalog, FileMistake};
@@ -32,7 +33,6 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
@@ -57,6 +57,9 @@ pub enum StartError {
     /// A mapping is wrong.
     #[error("{}", lines(.0))]
     Mappings(Vec<FileMistake>),
+    /// What is configured for telemetry cannot work.
+    #[error(transparent)]
+    Telemetry(#[from] TelemetryError),
     /// The broker's settings cannot work.
     #[error("bus: {0}")]
     Bus(String),
@@ -88,6 +91,9 @@ pub struct Running {
     pub store: Arc<dyn Store>,
     /// What each subscription's deliverer has counted.
     pub deliverers: Vec<(Arc<str>, Arc<Counters>)>,
+    /// What is counted and timed.
+    pub metrics: Arc<Metrics>,
+    health: Arc<Health>,
     intake: CancellationToken,
     work: CancellationToken,
     sources_at_work: TaskTracker,
@@ -108,20 +114,39 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     };
     let replica = Uuid::new_v4();
     let bus = open_bus(&config)?;
+    let metrics = Arc::new(Metrics::new(
+        config.sources.iter().map(|source| source.common.name.clone()),
+        config.senders.iter().map(|sender| sender.name.clone()),
+        config.otlp.as_deref(),
+    )?);
+    metrics.watch_bus(&bus);
     let (intake, work) = (CancellationToken::new(), CancellationToken::new());
     let (sources_at_work, at_work) = (TaskTracker::new(), TaskTracker::new());
     let senders =
         Senders::new(config.senders, config.sources.iter().map(|source| source.common.clone()).collect());
     let mapper = Arc::new(Mapper::new(catalog, namespace, senders.clone(), Limits::default()));
     let waiters = Arc::new(Waiters::default());
-    let room = Arc::new(AtomicBool::new(true));
+    let health = Arc::new(Health::new(intake.clone()));
 
     // ingest: made durable, then answered
     let (wake, woken) = watch::channel(Seq(0));
-    let committer = Committer::start(store.clone(), room.clone(), config.store_hold, wake.clone());
+    let committer = Committer::start(
+        store.clone(),
+        health.room.clone(),
+        config.store_hold,
+        wake.clone(),
+        metrics.clone(),
+    );
     let takes: Arc<dyn Takes> = mapper.clone();
-    let ingest =
-        Arc::new(Ingest::new(senders, committer, store.clone(), waiters.clone(), takes, Limits::default()));
+    let ingest = Arc::new(Ingest::new(
+        senders,
+        committer,
+        store.clone(),
+        waiters.clone(),
+        takes,
+        Limits::default(),
+        metrics.clone(),
+    ));
 
     // deliver: one deliverer a subscription
     let services = deliver::Services {
@@ -138,9 +163,10 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         let counters = Arc::new(Counters::default());
         feeds.insert(subscription.name.clone(), feed);
         deliverers.push((subscription.name.clone(), counters.clone()));
-        let one = deliverer(subscription, &bus, counters);
+        let one = deliverer(subscription, &bus, counters, metrics.timings(&subscription.name));
         at_work.spawn(deliver::run(one, services.clone(), fed, work.clone()));
     }
+    metrics.watch_deliverers(&deliverers);
 
     // normalize and route: mapped, merged and routed in one transaction a batch
     let router = Arc::new(Router::new(config.subscriptions, namespace));
@@ -151,12 +177,13 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         mapper,
         router,
         waiters: waiters.clone(),
+        metrics: metrics.clone(),
         hand_on: Arc::new(move |recorded| hand_on(&feeds, recorded)),
     };
     at_work.spawn(normalizer.run(woken, held, work.clone()));
     let keep =
         upkeep::Settings { retention_days: config.retention_days, reserve_bytes: config.reserve_bytes };
-    at_work.spawn(upkeep::run(store.clone(), keep, room.clone(), wake, work.clone()));
+    at_work.spawn(upkeep::run(store.clone(), keep, health.clone(), metrics.clone(), wake, work.clone()));
 
     // the doors open last
     let mut running = Running {
@@ -164,13 +191,15 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         sources: Vec::new(),
         store: store.clone(),
         deliverers,
+        metrics,
+        health,
         intake,
         work,
         sources_at_work,
         at_work,
         shutdown_wait: config.shutdown_wait,
     };
-    let opened = match listen(config.http, &ingest, waiters, room, &bus, &mut running).await {
+    let opened = match listen(config.http, &ingest, waiters, &bus, &mut running).await {
         Ok(()) => sources(config.sources, &ingest, &mut running).await,
         Err(error) => Err(error),
     };
@@ -178,6 +207,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         running.stop().await;
         return Err(error);
     }
+    running.health.started();
     Ok(running)
 }
 
@@ -195,6 +225,9 @@ impl Running {
         if tokio::time::timeout(self.shutdown_wait, self.at_work.wait()).await.is_err() {
             tracing::warn!("some work did not end in time; it goes on at the next start");
         }
+        // It waits for the collector, so not on a thread that others need.
+        let metrics = self.metrics;
+        let _ = tokio::task::spawn_blocking(move || metrics.stop()).await;
     }
 }
 
@@ -254,6 +287,7 @@ fn deliverer(
     subscription: &crate::config::Subscription,
     bus: &Arc<dyn Bus>,
     counters: Arc<Counters>,
+    timings: DeliverTimings,
 ) -> deliver::Subscription {
     let destination: Arc<dyn adapters::Destination> = match &subscription.to {
         To::Adapter(destination) => destination.clone(),
@@ -275,7 +309,7 @@ fn deliverer(
         again_after_wipe: matches!(subscription.to, To::Queue(_)).then_some(AGAIN_AFTER_WIPE),
         ..deliver::Settings::default()
     };
-    deliver::Subscription { name: subscription.name.clone(), settings, destination, counters }
+    deliver::Subscription { name: subscription.name.clone(), settings, destination, counters, timings }
 }
 
 /// Hands what was recorded to the deliverers, as far as they have room.
@@ -302,7 +336,7 @@ fn hand_on(feeds: &HashMap<Arc<str>, mpsc::Sender<Routed>>, recorded: Vec<Record
                 key: delivery.key,
                 topics: delivery.topics,
                 content,
-                traceparent: None,
+                traceparent: one.traceparent.clone(),
             };
             // Full, or led by another replica: the deliverer reads it from the store.
             let _ = feed.try_send(routed);
@@ -314,7 +348,6 @@ async fn listen(
     http: crate::config::Http,
     ingest: &Arc<Ingest>,
     waiters: Arc<Waiters>,
-    room: Arc<AtomicBool>,
     bus: &Arc<dyn Bus>,
     running: &mut Running,
 ) -> Result<(), StartError> {
@@ -323,13 +356,13 @@ async fn listen(
     let listener = TcpListener::bind(address).await.map_err(failed)?;
     running.http = Some(listener.local_addr().map_err(failed)?);
     let tls = http.tls.clone();
-    let (bus, deliverers) = (bus.clone(), running.deliverers.clone());
+    let (bus, metrics, health) = (bus.clone(), running.metrics.clone(), running.health.clone());
     let api = Arc::new(Api {
         ingest: ingest.clone(),
         waiters,
         http,
-        metrics: Box::new(move || crate::telemetry::metrics(&deliverers)),
-        ready: Box::new(move || crate::telemetry::ready(&room, &*bus)),
+        metrics: Box::new(move || metrics.text()),
+        ready: Box::new(move || health.readyz(&*bus)),
     });
     running.sources_at_work.spawn(api::serve(api, listener, tls, running.intake.clone()));
     Ok(())

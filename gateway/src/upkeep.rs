@@ -2,9 +2,11 @@
 //! and checking the books.
 
 use crate::store::{Retention, Store};
+use crate::telemetry::health::Health;
+use crate::telemetry::metrics::Metrics;
 use schemas::message::Seq;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval};
@@ -29,11 +31,12 @@ pub struct Settings {
     pub reserve_bytes: u64,
 }
 
-/// Works until `stop`. `room` is set to whether intake may go on; `wake` calls the normalizer for what was opened again.
+/// Works until `stop`. `health` is told whether there is room and whether the store answers; `wake` calls the normalizer for what was opened again.
 pub async fn run(
     store: Arc<dyn Store>,
     settings: Settings,
-    room: Arc<AtomicBool>,
+    health: Arc<Health>,
+    metrics: Arc<Metrics>,
     wake: watch::Sender<Seq>,
     stop: CancellationToken,
 ) {
@@ -47,10 +50,10 @@ pub async fn run(
             () = stop.cancelled() => return,
             _ = tick.tick() => {}
         }
-        requests(&*store, &wake).await;
+        requests(&*store, &wake, &health).await;
         if due(measured, ROOM_EVERY) {
             measured = Some(Instant::now());
-            watch_room(&*store, settings.reserve_bytes, &room).await;
+            watch_room(&*store, settings.reserve_bytes, &health, &metrics).await;
         }
         if due(kept, HOUSEKEEPING_EVERY) {
             kept = Some(Instant::now());
@@ -67,13 +70,15 @@ pub async fn run(
         }
         if due(audited, BOOKS_EVERY) {
             audited = Some(Instant::now());
-            audit(&*store).await;
+            audit(&*store, &metrics).await;
         }
     }
 }
 
-async fn requests(store: &dyn Store, wake: &watch::Sender<Seq>) {
-    match store.carry_out_requests(REQUESTS_MAX).await {
+async fn requests(store: &dyn Store, wake: &watch::Sender<Seq>, health: &Health) {
+    let carried_out = store.carry_out_requests(REQUESTS_MAX).await;
+    health.store(carried_out.is_ok());
+    match carried_out {
         Ok(0) => {}
         Ok(count) => {
             tracing::info!(count, "requests of a person carried out");
@@ -83,9 +88,12 @@ async fn requests(store: &dyn Store, wake: &watch::Sender<Seq>) {
     }
 }
 
-async fn watch_room(store: &dyn Store, reserve: u64, room: &AtomicBool) {
+async fn watch_room(store: &dyn Store, reserve: u64, health: &Health, metrics: &Metrics) {
     let free = match store.room().await {
-        Ok(Some(free)) => free,
+        Ok(Some(free)) => {
+            metrics.room(free);
+            free
+        }
         // A store on another machine keeps its own watch.
         Ok(None) => u64::MAX,
         Err(error) => {
@@ -94,7 +102,7 @@ async fn watch_room(store: &dyn Store, reserve: u64, room: &AtomicBool) {
         }
     };
     let enough = free >= reserve;
-    if room.swap(enough, Ordering::Relaxed) != enough {
+    if health.room.swap(enough, Ordering::Relaxed) != enough {
         if enough {
             tracing::info!(free, "there is room again; messages are taken");
         } else {
@@ -108,9 +116,10 @@ async fn watch_room(store: &dyn Store, reserve: u64, room: &AtomicBool) {
 }
 
 /// Everything received is final or open; anything else is a defect and said loudly.
-async fn audit(store: &dyn Store) {
+async fn audit(store: &dyn Store, metrics: &Metrics) {
     match store.books().await {
         Ok(books) => {
+            metrics.books(&books);
             for one in books {
                 let accounted =
                     one.routed_final + one.routed_open + one.quarantined + one.rejected + one.waiting;

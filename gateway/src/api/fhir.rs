@@ -5,6 +5,7 @@ use crate::ingest::keys::Keys;
 use crate::ingest::senders::Known;
 use crate::normalize::waiters::{Changed, Done};
 use crate::store::{Format, NewMessage, Refused};
+use crate::telemetry::trace;
 use adapters::Verdict;
 use bytes::Bytes;
 use hyper::http::request::Parts;
@@ -98,13 +99,7 @@ pub async fn write(
     if interaction == Interaction::Bundle && resource["type"] == "batch" {
         return batch(api, client, head, &resource, peer).await;
     }
-    let asynchronous = head
-        .headers
-        .get_all("prefer")
-        .iter()
-        .any(|value| value.to_str().is_ok_and(|value| value.contains("respond-async")));
-    let key = head.headers.get("idempotency-key").and_then(|value| value.to_str().ok()).unwrap_or_default();
-    match one(api, client, &resource, body, key, label, asynchronous).await {
+    match one(api, client, head, &resource, body, label).await {
         Err(answer) => answer,
         Ok(None) => outcome::resource(
             StatusCode::ACCEPTED,
@@ -234,16 +229,29 @@ async fn batch(api: &Api, client: &Known, head: &Parts, bundle: &Value, peer: So
 async fn one(
     api: &Api,
     client: &Known,
+    head: &Parts,
     resource: &Value,
     body: Bytes,
-    key: &str,
     label: String,
-    asynchronous: bool,
 ) -> Result<Option<Done>, Answer> {
+    let asynchronous = head
+        .headers
+        .get_all("prefer")
+        .iter()
+        .any(|value| value.to_str().is_ok_and(|value| value.contains("respond-async")));
+    let told = |name| head.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let key = told("idempotency-key");
+    // The trace of the client goes on; it is stored with the message and no part of what is mapped.
+    let traceparent = told("traceparent");
+    let context = match trace::read(traceparent) {
+        Some(_) => trace::into_context(&client.context(), traceparent),
+        None => client.context(),
+    };
     let keys = keys(resource, &client.name);
     let message = NewMessage {
         keys: keys.order,
         patient_hashes: keys.patients,
+        context,
         ..new_message(client, key, label, body)
     };
     let waiting = api.waiters.register(message.id);

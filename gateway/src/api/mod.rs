@@ -38,8 +38,8 @@ pub struct Api {
     pub http: Http,
     /// The text of `/metrics`.
     pub metrics: Box<dyn Fn() -> String + Send + Sync>,
-    /// Why the gateway is not ready, if it is not.
-    pub ready: Box<dyn Fn() -> Result<(), String> + Send + Sync>,
+    /// Whether the gateway is ready, and the text of `/readyz`.
+    pub ready: Box<dyn Fn() -> (bool, String) + Send + Sync>,
 }
 
 /// An answer, whole in memory.
@@ -130,10 +130,8 @@ async fn answer(api: &Api, request: Request<Incoming>, peer: SocketAddr, names: 
     match (&head.method, path) {
         (&Method::GET, "/livez") => return text(StatusCode::OK, "alive\n"),
         (&Method::GET, "/readyz") => {
-            return match (api.ready)() {
-                Ok(()) => text(StatusCode::OK, "ready\n"),
-                Err(why) => text(StatusCode::SERVICE_UNAVAILABLE, &format!("not ready: {why}\n")),
-            };
+            let (ready, lines) = (api.ready)();
+            return text(if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, &lines);
         }
         (&Method::GET, "/fhir/metadata") => return fhir::metadata(),
         _ => {}

@@ -33,7 +33,7 @@ pub(super) fn main(arguments: &ConfigArgument) -> Outcome {
         }
         tracing::info!("stopping");
         running.stop().await;
-        telemetry.stop();
+        telemetry.stop().await;
         Ok(Exit::Ok)
     })
 }
@@ -42,7 +42,10 @@ impl From<StartError> for Failure {
     fn from(error: StartError) -> Self {
         let exit = match &error {
             StartError::Store(error) => return Failure::from_store(error),
-            StartError::Mappings(_) | StartError::Bus(_) | StartError::Folder(_) => Exit::Configuration,
+            StartError::Mappings(_)
+            | StartError::Bus(_)
+            | StartError::Telemetry(_)
+            | StartError::Folder(_) => Exit::Configuration,
             StartError::Io { .. } => Exit::Unavailable,
         };
         Failure::new(exit, error.to_string())

@@ -12,6 +12,7 @@ use crate::lifecycle::Outcome;
 use crate::route::policy::{self, Decision};
 use crate::route::publish::bundle_in;
 use crate::store::{Content, DeadLetter, DeliveryChange, Lease, OpenDelivery, StoreError};
+use crate::telemetry::trace::Verb;
 use adapters::{DeliverError, Destination, Outgoing};
 use futures_util::FutureExt;
 use jiff::Timestamp;
@@ -19,7 +20,7 @@ use schemas::message::MessageId;
 use std::collections::HashMap;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
@@ -378,14 +379,38 @@ impl<'a> Tenure<'a> {
         }
     }
 
-    fn attempt(&mut self, trying: ToTry) {
+    fn attempt(&mut self, mut trying: ToTry) {
         Counters::add(&self.subscription.counters.attempts, 1);
         let destination = Arc::clone(&self.subscription.destination);
         let name = Arc::clone(&self.subscription.name);
-        let wait_max = self.settings.attempt_wait_max;
+        let (wait_max, timings) = (self.settings.attempt_wait_max, self.subscription.timings.clone());
         self.tasks.spawn(async move {
-            let number = trying.number;
-            Done::Tried(number, attempt(&*destination, name, trying, wait_max).await)
+            let (number, message) = (trying.number, trying.message);
+            let verb = Verb::begin("deliver", trying.traceparent.as_deref(), SystemTime::now());
+            let verb = verb.map(|mut verb| {
+                verb.note("message_id", message.to_string());
+                verb.note("delivery_id", trying.id.to_string());
+                verb.note("subscription", Arc::clone(&name));
+                verb.note("attempt", i64::from(trying.attempt));
+                trying.traceparent = Some(verb.traceparent());
+                verb
+            });
+            let ended = attempt(&*destination, name, trying, wait_max).await;
+            timings.attempted(ended.took);
+            if ended.outcome == Outcome::Accepted {
+                timings.delivered(message);
+            }
+            let failed = match ended.outcome {
+                Outcome::Accepted => None,
+                Outcome::Withheld => Some("withheld by policy"),
+                Outcome::Again { .. } => Some("to be repeated"),
+                Outcome::Away { .. } => Some("destination away"),
+                Outcome::Never => Some("refused for good"),
+            };
+            if let (Some(mut verb), Some(why)) = (verb, failed) {
+                verb.fail(why);
+            }
+            Done::Tried(number, ended)
         });
     }
 

@@ -19,6 +19,7 @@ use crate::bus::Bus;
 use crate::lifecycle::RetryPolicy;
 use crate::route::publish::EpochWatch;
 use crate::store::{Content, Store};
+use crate::telemetry::metrics::DeliverTimings;
 use adapters::Destination;
 use schemas::message::{DeliveryId, MessageId, OrderKey};
 use std::sync::Arc;
@@ -115,6 +116,8 @@ pub struct Subscription {
     pub destination: Arc<dyn Destination>,
     /// What is counted.
     pub counters: Arc<Counters>,
+    /// What is timed.
+    pub timings: DeliverTimings,
 }
 
 /// What every deliverer of the process shares.

@@ -145,6 +145,7 @@ pub(super) struct Batch {
 pub(super) struct ToTry {
     pub(super) number: i64,
     pub(super) id: DeliveryId,
+    pub(super) message: MessageId,
     pub(super) attempt: u32,
     /// The CloudEvents envelope.
     pub(super) event: Bytes,
@@ -576,6 +577,7 @@ impl Window {
         Some(ToTry {
             number,
             id: entry.id,
+            message: entry.message,
             attempt,
             event,
             original: entry.original.clone().unwrap_or_default(),

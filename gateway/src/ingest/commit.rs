@@ -1,6 +1,7 @@
 //! Group commit: while one transaction commits, the next batch gathers; nobody waits for a timer.
 
 use crate::store::{Appended, NewMessage, Store, StoreError};
+use crate::telemetry::metrics::Metrics;
 use schemas::message::Seq;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -38,9 +39,10 @@ impl Committer {
         room: Arc<AtomicBool>,
         hold: Duration,
         wake: watch::Sender<Seq>,
+        metrics: Arc<Metrics>,
     ) -> Self {
         let (queue, waiting) = mpsc::channel(WAITING_MAX);
-        tokio::spawn(run(store, room, hold, wake, waiting));
+        tokio::spawn(run(Batches { store, room, hold, wake, metrics }, waiting));
         Committer { queue }
     }
 
@@ -53,13 +55,16 @@ impl Committer {
     }
 }
 
-async fn run(
+/// What a batch needs.
+struct Batches {
     store: Arc<dyn Store>,
     room: Arc<AtomicBool>,
     hold: Duration,
     wake: watch::Sender<Seq>,
-    mut waiting: mpsc::Receiver<Waiting>,
-) {
+    metrics: Arc<Metrics>,
+}
+
+async fn run(batches: Batches, mut waiting: mpsc::Receiver<Waiting>) {
     let mut pending = Vec::new();
     while let Some(first) = waiting.recv().await {
         let mut bytes = 0;
@@ -69,28 +74,24 @@ async fn run(
             bytes += next.message.bytes.len();
             pending.push(next);
         }
-        commit(&*store, &room, hold, &wake, &mut pending, &mut waiting).await;
+        commit(&batches, &mut pending, &mut waiting).await;
     }
 }
 
 /// Writes one batch, trying again while the store is away, and answers each once it is decided.
-async fn commit(
-    store: &dyn Store,
-    room: &AtomicBool,
-    hold: Duration,
-    wake: &watch::Sender<Seq>,
-    pending: &mut Vec<Waiting>,
-    waiting: &mut mpsc::Receiver<Waiting>,
-) {
+async fn commit(batches: &Batches, pending: &mut Vec<Waiting>, waiting: &mut mpsc::Receiver<Waiting>) {
+    let Batches { store, room, hold, wake, metrics } = batches;
     let mut pause = Duration::from_millis(20);
     loop {
         let batch = pending.iter().map(|waiting| waiting.message.clone()).collect();
+        let began = Instant::now();
         let written = match room.load(Ordering::Relaxed) {
             true => store.append(batch).await,
             false => Err(StoreError::Full),
         };
         match written {
             Ok(appended) => {
+                metrics.committed(appended.len(), began.elapsed());
                 let newest = appended.iter().filter_map(|one| match one {
                     Appended::New { seq, .. } => Some(*seq),
                     Appended::Repeat { .. } => None,
@@ -108,7 +109,7 @@ async fn commit(
                 let reason = crate::chain(&error);
                 tracing::warn!(error = %reason, messages = pending.len(), "the store did not take a batch");
                 let again = matches!(error, StoreError::Away(_) | StoreError::Conflict | StoreError::Full);
-                if !again || pending.iter().any(|waiting| waiting.since.elapsed() >= hold) {
+                if !again || pending.iter().any(|waiting| waiting.since.elapsed() >= *hold) {
                     // Refused together with everything that was handed in before this answer: a later message must not
                     // be stored when an earlier one of the same connection was not.
                     while let Ok(later) = waiting.try_recv() {

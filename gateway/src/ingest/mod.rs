@@ -9,6 +9,8 @@ pub mod senders;
 
 use crate::normalize::waiters::{Changed, Done, Waiters};
 use crate::store::{Appended, Format, NewMessage, Refused, Store};
+use crate::telemetry::metrics::Metrics;
+use crate::telemetry::trace::{self, Verb};
 use adapters::{Intake, Outcome, Received, Rejection, RejectionKind, Stored, Verdict};
 use async_trait::async_trait;
 use commit::Committer;
@@ -33,6 +35,7 @@ pub struct Ingest {
     waiters: Arc<Waiters>,
     takes: Arc<dyn Takes>,
     limits: Limits,
+    metrics: Arc<Metrics>,
 }
 
 impl Ingest {
@@ -44,8 +47,9 @@ impl Ingest {
         waiters: Arc<Waiters>,
         takes: Arc<dyn Takes>,
         limits: Limits,
+        metrics: Arc<Metrics>,
     ) -> Self {
-        Ingest { senders, committer, store, waiters, takes, limits }
+        Ingest { senders, committer, store, waiters, takes, limits, metrics }
     }
 
     /// Who is known; the HTTP listener asks it for its clients.
@@ -55,6 +59,37 @@ impl Ingest {
 
     /// Writes a message that is ready and turns what the store says into a verdict.
     pub async fn keep(&self, message: NewMessage) -> Verdict {
+        let (source, refused) = (message.source.clone(), message.rejected.is_some());
+        let verdict = self.write(message).await;
+        match &verdict {
+            Verdict::Stored(_) if refused => self.metrics.refused(&source),
+            verdict => self.metrics.ingested(&source, verdict),
+        }
+        verdict
+    }
+
+    async fn write(&self, mut message: NewMessage) -> Verdict {
+        let since = message.received_at;
+        let Some(mut verb) = Verb::begin("ingest", trace::in_context(&message.context), since) else {
+            return self.write_untraced(message).await;
+        };
+        message.context = trace::into_context(&message.context, &verb.traceparent());
+        verb.note("message_id", message.id.to_string());
+        verb.note("source", message.source.clone());
+        let verdict = self.write_untraced(message).await;
+        match &verdict {
+            Verdict::Stored(stored) => {
+                verb.note("message_id", stored.message.to_string());
+                verb.note("repeat", stored.repeat);
+            }
+            Verdict::Rejected(rejection) => verb.note("code", i64::from(rejection.code)),
+            Verdict::Unavailable { .. } => verb.fail("not stored"),
+            Verdict::Unreadable { .. } => verb.fail("unreadable"),
+        }
+        verdict
+    }
+
+    async fn write_untraced(&self, message: NewMessage) -> Verdict {
         let (id, received_at) = (message.id, message.received_at);
         match self.committer.write(message).await {
             Ok(Appended::New { control_id_reused, .. }) => {
@@ -112,7 +147,7 @@ impl Ingest {
         let keys = keys::of_hl7v2(&message, &known.name);
         let mut new = self.new_message(&received, &header, &known.name, known.context());
         (new.keys, new.patient_hashes) = (keys.order, keys.patients);
-        self.keep(new).await
+        self.write(new).await
     }
 
     /// Everything that can be said about a message before it is mapped, as design section 6 has it.
@@ -194,7 +229,7 @@ impl Ingest {
     async fn refuse(&self, mut new: NewMessage, rejection: Rejection) -> Verdict {
         tracing::warn!(message_id = %new.id, code = rejection.code, location = %rejection.location, "message refused");
         new.rejected = Some(Refused::from_rejection(&rejection));
-        match self.keep(new).await {
+        match self.write(new).await {
             Verdict::Stored(stored) => {
                 Verdict::Rejected(Rejection { received_at: Some(stored.received_at), ..rejection })
             }
@@ -216,7 +251,7 @@ impl Ingest {
             received_at: None,
         };
         let answered = unreadable.answer() != Answer::Close;
-        match self.keep(unnamed(received, &rejection, answered)).await {
+        match self.write(unnamed(received, &rejection, answered)).await {
             Verdict::Unavailable { reason } => Verdict::Unavailable { reason },
             _ if !answered => Verdict::Unreadable { reason: unreadable.to_string() },
             Verdict::Stored(stored) => {
@@ -230,7 +265,10 @@ impl Ingest {
 #[async_trait]
 impl Intake for Ingest {
     async fn accept(&self, received: Received) -> Verdict {
-        self.accept_hl7v2(received).await
+        let source = received.source.clone();
+        let verdict = self.accept_hl7v2(received).await;
+        self.metrics.ingested(&source, &verdict);
+        verdict
     }
 
     async fn outcome(&self, message: MessageId) -> Outcome {

@@ -19,6 +19,8 @@ pub use record::Recorded;
 use crate::ingest::Takes;
 use crate::route::Router;
 use crate::store::{Format, OpenMessage, Store, StoreError};
+use crate::telemetry::metrics::Metrics;
+use crate::telemetry::trace::{self, Verb};
 use lanes::Held;
 use mappings::resource::{Contribution, Stamp};
 use mappings::{Catalog, Context, Effect};
@@ -30,7 +32,7 @@ use schemas::message::{OrderKey, Seq};
 use std::collections::HashSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::Duration;
+use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -58,6 +60,8 @@ pub struct Prepared {
     pub issues: Vec<Issue>,
     /// What it says, or why it goes into quarantine.
     pub facts: Result<Facts, String>,
+    /// While somebody traces: normalizing, under way.
+    pub verb: Option<Verb>,
 }
 
 /// What one message says.
@@ -136,6 +140,7 @@ impl Mapper {
 
     /// Maps one message. A panic in here is a mistake of ours: the message goes into quarantine, the others go on.
     pub fn prepare(&self, open: OpenMessage) -> Prepared {
+        let verb = Verb::begin("normalize", trace::in_context(&open.context), SystemTime::now());
         let mapped = catch_unwind(AssertUnwindSafe(|| match open.format {
             Format::Hl7v2 => self.map_hl7v2(&open),
             Format::FhirJson => fhir::facts(&open, self.namespace),
@@ -147,7 +152,7 @@ impl Mapper {
                 issues: Vec::new(),
                 facts: Err("the mapping broke off: a defect of Pons".to_owned()),
             })
-            .of(open)
+            .of(open, verb)
     }
 
     fn map_hl7v2(&self, open: &OpenMessage) -> Mapped {
@@ -206,8 +211,9 @@ struct Mapped {
 }
 
 impl Mapped {
-    fn of(self, open: OpenMessage) -> Prepared {
-        Prepared { open, event: self.event, mapping: self.mapping, issues: self.issues, facts: self.facts }
+    fn of(self, open: OpenMessage, verb: Option<Verb>) -> Prepared {
+        let Mapped { event, mapping, issues, facts } = self;
+        Prepared { open, event, mapping, issues, facts, verb }
     }
 }
 
@@ -236,6 +242,8 @@ pub struct Normalizer {
     pub router: Arc<Router>,
     /// Those who wait for a result.
     pub waiters: Arc<Waiters>,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
     /// Where what was recorded goes next; what does not fit is found in the store.
     pub hand_on: Arc<dyn Fn(Vec<Recorded>) + Send + Sync>,
 }
@@ -376,9 +384,15 @@ impl Normalizer {
         let mut rest = batch.into_iter().peekable();
         while rest.peek().is_some() {
             let part: Vec<OpenMessage> = rest.by_ref().take(share).collect();
-            let mapper = self.mapper.clone();
+            let (mapper, metrics) = (self.mapper.clone(), self.metrics.clone());
             parts.push(tokio::task::spawn_blocking(move || {
-                part.into_iter().map(|open| mapper.prepare(open)).collect::<Vec<_>>()
+                let prepare = |open| {
+                    let began = Instant::now();
+                    let prepared = mapper.prepare(open);
+                    metrics.mapped(began.elapsed());
+                    prepared
+                };
+                part.into_iter().map(prepare).collect::<Vec<_>>()
             }));
         }
         async move {
@@ -393,10 +407,11 @@ impl Normalizer {
     /// Records a batch. Where the store refuses it as a whole for a reason of its own, each message is recorded alone, and one
     /// that is refused even so goes into quarantine: it must not stop the others.
     async fn record(&self, ours: &Held, batch: Vec<Prepared>) -> Result<(), StoreError> {
+        let began = Instant::now();
         let tx = self.store.begin_record(&ours.leases).await?;
         let (batch, error) = match record::record(tx, batch, &self.router).await {
             Ok(recorded) => {
-                self.tell(recorded);
+                self.tell(recorded, began.elapsed());
                 return Ok(());
             }
             Err(failed) => failed,
@@ -406,10 +421,11 @@ impl Normalizer {
         }
         tracing::error!(error = %crate::chain(&error), messages = batch.len(), "the store refused a batch; recording its messages one by one");
         for prepared in batch {
+            let began = Instant::now();
             let tx = self.store.begin_record(&ours.leases).await?;
             let (refused, error) = match record::record(tx, vec![prepared], &self.router).await {
                 Ok(recorded) => {
-                    self.tell(recorded);
+                    self.tell(recorded, began.elapsed());
                     continue;
                 }
                 Err((refused, error @ StoreError::Bug(_))) => (refused, error),
@@ -424,12 +440,16 @@ impl Normalizer {
                 })
                 .collect();
             let tx = self.store.begin_record(&ours.leases).await?;
-            self.tell(record::record(tx, quarantined, &self.router).await.map_err(|(_, error)| error)?);
+            let recorded = record::record(tx, quarantined, &self.router).await.map_err(|(_, error)| error)?;
+            self.tell(recorded, began.elapsed());
         }
         Ok(())
     }
 
-    fn tell(&self, recorded: Vec<Recorded>) {
+    fn tell(&self, recorded: Vec<Recorded>, took: Duration) {
+        let quarantined = recorded.iter().filter(|one| one.done.quarantined.is_some()).count();
+        self.metrics.recorded(recorded.len(), quarantined, took);
+        self.metrics.issues(recorded.iter().flat_map(|one| &one.issues));
         for one in &recorded {
             self.waiters.tell(one.message.id, &one.done);
         }

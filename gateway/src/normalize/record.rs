@@ -11,6 +11,7 @@ use crate::store::{
     Alias, MessageResult, NewDelivery, OpenMessage, RecordTx, Recording, ResourceWrite, StoreError,
     StoredResource,
 };
+use crate::telemetry::trace::{self, Verb};
 use bytes::Bytes;
 use mappings::Effect;
 use mappings::bundle::{self, About, Rendered};
@@ -34,6 +35,10 @@ pub struct Recorded {
     pub deliveries: Vec<(NewDelivery, i64)>,
     /// What they carry.
     pub bundle: Bytes,
+    /// What there was to say about it.
+    pub issues: Vec<Issue>,
+    /// The trace that its deliveries continue, if there is one.
+    pub traceparent: Option<String>,
 }
 
 /// A resource during the batch.
@@ -76,10 +81,14 @@ pub(super) async fn record(
         };
         let mut done = Done { quarantined: None, resources: Vec::new() };
         let mut deliveries = 0;
+        let mut merging = Vec::new();
+        let mut routing = None;
         match outcome {
             Ok(taken) => {
+                merging = taken.issues.clone();
                 result.issues.extend(taken.issues);
                 result.bundle = taken.bundle.into();
+                routing = prepared.verb.as_ref().and_then(|verb| verb.follow("route"));
                 let routed = router.deliveries(&Routable {
                     id: prepared.open.id,
                     seq: prepared.open.seq,
@@ -99,7 +108,7 @@ pub(super) async fn record(
                 done.quarantined = Some(why);
             }
         }
-        recorded.push((done, deliveries, result.bundle.clone()));
+        recorded.push((done, deliveries, result.bundle.clone(), merging, routing));
         recording.results.push(result);
     }
     recording.aliases = std::mem::take(&mut merge.new_aliases);
@@ -110,13 +119,35 @@ pub(super) async fn record(
         Err(error) => return Err((batch, error)),
     };
     let mut numbered = routed.into_iter().zip(numbers);
-    let recorded = batch.into_iter().zip(recorded).map(|(prepared, (done, deliveries, bundle))| Recorded {
-        message: prepared.open,
-        done,
-        deliveries: numbered.by_ref().take(deliveries).collect(),
-        bundle,
+    let told = batch.into_iter().zip(recorded);
+    let recorded = told.map(|(mut prepared, (done, deliveries, bundle, merging, routing))| {
+        let traceparent = traced(&mut prepared, &done, deliveries, routing);
+        Recorded {
+            message: prepared.open,
+            done,
+            deliveries: numbered.by_ref().take(deliveries).collect(),
+            bundle,
+            issues: prepared.issues.into_iter().chain(merging).collect(),
+            traceparent,
+        }
     });
     Ok(recorded.collect())
+}
+
+/// Ends the spans of a message that is recorded; answers the trace that its deliveries continue.
+fn traced(prepared: &mut Prepared, done: &Done, deliveries: usize, routing: Option<Verb>) -> Option<String> {
+    let Some(mut verb) = prepared.verb.take() else {
+        return trace::in_context(&prepared.open.context).map(str::to_owned);
+    };
+    verb.note("message_id", prepared.open.id.to_string());
+    verb.note("revision", i64::from(prepared.open.revision));
+    if done.quarantined.is_some() {
+        verb.fail("quarantined");
+    }
+    let mut routing = routing?;
+    routing.note("message_id", prepared.open.id.to_string());
+    routing.note("deliveries", i64::try_from(deliveries).unwrap_or(i64::MAX));
+    Some(routing.traceparent())
 }
 
 /// What is known, as the batch changes it.

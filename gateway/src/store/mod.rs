@@ -65,7 +65,7 @@ pub struct NewMessage {
     /// Set when the sender is told to keep it; such a row is final.
     pub rejected: Option<Refused>,
     /// What the mapping may know beside the message (zone of the source, options): JSON, kept so that a replay gives
-    /// the same bytes.
+    /// the same bytes. The `traceparent` beside it is for traces and no part of what is mapped.
     pub context: String,
 }
 

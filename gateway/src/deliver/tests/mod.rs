@@ -79,6 +79,7 @@ impl Bench {
             settings: self.settings.clone(),
             destination,
             counters: self.counters.clone(),
+            timings: DeliverTimings::default(),
         };
         let task = tokio::spawn(run(subscription, services, fed, stop.clone()));
         Running { feed, stop, task }
