@@ -19,8 +19,8 @@ const REQUESTS_MAX: usize = 500;
 const ROOM_EVERY: Duration = Duration::from_secs(2);
 /// How often partitions are made and old days dropped.
 const HOUSEKEEPING_EVERY: Duration = Duration::from_secs(600);
-/// How often the books are checked.
-const BOOKS_EVERY: Duration = Duration::from_secs(60);
+/// How often the books are checked: it reads every message.
+const BOOKS_EVERY: Duration = Duration::from_secs(900);
 
 /// What upkeep goes by.
 #[derive(Clone, Debug)]
