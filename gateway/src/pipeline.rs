@@ -63,10 +63,10 @@ pub enum StartError {
     /// The broker's settings cannot work.
     #[error("bus: {0}")]
     Bus(String),
-    /// The folder of mappings cannot be read.
+    /// The folder of mappings cannot be read, or the data folder cannot be made.
     #[error("{0}")]
     Folder(String),
-    /// A folder or an address could not be had.
+    /// An address could not be had.
     #[error("{what}: {error}")]
     Io {
         /// What it was for.
@@ -251,8 +251,9 @@ pub fn catalog_with(folder: Option<&Path>) -> Result<Catalog, StartError> {
 
 async fn open_store(config: &Config) -> Result<Arc<dyn Store>, StartError> {
     if config.store.reveal().starts_with("sqlite:") {
-        std::fs::create_dir_all(&config.data_dir)
-            .map_err(|error| StartError::Io { what: config.data_dir.display().to_string(), error })?;
+        std::fs::create_dir_all(&config.data_dir).map_err(|error| {
+            StartError::Folder(format!("data_dir: cannot make {}: {error}", config.data_dir.display()))
+        })?;
     }
     let mut pause = Duration::from_millis(250);
     loop {

@@ -330,3 +330,33 @@ async fn send_ends_by_what_it_was_answered() {
         assert_eq!((code, out.as_str()), (Some(expected), ""), "{arguments:?}: {error}");
     }
 }
+
+#[tokio::test]
+async fn a_gateway_that_cannot_start_says_why_and_harms_no_other() {
+    let gateway = Gateway::start(&Setup::default()).await.unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let yaml = std::fs::read_to_string(gateway.config()).unwrap();
+    let data = yaml.lines().find(|line| line.starts_with("data_dir:")).unwrap();
+    let run = async |name: &str, yaml: &str| {
+        std::fs::write(folder.path().join(name), yaml).unwrap();
+        pons(folder.path(), &["run", "--config", name], b"").await
+    };
+    let (code, out, error) = run("same.yaml", &yaml).await;
+    assert_eq!((code, out.as_str()), (Some(78), ""), "{error}");
+    assert!(error.contains("in use by another `pons run`"), "{error}");
+    let (code, _, error) = run("port.yaml", &yaml.replace(data, "data_dir: own")).await;
+    assert_eq!(code, Some(69), "{error}");
+    assert!(error.contains(&format!("cannot listen on {}", gateway.http)), "{error}");
+    std::fs::write(folder.path().join("file"), "").unwrap();
+    let (code, _, error) = run("file.yaml", &yaml.replace(data, "data_dir: file")).await;
+    assert_eq!(code, Some(78), "{error}");
+    assert!(error.contains("data_dir: cannot make file"), "{error}");
+    std::fs::create_dir(folder.path().join("odd")).unwrap();
+    std::fs::write(folder.path().join("odd/pons.db"), "no database at all, whatever it is called").unwrap();
+    let (code, _, error) = run("odd.yaml", &yaml.replace(data, "data_dir: odd")).await;
+    assert_eq!(code, Some(78), "{error}");
+    assert_eq!(pons(folder.path(), &["search", "--config", "odd.yaml"], b"").await.0, Some(78));
+    let (_, messages) = stay();
+    send(&gateway, &messages).await;
+    assert_eq!(until(&gateway, &["--state", "routed"], 4).await.len(), 4, "the first one goes on");
+}

@@ -261,10 +261,16 @@ async fn what_is_refused_says_why_in_an_operation_outcome() {
     }
     ask(&gateway, "POST /fhir/Patient", &[("content-type", "text/plain")], good).await.outcome(415);
     ask(&gateway, "POST /fhir/Patient", &[], good).await.outcome(415);
-    for request in
-        ["DELETE /fhir/Patient/1", "GET /fhir/Patient/1", "PUT /fhir/Patient", "PATCH /fhir/Patient/1"]
-    {
-        ask(&gateway, request, &[JSON], good).await.outcome(405);
+    for (request, allowed) in [
+        ("DELETE /fhir/Patient/1", "PUT"),
+        ("GET /fhir/Patient/1", "PUT"),
+        ("PATCH /fhir/Patient/1", "PUT"),
+        ("PUT /fhir/Patient", "POST"),
+        ("GET /fhir", "POST"),
+    ] {
+        let refused = ask(&gateway, request, &[JSON], good).await;
+        refused.outcome(405);
+        assert_eq!(refused.header("allow"), Some(allowed), "{request}");
     }
     ask(&gateway, "POST /fhir/Patient", &[JSON, ("if-none-exist", "identifier=x")], good).await.outcome(412);
     let large = [&good[..good.len() - 1], &vec![b' '; 17 << 20], b"}"].concat();

@@ -144,11 +144,16 @@ async fn answer(api: &Api, request: Request<Incoming>, peer: SocketAddr, names: 
         (&Method::GET, "/metrics") => text(StatusCode::OK, &(api.metrics)()),
         (_, path) if path == "/fhir" || path.starts_with("/fhir/") => {
             let Some(interaction) = fhir::interaction(&head.method, path) else {
-                return outcome::answer(
+                let mut answer = outcome::answer(
                     StatusCode::METHOD_NOT_ALLOWED,
                     "not-supported",
                     "this server takes POST /fhir, POST /fhir/[type] and PUT /fhir/[type]/[id]",
                 );
+                // RFC 9110, section 15.5.6: a 405 names what is allowed there.
+                let of_instance = path.trim_end_matches('/').matches('/').count() > 2;
+                let allowed = if of_instance { "PUT" } else { "POST" };
+                answer.headers_mut().insert(header::ALLOW, header::HeaderValue::from_static(allowed));
+                return answer;
             };
             if let Err(refused) = fhir::acceptable(&head) {
                 return refused;
