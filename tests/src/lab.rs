@@ -223,7 +223,7 @@ pub async fn run(plan: &Plan, say: &(dyn Fn(&str) + Sync)) -> Result<Report> {
     let log = tokio::time::timeout(Duration::from_secs(120), scene.reviving(sending)).await;
     let log = log.context("the senders did not come to rest")??;
     scene.report.sending = began.elapsed();
-    scene.settle(&log).await?;
+    scene.settle(&log, say).await?;
     scene.judge(run, &population, &log).await
 }
 
@@ -355,8 +355,9 @@ impl Scene {
     }
 
     /// Waits until nothing is missing, or nothing has come for a minute.
-    async fn settle(&mut self, log: &[Sent]) -> Result<()> {
+    async fn settle(&mut self, log: &[Sent], say: &(dyn Fn(&str) + Sync)) -> Result<()> {
         let began = Instant::now();
+        let mut told = began;
         let mut last = (Instant::now(), self.arrived());
         loop {
             self.revive().await?;
@@ -367,6 +368,15 @@ impl Scene {
             }
             if self.arrived() > last.1 {
                 last = (Instant::now(), self.arrived());
+            }
+            if told.elapsed() > Duration::from_secs(5) {
+                let [hook, queue, ward] =
+                    [self.hook.accepted(), self.queue.accepted(), self.receiver.accepted()];
+                say(&format!(
+                    "{:6.1} s later, {missing} to come: webhook {hook}, queue {queue}, MLLP {ward} so far",
+                    began.elapsed().as_secs_f64()
+                ));
+                told = Instant::now();
             }
             tokio::time::sleep(Duration::from_millis(200)).await;
         }
