@@ -161,6 +161,8 @@ async fn frames_arrive_however_the_bytes_are_cut() {
         .await
         .unwrap();
     assert_eq!(found, "", "half a message is none");
+    // What stood between the frames and the half one are kept for the operator.
+    until_rejected(&gateway, 2).await;
 }
 
 #[tokio::test]
@@ -190,6 +192,7 @@ async fn what_is_too_large_is_refused_within_bounded_memory() {
         taken += 1;
     }
     assert!(taken < 100, "100 MiB without an end are not taken");
+    until_rejected(&gateway, 5).await;
     assert_alive(&gateway).await;
     let used = gateway.usage().unwrap();
     assert!(
