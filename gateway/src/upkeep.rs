@@ -76,8 +76,9 @@ pub async fn run(
 }
 
 async fn requests(store: &dyn Store, wake: &watch::Sender<Seq>, health: &Health) {
+    health.store_asked();
     let carried_out = store.carry_out_requests(REQUESTS_MAX).await;
-    health.store(carried_out.is_ok());
+    health.store_answered(carried_out.is_ok());
     match carried_out {
         Ok(0) => {}
         Ok(count) => {

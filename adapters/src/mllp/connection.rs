@@ -448,7 +448,7 @@ impl<'s, S: AsyncRead + AsyncWrite + Unpin + Send> Connection<'s, S> {
             }
             Outcome::Normalized | Outcome::Quarantined(_) => {}
             Outcome::Unknown => tracing::warn!(
-                source = %self.shared.name, peer = %self.peer, message = %owed.stored.message,
+                source = %self.shared.name, peer = %self.peer, message_id = %owed.stored.message,
                 "an application acknowledgement is left out: the message is stored, and its mapping not known yet"
             ),
         }

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
-/// How long the store may be silent before it counts as away. It is asked every half second.
+/// How long the store may take to answer before it counts as away. It is asked every half second.
 const STORE_SILENT_MAX: Duration = Duration::from_secs(5);
 
 /// What readiness depends on, set by those who know.
@@ -17,11 +17,12 @@ pub struct Health {
     started: AtomicBool,
     stopping: CancellationToken,
     since: Instant,
-    /// Milliseconds after `since` at which the store last answered; [`AWAY`] after it said that it is away.
-    store_answered_ms: AtomicU64,
+    /// Milliseconds after `since` at which the store was asked what it has not answered yet; [`ANSWERED`], or [`AWAY`].
+    store_asked_ms: AtomicU64,
 }
 
-const AWAY: u64 = u64::MAX;
+const ANSWERED: u64 = u64::MAX;
+const AWAY: u64 = u64::MAX - 1;
 
 impl Health {
     /// Of a gateway that starts; `stopping` is cancelled when it takes nothing new.
@@ -31,7 +32,7 @@ impl Health {
             started: AtomicBool::new(false),
             stopping,
             since: Instant::now(),
-            store_answered_ms: AtomicU64::new(0),
+            store_asked_ms: AtomicU64::new(ANSWERED),
         }
     }
 
@@ -40,10 +41,15 @@ impl Health {
         self.started.store(true, Ordering::Relaxed);
     }
 
-    /// The store was asked something: whether it answered.
-    pub fn store(&self, answered: bool) {
+    /// The store is asked something that it answers quickly; one that is away stays so until it answers.
+    pub fn store_asked(&self) {
         let now = u64::try_from(self.since.elapsed().as_millis()).unwrap_or(AWAY - 1);
-        self.store_answered_ms.store(if answered { now } else { AWAY }, Ordering::Relaxed);
+        let _ = self.store_asked_ms.compare_exchange(ANSWERED, now, Ordering::Relaxed, Ordering::Relaxed);
+    }
+
+    /// What came of [`Health::store_asked`].
+    pub fn store_answered(&self, well: bool) {
+        self.store_asked_ms.store(if well { ANSWERED } else { AWAY }, Ordering::Relaxed);
     }
 
     /// Why the gateway is not ready, if it is not; several reasons stand in a row.
@@ -51,9 +57,11 @@ impl Health {
     /// # Errors
     /// The reasons, in a few words. A broker that is away is none: messages are taken and wait.
     pub fn ready(&self) -> Result<(), String> {
-        let answered = self.store_answered_ms.load(Ordering::Relaxed);
-        let silent = answered == AWAY
-            || self.since.elapsed().saturating_sub(Duration::from_millis(answered)) > STORE_SILENT_MAX;
+        let silent = match self.store_asked_ms.load(Ordering::Relaxed) {
+            ANSWERED => false,
+            AWAY => true,
+            asked => self.since.elapsed().saturating_sub(Duration::from_millis(asked)) > STORE_SILENT_MAX,
+        };
         let reasons = [
             (self.stopping.is_cancelled(), "the gateway is stopping"),
             (!self.started.load(Ordering::Relaxed), "the gateway is starting"),
@@ -92,10 +100,12 @@ mod tests {
         health.started();
         assert_eq!(health.ready(), Ok(()));
         health.room.store(false, Ordering::Relaxed);
-        health.store(false);
+        health.store_answered(false);
+        health.store_asked();
         assert_eq!(health.ready(), Err("the disk reserve is reached; the store is away".to_owned()));
         health.room.store(true, Ordering::Relaxed);
-        health.store(true);
+        health.store_answered(true);
+        health.store_asked();
         let bus = Embedded::new(1 << 20);
         assert_eq!(health.readyz(&bus), (true, "ready\nbus: connected\n".to_owned()));
         stopping.cancel();
