@@ -217,6 +217,23 @@ async fn a_create_and_an_update_are_answered_with_the_resource() {
 }
 
 #[tokio::test]
+async fn a_create_never_changes_what_its_identifiers_name_already() {
+    let gateway = start(&Setup::default()).await;
+    let first = post(&gateway, "POST /fhir/Patient", &patient("T9")).await;
+    assert_eq!(first.status, 201, "{}", first.body);
+    let mut thin = patient("T9");
+    thin["birthDate"] = json!("1999-09-09");
+    let second = post(&gateway, "POST /fhir/Patient", &thin).await;
+    assert_eq!(second.status, 200, "{}", second.body);
+    assert_eq!(second.json()["resourceType"], "OperationOutcome");
+    assert_eq!(
+        second.header("location"),
+        first.header("location"),
+        "the resource and its version are the same"
+    );
+}
+
+#[tokio::test]
 async fn a_key_that_comes_again_gets_what_was_done_and_does_nothing() {
     let gateway = start(&Setup::default()).await;
     let key = ("idempotency-key", "\"k-1\"");

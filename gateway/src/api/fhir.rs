@@ -126,23 +126,33 @@ pub async fn write(
                     &json!({"resourceType": "Bundle", "type": kind, "entry": entries}),
                 )
             }
-            Interaction::Create(_) | Interaction::Update(..) => single(&resource, &done),
+            Interaction::Create(_) | Interaction::Update(..) => single(&interaction, resource, &done),
         },
     }
 }
 
-/// The answer to a create or update: the resource as it was sent, under the id that Pons knows it by.
-fn single(resource: &Value, done: &Done) -> Answer {
+/// The answer to a create or update: the resource as it was sent, under the id that Pons knows it by. A create whose
+/// identifiers name a resource already has changed nothing, and says so.
+fn single(interaction: &Interaction, mut resource: Value, done: &Done) -> Answer {
     let Some(changed) = done.resources.first() else {
         return outcome::answer(StatusCode::INTERNAL_SERVER_ERROR, "exception", "the write made no resource");
     };
-    let mut resource = resource.clone();
-    resource["id"] = json!(changed.id.to_string());
-    if let Some(version) = changed.version {
-        resource["meta"]["versionId"] = json!(version.to_string());
-    }
-    let status = if changed.created { StatusCode::CREATED } else { StatusCode::OK };
-    let mut answer = outcome::resource(status, &resource);
+    let mut answer = if matches!(interaction, Interaction::Create(_)) && !changed.created {
+        let text = "a resource with one of these identifiers is there already and was left as it is; an update (PUT) changes it";
+        outcome::resource(
+            StatusCode::OK,
+            &json!({
+                "resourceType": "OperationOutcome",
+                "issue": [{"severity": "information", "code": "informational", "diagnostics": text}],
+            }),
+        )
+    } else {
+        resource["id"] = json!(changed.id.to_string());
+        if let Some(version) = changed.version {
+            resource["meta"]["versionId"] = json!(version.to_string());
+        }
+        outcome::resource(if changed.created { StatusCode::CREATED } else { StatusCode::OK }, &resource)
+    };
     let headers = answer.headers_mut();
     if let Ok(value) = format!("/fhir/{}", location(changed)).parse() {
         headers.insert(header::LOCATION, value);
