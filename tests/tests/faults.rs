@@ -142,7 +142,7 @@ async fn a_full_disk_under_postgresql_and_rabbitmq_loses_nothing() {
     let gateway = Gateway::start(&setup).await.unwrap();
     let population = Population::new(run, 8, 80);
     let stop = Stop::after(u64::MAX);
-    let deadline = Instant::now() + Duration::from_secs(180);
+    let deadline = Instant::now() + Duration::from_secs(300);
     let sending = tokio::spawn({
         let (load, population, stop) = (load(&gateway, &population, 200.0), population.clone(), stop.clone());
         async move { sender::run(load, &population, stop, deadline).await }
@@ -156,14 +156,14 @@ async fn a_full_disk_under_postgresql_and_rabbitmq_loses_nothing() {
         services.restart(part).await.unwrap();
     }
     let when_freed = stop.acknowledged();
-    until("going on after the disk is freed", Duration::from_secs(60), || {
+    until("going on after the disk is freed", Duration::from_secs(150), || {
         stop.acknowledged() > when_freed + 200
     })
     .await;
     stop.ask();
     let log = sending.await.unwrap();
     let seen = || [hook.seen("insurer", &topics)];
-    until("everything arrives", Duration::from_secs(60), || {
+    until("everything arrives", Duration::from_secs(150), || {
         checker::check(&log, &seen(), None).counts()[0].1 == 0
     })
     .await;
