@@ -111,7 +111,10 @@ impl Takes for Mapper {
     fn takes(&self, code: &str, trigger: &str, structure: &str, version: &str) -> Result<(), u16> {
         let catalog = self.catalog();
         if catalog.program_for(code, trigger, structure, version).is_some() {
-            return Ok(());
+            // A version between or after the published ones of HL7 v2 is read by the nearest; anything else is not HL7 v2.
+            let version = version.trim();
+            let known = version.is_empty() || version.split('.').next() == Some("2");
+            return if known { Ok(()) } else { Err(203) };
         }
         let of_type = || catalog.programs().iter().filter(|program| program.takes().0 == code);
         Err(match () {
