@@ -7,6 +7,7 @@
 mod consume;
 mod link;
 mod publish;
+mod squeezed;
 
 use super::{Bus, BusError, Consumer, Envelope, Health, word};
 use async_trait::async_trait;

@@ -22,6 +22,18 @@ pub struct Held {
     pub leases: Vec<Lease>,
 }
 
+impl Held {
+    /// The leases of some lanes: what a batch on them has to prove.
+    pub fn of(&self, lanes: LaneSet) -> Vec<Lease> {
+        let wanted = |lease: &&Lease| lane(lease).is_some_and(|lane| lanes.contains(LaneSet(1 << lane)));
+        self.leases.iter().filter(wanted).cloned().collect()
+    }
+}
+
+fn lane(lease: &Lease) -> Option<u32> {
+    lease.name.strip_prefix("lane:")?.parse().ok()
+}
+
 fn name(lane: u32) -> String {
     format!("lane:{lane}")
 }
@@ -39,11 +51,7 @@ pub fn hold(
         while !shutdown.is_cancelled() {
             match share(&*store, replica, &ours).await {
                 Ok(held) => {
-                    ours = held
-                        .leases
-                        .iter()
-                        .filter_map(|lease| lease.name.strip_prefix("lane:")?.parse().ok())
-                        .collect();
+                    ours = held.leases.iter().filter_map(lane).collect();
                     if *publish.borrow() != held {
                         tracing::info!(lanes = ours.len(), "lanes held");
                         publish.send_replace(held);
@@ -85,7 +93,7 @@ async fn share(store: &dyn Store, replica: Uuid, ours: &[u32]) -> Result<Held, c
         }
         leases.extend(store.lease(replica, &[name(lane)], LEASE_TTL).await?);
     }
-    let lanes = leases.iter().filter_map(|lease| lease.name.strip_prefix("lane:")?.parse::<u32>().ok());
+    let lanes = leases.iter().filter_map(lane);
     let lanes = LaneSet(lanes.fold(0, |set, lane| set | 1 << lane));
     Ok(Held { lanes, leases })
 }

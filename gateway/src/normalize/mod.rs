@@ -21,6 +21,7 @@ use crate::route::Router;
 use crate::store::{Format, OpenMessage, Store, StoreError};
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::trace::{self, Verb};
+use futures_util::future;
 use lanes::Held;
 use mappings::resource::{Contribution, Stamp};
 use mappings::{Catalog, Context, Effect};
@@ -28,7 +29,7 @@ use plan::{Keyed, Plan, plan};
 use schemas::hl7v2::time::Zone;
 use schemas::hl7v2::{Limits, Message, charset};
 use schemas::issue::{Issue, Severity};
-use schemas::message::{OrderKey, Seq};
+use schemas::message::{LaneSet, OrderKey, Seq};
 use std::collections::HashSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, PoisonError, RwLock};
@@ -44,6 +45,14 @@ const WINDOW: usize = 1024;
 const WINDOW_BYTES: usize = 32 << 20;
 /// How many messages are recorded in one transaction.
 const BATCH: usize = 128;
+/// How many bytes of messages are recorded in one transaction, beyond the first; their resources take many times as much memory.
+const BATCH_BYTES: usize = 160 << 10;
+/// How many batches are recorded at a time: while one merges, another waits for the store. No two of them share a key.
+const RECORDERS: usize = 3;
+/// Fewer messages than this go in one batch rather than in several.
+const COLUMN_MIN: usize = 32;
+/// How often a batch is recorded again after another wrote the same shared resource, such as a ward, before it.
+const CONFLICTS_MAX: usize = 5;
 /// How often the store is asked although nobody called: other replicas and replays write there too.
 const POLL_EVERY: Duration = Duration::from_millis(200);
 
@@ -330,22 +339,34 @@ impl Normalizer {
             }
             !goes
         });
-        // While one batch is recorded, the next is mapped.
-        let mut batches = going.into_iter().fold(Vec::<Vec<OpenMessage>>::new(), |mut batches, message| {
-            match batches.last_mut() {
-                Some(batch) if batch.len() < BATCH => batch.push(message),
-                _ => batches.push(vec![message]),
+        let columns = plan::columns(going, RECORDERS, COLUMN_MIN);
+        let recorded =
+            future::join_all(columns.into_iter().map(|column| self.record_all(ours, column))).await;
+        recorded.into_iter().collect::<Result<(), StoreError>>()?;
+        Ok(true)
+    }
+
+    /// Records messages in batches, one after the other; while one is recorded, the next is mapped.
+    async fn record_all(&self, ours: &Held, messages: Vec<OpenMessage>) -> Result<(), StoreError> {
+        let mut messages = messages.into_iter().peekable();
+        let mut next = || {
+            let mut batch: Vec<OpenMessage> = Vec::new();
+            let mut bytes = 0;
+            while let Some(message) = messages.next_if(|message| {
+                bytes += message.bytes.len();
+                batch.is_empty() || (batch.len() < BATCH && bytes <= BATCH_BYTES)
+            }) {
+                batch.push(message);
             }
-            batches
-        });
-        batches.reverse();
-        let mut mapping = batches.pop().map(|batch| self.map(batch));
+            (!batch.is_empty()).then(|| self.map(batch))
+        };
+        let mut mapping = next();
         while let Some(mapped) = mapping {
             let batch = mapped.await;
-            mapping = batches.pop().map(|batch| self.map(batch));
+            mapping = next();
             self.record(ours, batch).await?;
         }
-        Ok(true)
+        Ok(())
     }
 
     /// Asks the store about messages that share their keys with other workers.
@@ -409,15 +430,26 @@ impl Normalizer {
 
     /// Records a batch. Where the store refuses it as a whole for a reason of its own, each message is recorded alone, and one
     /// that is refused even so goes into quarantine: it must not stop the others.
-    async fn record(&self, ours: &Held, batch: Vec<Prepared>) -> Result<(), StoreError> {
-        let began = Instant::now();
-        let tx = self.store.begin_record(&ours.leases).await?;
-        let (batch, error) = match record::record(tx, batch, &self.router).await {
-            Ok(recorded) => {
-                self.tell(recorded, began.elapsed());
-                return Ok(());
+    async fn record(&self, ours: &Held, mut batch: Vec<Prepared>) -> Result<(), StoreError> {
+        let lanes =
+            LaneSet::of(&batch.iter().flat_map(|prepared| prepared.open.keys.clone()).collect::<Vec<_>>());
+        let leases = ours.of(lanes);
+        let mut conflicts = 0;
+        let error = loop {
+            let began = Instant::now();
+            let tx = self.store.begin_record(&leases).await?;
+            let (refused, error) = match record::record(tx, batch, &self.router).await {
+                Ok(recorded) => {
+                    self.tell(recorded, began.elapsed());
+                    return Ok(());
+                }
+                Err(failed) => failed,
+            };
+            batch = refused;
+            if !matches!(error, StoreError::Conflict) || conflicts == CONFLICTS_MAX {
+                break error;
             }
-            Err(failed) => failed,
+            conflicts += 1;
         };
         if !matches!(error, StoreError::Bug(_)) {
             return Err(error);
@@ -425,7 +457,7 @@ impl Normalizer {
         tracing::error!(error = %crate::chain(&error), messages = batch.len(), "the store refused a batch; recording its messages one by one");
         for prepared in batch {
             let began = Instant::now();
-            let tx = self.store.begin_record(&ours.leases).await?;
+            let tx = self.store.begin_record(&leases).await?;
             let (refused, error) = match record::record(tx, vec![prepared], &self.router).await {
                 Ok(recorded) => {
                     self.tell(recorded, began.elapsed());
@@ -442,7 +474,7 @@ impl Normalizer {
                     ..prepared
                 })
                 .collect();
-            let tx = self.store.begin_record(&ours.leases).await?;
+            let tx = self.store.begin_record(&leases).await?;
             let recorded = record::record(tx, quarantined, &self.router).await.map_err(|(_, error)| error)?;
             self.tell(recorded, began.elapsed());
         }

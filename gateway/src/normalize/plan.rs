@@ -4,7 +4,7 @@
 //! message back is only another worker: an earlier message that is homed on its lanes (a merge over two patients).
 
 use schemas::message::{LaneSet, OrderKey, Seq};
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 /// What the plan looks at of an open message.
 pub trait Keyed {
@@ -46,6 +46,49 @@ pub fn plan<M: Keyed>(open: &[M], lanes: LaneSet, cleared: &HashSet<Seq>) -> Pla
         held.extend(keys);
     }
     plan
+}
+
+/// Deals messages into columns that share no key, so that they can be recorded side by side; each column stays in sequence.
+/// `least` is how many messages a column is worth.
+pub fn columns<M: Keyed>(messages: Vec<M>, most: usize, least: usize) -> Vec<Vec<M>> {
+    let wanted = most.min(messages.len() / least.max(1)).max(1);
+    if wanted == 1 {
+        return vec![messages];
+    }
+    // Each key leads to the first message of its group; a message with several keys joins their groups.
+    let mut group: Vec<usize> = (0..messages.len()).collect();
+    fn first(group: &mut [usize], mut at: usize) -> usize {
+        while group[at] != at {
+            group[at] = group[group[at]];
+            at = group[at];
+        }
+        at
+    }
+    let mut of_key: HashMap<OrderKey, usize> = HashMap::with_capacity(messages.len());
+    for (index, message) in messages.iter().enumerate() {
+        for key in message.keys() {
+            let known = *of_key.entry(*key).or_insert(index);
+            let (a, b) = (first(&mut group, known), first(&mut group, index));
+            group[a.max(b)] = a.min(b);
+        }
+    }
+    let mut size = vec![0_usize; messages.len()];
+    for index in 0..messages.len() {
+        size[first(&mut group, index)] += 1;
+    }
+    let mut columns: Vec<Vec<M>> = (0..wanted).map(|_| Vec::new()).collect();
+    let mut load = vec![0_usize; wanted];
+    let mut column_of: Vec<Option<usize>> = vec![None; messages.len()];
+    for (index, message) in messages.into_iter().enumerate() {
+        let group = first(&mut group, index);
+        let column = *column_of[group].get_or_insert_with(|| {
+            let lightest = (0..wanted).min_by_key(|column| load[*column]).unwrap_or_default();
+            load[lightest] += size[group];
+            lightest
+        });
+        columns[column].push(message);
+    }
+    columns
 }
 
 #[cfg(test)]
@@ -124,6 +167,44 @@ mod tests {
             prop_assert!(all <= open.len());
             if ours == 15 {
                 prop_assert_eq!(plan.go.len(), open.len(), "lanes 0 to 3 are all there are here");
+            }
+        }
+    }
+
+    #[test]
+    fn messages_that_share_a_patient_stay_in_one_column() {
+        let open: Vec<Open> = (0..40).map(|n| Open(n, vec![on(0, n % 8)])).collect();
+        let columns = columns(open, 2, 10);
+        assert_eq!(columns.iter().map(Vec::len).collect::<Vec<_>>(), [20, 20]);
+    }
+
+    #[test]
+    fn few_messages_are_one_column() {
+        let open: Vec<Open> = (0..19).map(|n| Open(n, vec![on(0, n)])).collect();
+        assert_eq!(columns(open, 2, 10).len(), 1);
+        assert_eq!(columns(Vec::<Open>::new(), 2, 10).len(), 1);
+    }
+
+    proptest! {
+        #[test]
+        fn columns_share_no_key_and_keep_the_sequence(
+            keys in prop::collection::vec(prop::collection::vec((0_i64..4, 0_i64..6), 0..3), 0..60),
+            most in 1_usize..5,
+        ) {
+            let open: Vec<Open> = keys
+                .iter()
+                .enumerate()
+                .map(|(n, keys)| Open(n as i64, keys.iter().map(|(lane, patient)| on(*lane, *patient)).collect()))
+                .collect();
+            let columns = columns(open, most, 1);
+            prop_assert_eq!(columns.iter().map(Vec::len).sum::<usize>(), keys.len());
+            prop_assert!(columns.len() <= most);
+            let mut seen: HashMap<OrderKey, usize> = HashMap::new();
+            for (number, column) in columns.iter().enumerate() {
+                prop_assert!(column.is_sorted_by_key(|message| message.0));
+                for key in column.iter().flat_map(|message| &message.1) {
+                    prop_assert_eq!(*seen.entry(*key).or_insert(number), number);
+                }
             }
         }
     }

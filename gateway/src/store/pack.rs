@@ -9,6 +9,7 @@ use jiff::Timestamp;
 use schemas::issue::Issue;
 use schemas::message::{DeliveryId, MessageId, OrderKey};
 use std::borrow::Cow;
+use std::cell::RefCell;
 use std::path::Path;
 use std::time::Duration;
 use uuid::Uuid;
@@ -17,6 +18,13 @@ const PLAIN: u8 = 0;
 const LZ4: u8 = 1;
 /// Below this many bytes compressing does not pay.
 const SMALL_BYTES: usize = 256;
+/// A larger buffer is not kept for the next value.
+const SCRATCH_MAX: usize = 1 << 20;
+
+thread_local! {
+    /// Where values are compressed: rows keep no more memory than they need.
+    static SCRATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
 
 /// A row that this program did not write.
 #[derive(Debug, thiserror::Error)]
@@ -29,16 +37,21 @@ pub(super) fn damaged(what: &'static str) -> StoreError {
 
 /// Compresses with LZ4 where it pays. One leading byte says which form it is.
 pub(super) fn squeeze(bytes: &[u8]) -> Vec<u8> {
-    if bytes.len() >= SMALL_BYTES {
-        let mut packed = vec![0; 5 + lz4_flex::block::get_maximum_output_size(bytes.len())];
-        packed[0] = LZ4;
-        // A length of 4 GiB and more stays plain; the limits of every source are far below.
-        if let Ok(length) = u32::try_from(bytes.len())
-            && let Ok(written) = lz4_flex::block::compress_into(bytes, &mut packed[5..])
-            && written < bytes.len() - bytes.len() / 8
-        {
-            packed[1..5].copy_from_slice(&length.to_le_bytes());
-            packed.truncate(5 + written);
+    // A length of 4 GiB and more stays plain; the limits of every source are far below.
+    if bytes.len() >= SMALL_BYTES
+        && let Ok(length) = u32::try_from(bytes.len())
+    {
+        let packed = SCRATCH.with_borrow_mut(|scratch| {
+            scratch.resize(scratch.len().max(lz4_flex::block::get_maximum_output_size(bytes.len())), 0);
+            let written = lz4_flex::block::compress_into(bytes, scratch).ok()?;
+            let packed = (written < bytes.len() - bytes.len() / 8)
+                .then(|| [&[LZ4][..], &length.to_le_bytes(), &scratch[..written]].concat());
+            if scratch.len() > SCRATCH_MAX {
+                *scratch = Vec::new();
+            }
+            packed
+        });
+        if let Some(packed) = packed {
             return packed;
         }
     }

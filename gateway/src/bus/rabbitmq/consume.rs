@@ -2,6 +2,7 @@
 
 use super::super::{BusError, Consumer, Taken, Ticket};
 use super::link::{Session, away, next_number};
+use super::squeezed;
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::StreamExt;
@@ -76,7 +77,7 @@ impl Consumer for QueueConsumer {
                 }
                 None => {
                     tracing::warn!(
-                        "threw away a message on our queue that is not ours: its id is no delivery's"
+                        "threw away a message on our queue that is not ours: its id is no delivery's, or its body does not read"
                     );
                     let rejected = self.channel.basic_reject(tag, BasicRejectOptions { requeue: false });
                     self.session.reply(rejected).await?.map_err(|error| self.session.broken(away(error)))?;
@@ -108,17 +109,16 @@ impl Consumer for QueueConsumer {
 
 /// What was delivered, if it is one of ours.
 fn taken(delivery: Delivery, ticket: Ticket) -> Option<Taken> {
+    let body = match delivery.properties.content_encoding() {
+        None => Bytes::from(delivery.data),
+        Some(encoding) if encoding.as_str() == squeezed::ENCODING => squeezed::expand(&delivery.data)?.into(),
+        Some(_) => return None,
+    };
     let id = delivery.properties.message_id().as_ref()?.as_str().parse().ok()?;
     let traceparent =
         delivery.properties.headers().as_ref().and_then(|headers| match headers.inner().get("traceparent") {
             Some(AMQPValue::LongString(text)) => std::str::from_utf8(text.as_bytes()).ok().map(str::to_owned),
             Some(_) | None => None,
         });
-    Some(Taken {
-        delivery: id,
-        traceparent,
-        redelivered: delivery.redelivered,
-        body: Bytes::from(delivery.data),
-        ticket,
-    })
+    Some(Taken { delivery: id, traceparent, redelivered: delivery.redelivered, body, ticket })
 }

@@ -5,9 +5,11 @@
 
 use super::super::{BusError, Envelope};
 use super::link::{Link, Session, away};
+use super::squeezed;
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::{BasicProperties, Channel, PublisherConfirm};
+use std::borrow::Cow;
 use std::collections::HashSet;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -66,14 +68,15 @@ async fn send(
 ) -> Result<Vec<Result<(), BusError>>, BusError> {
     let broken = |error| session.broken(away(error));
     let options = BasicPublishOptions { mandatory: true, immediate: false };
+    let bodies: Vec<Cow<'_, [u8]>> = batch.iter().map(body_of).collect();
     let mut sent = Vec::with_capacity(batch.len());
-    for Outbound { exchange, key, envelope } in batch {
+    for (Outbound { exchange, key, envelope }, body) in batch.iter().zip(&bodies) {
         let mut writing = Box::pin(channel.basic_publish(
             (*exchange).into(),
             (*key).into(),
             options,
-            &envelope.body,
-            properties(envelope),
+            body,
+            properties(envelope, matches!(body, Cow::Owned(_))),
         ));
         // The first poll queues the frames, so they leave in order, and nothing waits for the socket in between.
         match writing.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
@@ -114,15 +117,26 @@ async fn send(
     Ok(batch.iter().zip(refused).map(result).collect())
 }
 
+/// What is written: compressed on the way to Pons's own queues, plain into a subscriber's own.
+fn body_of<'e>(outbound: &Outbound<'e>) -> Cow<'e, [u8]> {
+    match outbound.exchange {
+        "" => Cow::Borrowed(&outbound.envelope.body[..]),
+        _ => squeezed::squeeze(&outbound.envelope.body),
+    }
+}
+
 fn message_id(envelope: &Envelope) -> ShortString {
     envelope.delivery.to_string().into()
 }
 
-fn properties(envelope: &Envelope) -> BasicProperties {
-    let properties = BasicProperties::default()
+fn properties(envelope: &Envelope, squeezed: bool) -> BasicProperties {
+    let mut properties = BasicProperties::default()
         .with_content_type("application/cloudevents+json".into())
         .with_delivery_mode(PERSISTENT)
         .with_message_id(message_id(envelope));
+    if squeezed {
+        properties = properties.with_content_encoding(squeezed::ENCODING.into());
+    }
     match &envelope.traceparent {
         None => properties,
         Some(traceparent) => {

@@ -5,7 +5,6 @@
 //! writes few of both: a message is inserted once and never changed, a delivery changes within its page.
 
 mod append;
-mod copy;
 mod days;
 mod deliver;
 mod desk;
