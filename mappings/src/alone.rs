@@ -64,7 +64,7 @@ fn render(mapped: Mapped, context: &Context<'_>, mapping: &str) -> Alone {
         let mut slots: SmallVec<[&SlotWrite; 32]> = contribution.slots.iter().collect();
         slots.sort_by(|a, b| (a.order, &a.name).cmp(&(b.order, &b.name)));
         let fragments = slots.iter().flat_map(|slot| match &slot.write {
-            Write::Valued(fragments) => fragments.as_slice(),
+            Write::Valued(fragments) => &**fragments,
             Write::Cleared => &[],
         });
         let length: usize =

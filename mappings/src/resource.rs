@@ -54,8 +54,8 @@ pub struct SlotWrite {
 /// A value or its removal.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Write {
-    /// These fragments, in place of whatever the slot held.
-    Valued(Vec<Fragment>),
+    /// These fragments, in place of whatever the slot held. Shared with the resource that takes them.
+    Valued(Arc<[Fragment]>),
     /// Nothing any more: HL7 `""`, or a rule whose condition no longer holds.
     Cleared,
 }
@@ -142,7 +142,7 @@ struct Slot {
     stamp: Stamp,
     message: Uuid,
     /// Empty: a tombstone.
-    fragments: Vec<Fragment>,
+    fragments: Arc<[Fragment]>,
 }
 
 /// The prefix of the slots of a resource that was written whole: one slot for each of its elements.
@@ -181,7 +181,7 @@ impl State {
         let cleared: Vec<Arc<str>> = self
             .slots
             .iter()
-            .flat_map(|slot| &slot.fragments)
+            .flat_map(|slot| &*slot.fragments)
             .map(|fragment| Arc::from(&*root(&fragment.path)))
             .filter(|path: &Arc<str>| !elements.iter().any(|(name, _)| **name == **path))
             .collect();
@@ -194,7 +194,11 @@ impl State {
                 weak: false,
                 stamp: stamp.clone(),
                 message,
-                fragments: vec![Fragment { path: name.as_str().into(), list: false, json: json.clone() }],
+                fragments: Arc::new([Fragment {
+                    path: name.as_str().into(),
+                    list: false,
+                    json: json.clone(),
+                }]),
             })
             .collect();
         let mut applied = Applied { changed: self.rendered() != before, touched: true, cleared, skipped: 0 };
@@ -216,9 +220,9 @@ impl State {
         {
             return;
         }
-        let fragments: &[Fragment] = match &write.write {
-            Write::Valued(fragments) => fragments,
-            Write::Cleared => &[],
+        let fragments: Arc<[Fragment]> = match &write.write {
+            Write::Valued(fragments) => Arc::clone(fragments),
+            Write::Cleared => Arc::default(),
         };
         // What a whole write said of the same elements counts as this slot's past.
         let whole = |slot: &Slot| {
@@ -236,7 +240,7 @@ impl State {
             weak,
             stamp: stamp.clone(),
             message,
-            fragments: fragments.to_vec(),
+            fragments: Arc::clone(&fragments),
         };
         match known {
             None if fragments.is_empty() && weak => return,
@@ -282,20 +286,20 @@ impl State {
 
     /// Writes the resource in JSON: `resourceType`, `id`, then the slots in the order of their rules.
     pub fn render(&self, resource_type: &str, id: Uuid, out: &mut String) {
-        let fragments = self.slots.iter().flat_map(|slot| &slot.fragments);
+        let fragments = self.slots.iter().flat_map(|slot| &*slot.fragments);
         crate::render::resource(resource_type, id, fragments, out);
     }
 
     /// The JSON texts that the slots hold at a path, in rendering order.
     pub fn at<'s>(&'s self, path: &'s str) -> impl Iterator<Item = &'s str> {
-        let fragments = self.slots.iter().flat_map(|slot| &slot.fragments);
+        let fragments = self.slots.iter().flat_map(|slot| &*slot.fragments);
         fragments.filter(move |fragment| &*fragment.path == path).map(|fragment| fragment.json.as_str())
     }
 
     /// Points every reference from one resource to another.
     pub fn relink(&mut self, moved: &[(Uuid, Uuid)]) -> bool {
         let mut changed = false;
-        for fragment in self.slots.iter_mut().flat_map(|slot| &mut slot.fragments) {
+        for fragment in self.slots.iter_mut().flat_map(|slot| Arc::make_mut(&mut slot.fragments)) {
             changed |= relink(&mut fragment.json, moved);
         }
         changed
@@ -313,7 +317,7 @@ impl State {
                 Write::Cleared => None,
             });
             fragments
-                .flatten()
+                .flat_map(|fragments| &**fragments)
                 .filter(move |fragment| &*fragment.path == path)
                 .map(|fragment| fragment.json.as_str())
         };
@@ -370,7 +374,7 @@ impl State {
             out.signed(Some(slot.stamp.seq));
             out.out.extend_from_slice(slot.message.as_bytes());
             out.number(slot.fragments.len());
-            for fragment in &slot.fragments {
+            for fragment in &*slot.fragments {
                 out.text(&fragment.path);
                 out.out.push(u8::from(fragment.list));
                 out.text(&fragment.json);
@@ -410,7 +414,7 @@ impl State {
                 weak,
                 stamp: Stamp { sender, at, number, seq },
                 message,
-                fragments,
+                fragments: fragments.into(),
             });
         }
         if read.rest.is_empty() { Ok(State { slots }) } else { Err(NotAState) }

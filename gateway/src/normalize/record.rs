@@ -19,6 +19,7 @@ use mappings::resource::{Applied, Contribution, Existing, State};
 use schemas::issue::{Issue, Severity};
 use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 use uuid::Uuid;
 
 /// How many merges in a row a reader follows before it calls the chain broken.
@@ -467,7 +468,7 @@ fn relinked(contribution: &Contribution, moved: &[(Uuid, Uuid)]) -> Contribution
     let mut contribution = contribution.clone();
     for slot in &mut contribution.slots {
         if let mappings::resource::Write::Valued(fragments) = &mut slot.write {
-            for fragment in fragments {
+            for fragment in Arc::make_mut(fragments) {
                 mappings::resource::relink(&mut fragment.json, moved);
             }
         }

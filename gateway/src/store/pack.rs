@@ -6,6 +6,7 @@
 use crate::store::{DeliveryState, Request, StoreError};
 use bytes::Bytes;
 use jiff::Timestamp;
+use lz4_flex::block::CompressTable;
 use schemas::issue::Issue;
 use schemas::message::{DeliveryId, MessageId, OrderKey};
 use std::borrow::Cow;
@@ -23,7 +24,7 @@ const SCRATCH_MAX: usize = 1 << 20;
 
 thread_local! {
     /// Where values are compressed: rows keep no more memory than they need.
-    static SCRATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+    static SCRATCH: RefCell<(CompressTable, Vec<u8>)> = RefCell::default();
 }
 
 /// A row that this program did not write.
@@ -41,9 +42,9 @@ pub(super) fn squeeze(bytes: &[u8]) -> Vec<u8> {
     if bytes.len() >= SMALL_BYTES
         && let Ok(length) = u32::try_from(bytes.len())
     {
-        let packed = SCRATCH.with_borrow_mut(|scratch| {
+        let packed = SCRATCH.with_borrow_mut(|(table, scratch)| {
             scratch.resize(scratch.len().max(lz4_flex::block::get_maximum_output_size(bytes.len())), 0);
-            let written = lz4_flex::block::compress_into(bytes, scratch).ok()?;
+            let written = lz4_flex::block::compress_into_with_table(bytes, scratch, table).ok()?;
             let packed = (written < bytes.len() - bytes.len() / 8)
                 .then(|| [&[LZ4][..], &length.to_le_bytes(), &scratch[..written]].concat());
             if scratch.len() > SCRATCH_MAX {

@@ -1,5 +1,6 @@
 //! The instances of the resources of a mapping: first who they are, then what is said of them.
 
+use super::made::Keys;
 use super::slots::Again;
 use super::{Frame, Halt, Instance, Item, Run};
 use crate::language::ast::Otherwise;
@@ -59,7 +60,7 @@ impl<'r> Run<'r> {
         if !present || resource.when.is_some_and(|when| !self.holds(&frame, when)) {
             return Ok(());
         }
-        let keys = self.keys(&frame, &resource.identity, resource.kind)?;
+        let Keys { list: keys, dependent } = self.keys(&frame, &resource.identity, resource.kind)?;
         let place = || {
             let segment = anchor
                 .map_or(String::new(), |anchor| self.message.segments()[anchor as usize].path().to_string());
@@ -89,7 +90,8 @@ impl<'r> Run<'r> {
             },
         };
         let index = self.instances.len();
-        self.instances.push(Instance { def, group, anchor, id, aliases: keys, left_out: false });
+        let aliases = if dependent { Vec::new() } else { keys };
+        self.instances.push(Instance { def, group, anchor, id, aliases, left_out: false });
         let around = &mut self.around[def];
         if around.is_empty() {
             around.resize(self.groups.instances().count(), SmallVec::new());

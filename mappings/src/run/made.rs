@@ -181,7 +181,7 @@ impl<'r> Run<'r> {
         out: &mut String,
     ) -> Result<Option<Option<Uuid>>, Halt> {
         let identity_frame = if make.outer_identity { outer } else { inner };
-        let mut keys = self.keys(identity_frame, &make.identity, make.kind)?;
+        let Keys { list: mut keys, dependent } = self.keys(identity_frame, &make.identity, make.kind)?;
         let display = make.display.and_then(|display| self.text_of(inner, display)).map(Cow::into_owned);
         let id = match keys.first() {
             Some((system, value)) => crate::identity::id_of(self.context.namespace, make.kind, system, value),
@@ -213,6 +213,7 @@ impl<'r> Run<'r> {
             },
         };
         keys.dedup();
+        let keys = if dependent { Vec::new() } else { keys };
         let (entry, fresh) = self.entry(make.kind, id, keys, make.existing);
         let again = if fresh { Again::Never } else { Again::Made };
         let marks = self.marks.len();
@@ -230,7 +231,7 @@ impl<'r> Run<'r> {
             write_reference(&mut json, make.kind, parent, None);
             let fragment = Fragment { path: Arc::from("partOf"), list: false, json };
             let order = ORDER_STEP - 1;
-            let write = Write::Valued(vec![fragment]);
+            let write = Write::Valued(Arc::new([fragment]));
             self.keep(
                 entry,
                 SlotWrite { name: Arc::from("chain/partOf"), order, on_existing: None, write },
@@ -283,9 +284,10 @@ impl<'r> Run<'r> {
         frame: &Frame<'r, '_>,
         identity: &'r IdentityRule,
         kind: &str,
-    ) -> Result<Vec<(String, String)>, Halt> {
+    ) -> Result<Keys, Halt> {
         self.quiet += 1;
         let mut keys: Vec<(String, String)> = Vec::new();
+        let mut dependent = false;
         for key in &identity.keys {
             self.step()?;
             if key.fallback && !keys.is_empty() {
@@ -355,12 +357,22 @@ impl<'r> Run<'r> {
                 }
                 if !keys.iter().any(|(s, v)| *s == system && *v == value) {
                     keys.push((system, value));
+                    dependent =
+                        key.of.is_some() && key.each.is_none() && (key.fallback || identity.keys.len() == 1);
                 }
             }
         }
         self.quiet -= 1;
-        Ok(keys)
+        Ok(Keys { dependent: dependent && keys.len() == 1, list: keys })
     }
+}
+
+/// The keys of a resource, as (system, value), the preferred one first.
+pub(super) struct Keys {
+    pub(super) list: Vec<(String, String)>,
+    /// Whether there is one, it is counted within another resource, and it never stands beside others: the id that follows
+    /// from it is all that anybody can know the resource by, so it need not be kept as an alias.
+    pub(super) dependent: bool,
 }
 
 fn write_reference(out: &mut String, kind: &str, id: Uuid, display: Option<&str>) {

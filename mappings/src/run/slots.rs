@@ -40,9 +40,8 @@ impl<'r> Run<'r> {
             count = sink.count;
             wrote?;
         }
-        let written = json.as_str();
         let beside = std::mem::replace(&mut self.beside, beside);
-        let mut fragments = Vec::new();
+        let mut value = None;
         if count > 0 {
             let path = if slot.path.choice {
                 let known = slot.path.types.iter().find(|(of, _)| *of == self.suffix);
@@ -50,8 +49,9 @@ impl<'r> Run<'r> {
             } else {
                 slot.path.text.clone()
             };
-            fragments.push(Fragment { path, list: slot.path.many, json: written.to_owned() });
+            value = Some(Fragment { path, list: slot.path.many, json: json.as_str().to_owned() });
         }
+        let mut extension = None;
         if !beside.is_empty() && !slot.path.many {
             let path = if slot.path.choice {
                 // `value[x]` without a value has no type to stand beside.
@@ -59,25 +59,31 @@ impl<'r> Run<'r> {
             } else {
                 Some(slot.path.beside.clone())
             };
-            fragments.extend(path.map(|path| Fragment { path, list: true, json: beside }));
+            extension = path.map(|path| Fragment { path, list: true, json: beside });
         }
+        let fragments: Option<Arc<[Fragment]>> = match (value, extension) {
+            (None, None) => None,
+            (Some(only), None) | (None, Some(only)) => Some(Arc::new([only])),
+            (Some(value), Some(extension)) => Some(Arc::new([value, extension])),
+        };
         self.scratch.push(json);
-        let write = if fragments.is_empty() {
-            self.forget_since(marks);
-            if self.failed {
-                return Ok(());
-            }
-            match self.presence(frame, &slot.sources) {
-                (false, false) if !clear => return Ok(()),
-                (null, valued) => {
-                    if null && !valued {
-                        self.mark_nulls(frame, slot);
+        let write = match fragments {
+            Some(fragments) => Write::Valued(fragments),
+            None => {
+                self.forget_since(marks);
+                if self.failed {
+                    return Ok(());
+                }
+                match self.presence(frame, &slot.sources) {
+                    (false, false) if !clear => return Ok(()),
+                    (null, valued) => {
+                        if null && !valued {
+                            self.mark_nulls(frame, slot);
+                        }
+                        Write::Cleared
                     }
-                    Write::Cleared
                 }
             }
-        } else {
-            Write::Valued(fragments)
         };
         let on_existing = slot.existing.as_ref().map(|existing| self.existing(existing));
         let order = part * ORDER_STEP + slot.order;
@@ -110,14 +116,15 @@ impl<'r> Run<'r> {
         match (&mut known.write, write.write) {
             (Write::Cleared, valued @ Write::Valued(_)) => known.write = valued,
             (Write::Valued(known), Write::Valued(more)) if again == Again::Part => {
-                for fragment in more {
-                    match known.iter_mut().find(|known| known.path == fragment.path) {
+                for fragment in more.iter() {
+                    // Nobody else has them yet, so nothing is copied.
+                    match Arc::make_mut(known).iter_mut().find(|known| known.path == fragment.path) {
                         Some(known) if known.list => {
                             known.json.push(',');
                             known.json.push_str(&fragment.json);
                         }
                         Some(_) => {}
-                        None => known.push(fragment),
+                        None => *known = known.iter().chain([fragment]).cloned().collect(),
                     }
                 }
             }
