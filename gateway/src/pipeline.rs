@@ -41,7 +41,7 @@ use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
 /// How many deliveries wait in memory for their deliverer; what does not fit is read from the store.
-const FEED: usize = 512;
+const FEED: usize = 256;
 /// How many bytes a queue of the embedded bus holds at most.
 const EMBEDDED_QUEUE_BYTES: usize = 32 << 20;
 

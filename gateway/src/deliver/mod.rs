@@ -44,11 +44,11 @@ pub enum OnParked {
 pub struct Settings {
     /// Deliveries in memory at most: 2,000.
     pub window: usize,
-    /// Bytes of content in memory beyond which no more deliveries are taken up: 32 MiB. One may exceed it.
+    /// Bytes of content in memory beyond which no more deliveries are taken up: 16 MiB. One may exceed it.
     pub window_bytes: usize,
     /// Attempts at once, each of another key: 64.
     pub in_flight_max: usize,
-    /// Deliveries in one publishing, reading or writing: 250.
+    /// Deliveries in one publishing, reading or writing: 128.
     pub batch: usize,
     /// Rests between attempts, and when to give up: `RetryPolicy::default()`.
     pub retry: RetryPolicy,
@@ -85,9 +85,9 @@ impl Default for Settings {
     fn default() -> Self {
         Settings {
             window: 2_000,
-            window_bytes: 32 << 20,
+            window_bytes: 16 << 20,
             in_flight_max: 64,
-            batch: 250,
+            batch: 128,
             retry: RetryPolicy::default(),
             attempt_wait_max: Duration::from_secs(60),
             circuit_failures: 5,

@@ -18,7 +18,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 /// How many routed deliveries that came before their time are kept until those between are read.
-const AHEAD_MAX: usize = 1000;
+const AHEAD_MAX: usize = 500;
 
 /// Everything a deliverer knows about the open deliveries that it works on.
 pub(super) struct Window {

@@ -42,17 +42,22 @@ use waiters::Waiters;
 /// How many open messages are looked at, at most.
 const WINDOW: usize = 1024;
 /// How many bytes of them are held, beyond the first.
-const WINDOW_BYTES: usize = 32 << 20;
+const WINDOW_BYTES: usize = 8 << 20;
 /// How many messages are recorded in one transaction.
 const BATCH: usize = 128;
 /// How many bytes of messages are recorded in one transaction, beyond the first; their resources take many times as much memory.
-const BATCH_BYTES: usize = 160 << 10;
+const BATCH_BYTES: usize = 128 << 10;
 /// How many batches are recorded at a time: while one merges, another waits for the store. No two of them share a key.
-const RECORDERS: usize = 3;
+const RECORDERS: usize = 2;
 /// Fewer messages than this go in one batch rather than in several.
 const COLUMN_MIN: usize = 32;
 /// How often a batch is recorded again after another wrote the same shared resource, such as a ward, before it.
 const CONFLICTS_MAX: usize = 5;
+/// A batch of fewer messages than this is soon followed by another: then the next ones gather for a moment, because a
+/// transaction costs more than a message.
+const GATHER_BELOW: usize = 24;
+/// How long they gather.
+const GATHER: Duration = Duration::from_millis(4);
 /// How often the store is asked although nobody called: other replicas and replays write there too.
 const POLL_EVERY: Duration = Duration::from_millis(200);
 
@@ -287,13 +292,15 @@ impl Normalizer {
                     if !matches!(error, StoreError::Conflict) {
                         pause(Duration::from_millis(500), &stop).await;
                     }
-                    true
+                    usize::MAX
                 }
             };
             if stop.is_cancelled() {
                 return;
             }
-            if !worked {
+            if worked > 0 && worked < GATHER_BELOW {
+                pause(GATHER, &stop).await;
+            } else if worked == 0 {
                 tokio::select! {
                     () = stop.cancelled() => return,
                     _ = wake.changed() => {}
@@ -304,15 +311,15 @@ impl Normalizer {
         }
     }
 
-    /// Takes what may go now and records it; answers whether there was anything.
+    /// Takes what may go now and records it; answers how many messages that were.
     async fn work(
         &self,
         ours: &Held,
         open: &mut Vec<OpenMessage>,
         after: &mut Seq,
-    ) -> Result<bool, StoreError> {
+    ) -> Result<usize, StoreError> {
         if ours.leases.is_empty() {
-            return Ok(false);
+            return Ok(0);
         }
         if open.len() < WINDOW / 2 {
             let more =
@@ -325,8 +332,9 @@ impl Normalizer {
         if !planned.foreign.is_empty() || !planned.ask.is_empty() {
             planned = self.look_across(ours, open, planned, &mut cleared).await?;
         }
-        if planned.go.is_empty() {
-            return Ok(false);
+        let worked = planned.go.len();
+        if worked == 0 {
+            return Ok(0);
         }
         let mut going: Vec<OpenMessage> = Vec::with_capacity(planned.go.len());
         let chosen: HashSet<usize> = planned.go.into_iter().collect();
@@ -343,7 +351,7 @@ impl Normalizer {
         let recorded =
             future::join_all(columns.into_iter().map(|column| self.record_all(ours, column))).await;
         recorded.into_iter().collect::<Result<(), StoreError>>()?;
-        Ok(true)
+        Ok(worked)
     }
 
     /// Records messages in batches, one after the other; while one is recorded, the next is mapped.
