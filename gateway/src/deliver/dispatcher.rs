@@ -30,6 +30,8 @@ use tokio_util::sync::CancellationToken;
 const TICK: Duration = Duration::from_millis(250);
 /// The pause after the store or the bus was found away.
 const PAUSE: Duration = Duration::from_millis(500);
+/// The longest pause before the bus is tried again; it doubles from the one above.
+const CONNECT_PAUSE_MAX: Duration = Duration::from_secs(5);
 /// The shortest pause between two readings of what is open.
 const READ_PAUSE_MIN: Duration = Duration::from_millis(5);
 /// Batches at the bus at once.
@@ -127,6 +129,7 @@ struct Tenure<'a> {
     epoch: Option<String>,
     connecting: bool,
     connect_at: Instant,
+    connect_pause: Duration,
     publishing: usize,
     publish_at: Instant,
     writing: bool,
@@ -175,6 +178,7 @@ impl<'a> Tenure<'a> {
             epoch: None,
             connecting: false,
             connect_at: now,
+            connect_pause: PAUSE,
             publishing: 0,
             publish_at: now,
             writing: false,
@@ -514,6 +518,7 @@ impl<'a> Tenure<'a> {
         self.connecting = false;
         match connected {
             Ok((consumer, epoch)) => {
+                self.connect_pause = PAUSE;
                 self.window.reconnected(now);
                 if self.epoch.as_ref().is_some_and(|known| *known != epoch) {
                     self.window.wiped();
@@ -524,7 +529,8 @@ impl<'a> Tenure<'a> {
             }
             Err(cause) => {
                 tracing::warn!(subscription = %self.subscription.name, cause, "deliverer waits for the bus");
-                self.connect_at = now + PAUSE;
+                self.connect_at = now + self.connect_pause;
+                self.connect_pause = (self.connect_pause * 2).min(CONNECT_PAUSE_MAX);
             }
         }
     }

@@ -673,7 +673,7 @@ impl Window {
             Outcome::Accepted | Outcome::Again { .. } | Outcome::Never => {
                 self.answers += 1;
                 if self.circuit.reached() {
-                    tracing::info!("destination is back");
+                    tracing::info!(subscription = %self.names.subscription, "destination is back");
                     self.wake_away(now);
                 }
                 outcome
@@ -683,7 +683,7 @@ impl Window {
             Outcome::Away { after } => {
                 if self.circuit.away(now, after, random) {
                     Counters::add(&self.counters.circuits_opened, 1);
-                    tracing::warn!("destination is away: left alone for a while");
+                    tracing::warn!(subscription = %self.names.subscription, "destination is away: left alone for a while");
                 }
                 outcome
             }
