@@ -569,7 +569,7 @@ mod tests {
 
     fn valued(name: &str, order: u32, path: &str, list: bool, json: &str) -> SlotWrite {
         let fragment = Fragment { path: path.into(), list, json: json.to_owned() };
-        SlotWrite { name: name.into(), order, on_existing: None, write: Write::Valued(vec![fragment]) }
+        SlotWrite { name: name.into(), order, on_existing: None, write: Write::Valued(Arc::new([fragment])) }
     }
 
     fn cleared(name: &str, order: u32) -> SlotWrite {
