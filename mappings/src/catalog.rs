@@ -10,7 +10,7 @@ use schemas::hl7v2::Message;
 use schemas::hl7v2::definitions::Version;
 use schemas::yaml::Mistake;
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
 /// One mistake in one file of the mappings.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -146,6 +146,13 @@ impl Catalog {
         )
     }
 
+    /// Forgets what slots wrote for earlier messages. What mapping makes does not depend on it, only how long it takes.
+    pub fn forget(&self) {
+        if let Some(program) = self.programs.first() {
+            program.code.memos.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        }
+    }
+
     /// Every mapping.
     pub fn programs(&self) -> &[Program] {
         &self.programs
@@ -163,7 +170,11 @@ impl Program {
     /// # Errors
     /// [`Quarantined`] when the message cannot be mapped; it says why without a value of the message.
     pub fn run(&self, message: &Message<'_>, context: &Context<'_>) -> Result<Mapped, Quarantined> {
-        crate::run::run(&self.code, &self.mapping, message, context)
+        let memos = || self.code.memos.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut memo = memos().pop().unwrap_or_default();
+        let mapped = crate::run::run(&self.code, &self.mapping, message, context, &mut memo);
+        memos().push(memo);
+        mapped
     }
 
     /// The name, such as `oru_r01`.

@@ -44,6 +44,8 @@ pub(crate) struct Function {
     /// The fewest and the most arguments.
     pub(crate) args: (usize, usize),
     pub(crate) answers: Kind,
+    /// Whether it reads nothing but its arguments and what the configuration says of the sender.
+    pub(crate) closed: bool,
     /// What it does, in a sentence. Every function answers absent for absent where nothing else is said.
     pub(crate) spec: &'static str,
     /// Expression, text of `ZZZ-1`, expected text (empty: absent). Each is a test.
@@ -59,6 +61,7 @@ pub(crate) const FUNCTIONS: &[Function] = &[
         name: "valued",
         args: (1, 1),
         answers: Kind::Bool,
+        closed: true,
         spec: "valued(path): whether something other than HL7's null stands there",
         examples: &[
             ("valued(ZZZ-1)", "x", "true"),
@@ -71,6 +74,7 @@ pub(crate) const FUNCTIONS: &[Function] = &[
         name: "is_null",
         args: (1, 1),
         answers: Kind::Bool,
+        closed: true,
         spec: "is_null(path): whether HL7's null \"\" stands there",
         examples: &[("is_null(ZZZ-1)", "\"\"", "true"), ("is_null(ZZZ-1)", "", "false")],
         call: |run, frame, args| Val::Bool(matches!(run.eval(frame, args[0]), Val::Null)),
@@ -79,6 +83,7 @@ pub(crate) const FUNCTIONS: &[Function] = &[
         name: "count",
         args: (1, 1),
         answers: Kind::Integer,
+        closed: true,
         spec: "count(path): how many repetitions or segments are not empty",
         examples: &[("count(ZZZ-1)", "a~b", "2"), ("count(ZZZ-1)", "", "0"), ("count(ZZZ)", "x", "1")],
         call: |run, frame, args| {
@@ -89,6 +94,7 @@ pub(crate) const FUNCTIONS: &[Function] = &[
         name: "holds",
         args: (1, 1),
         answers: Kind::Bool,
+        closed: false,
         spec: "holds(segment): whether such a segment stands in the group around, or in any group inside it, however often",
         examples: &[("holds(ZZZ)", "x", "true"), ("holds(NTE)", "x", "false")],
         call: |run, frame, args| Val::Bool(run.group_holds(frame, args[0])),
@@ -97,6 +103,7 @@ pub(crate) const FUNCTIONS: &[Function] = &[
         name: "length",
         args: (1, 1),
         answers: Kind::Integer,
+        closed: true,
         spec: "length(x): how many characters; 0 for absent",
         examples: &[("length(ZZZ-1)", "19700101", "8"), ("length(ZZZ-1)", "", "0")],
         call: |run, frame, args| {
@@ -108,6 +115,7 @@ pub(crate) const FUNCTIONS: &[Function] = &[
         name: "text",
         args: (1, 1),
         answers: Kind::Text,
+        closed: true,
         spec: "text(x): the first leaf as text, escape sequences replaced",
         examples: &[("text(ZZZ-1)", "a\\T\\b", "a&b"), ("text(ZZZ-1)", "a^b", "a")],
         call: |run, frame, args| run.text_of(frame, args[0]).map_or(Val::Absent, Val::Text),
@@ -116,6 +124,7 @@ pub(crate) const FUNCTIONS: &[Function] = &[
         name: "join",
         args: (2, MANY),
         answers: Kind::Text,
+        closed: true,
         spec: "join(separator, x..): every repetition of each that is not empty, parted by the separator",
         examples: &[
             ("join(' ', ZZZ-1.2, ZZZ-1.1)", "TEST^JANE", "JANE TEST"),
@@ -131,6 +140,7 @@ pub(crate) const FUNCTIONS: &[Function] = &[
         name: "lines",
         args: (1, MANY),
         answers: Kind::Text,
+        closed: true,
         spec: "lines(x..): every repetition of each on a line of its own; of segments' fields, of every such segment",
         examples: &[("lines(ZZZ-1)", "a~b", "a\nb")],
         call: |run, frame, args| run.join(frame, "\n", args),
@@ -139,6 +149,7 @@ pub(crate) const FUNCTIONS: &[Function] = &[
         name: "date",
         args: (1, 1),
         answers: Kind::Date,
+        closed: true,
         spec: "date(x): a FHIR date, as precise as the value, the time of day left out",
         examples: &[
             ("date(ZZZ-1)", "19700131", "1970-01-31"),
@@ -156,6 +167,7 @@ pub(crate) const FUNCTIONS: &[Function] = &[
         name: "datetime",
         args: (1, 1),
         answers: Kind::DateTime,
+        closed: true,
         spec: "datetime(x): a FHIR dateTime, as precise as the value; its own offset, else MSH-7's, else the sender's zone",
         examples: &[
             ("datetime(ZZZ-1)", "20240131", "2024-01-31"),
@@ -170,6 +182,7 @@ pub(crate) const FUNCTIONS: &[Function] = &[
         name: "instant",
         args: (1, 1),
         answers: Kind::Instant,
+        closed: true,
         spec: "instant(x): a FHIR instant; a value without a time of day cannot be read as one",
         examples: &[
             ("instant(ZZZ-1)", "20240131083000+0100", "2024-01-31T08:30:00+01:00"),
@@ -185,6 +198,7 @@ pub(crate) const FUNCTIONS: &[Function] = &[
         name: "time",
         args: (1, 1),
         answers: Kind::Time,
+        closed: true,
         spec: "time(x): a FHIR time of day",
         examples: &[("time(ZZZ-1)", "0830", "08:30:00"), ("time(ZZZ-1)", "25", "")],
         call: |run, frame, args| {
@@ -195,6 +209,7 @@ pub(crate) const FUNCTIONS: &[Function] = &[
         name: "decimal",
         args: (1, 1),
         answers: Kind::Decimal,
+        closed: true,
         spec: "decimal(x): a number with every digit kept",
         examples: &[
             ("decimal(ZZZ-1)", "13.20", "13.20"),
@@ -214,6 +229,7 @@ pub(crate) const FUNCTIONS: &[Function] = &[
         name: "integer",
         args: (1, 1),
         answers: Kind::Integer,
+        closed: true,
         spec: "integer(x): a whole number",
         examples: &[
             ("integer(ZZZ-1)", "05", "5"),
@@ -230,6 +246,7 @@ pub(crate) const FUNCTIONS: &[Function] = &[
         name: "yes_no",
         args: (1, 1),
         answers: Kind::Bool,
+        closed: true,
         spec: "yes_no(x): table 0136, Y is true and N is false; anything else cannot be read",
         examples: &[
             ("yes_no(ZZZ-1)", "Y", "true"),
@@ -251,6 +268,7 @@ pub(crate) const FUNCTIONS: &[Function] = &[
         name: "upper",
         args: (1, 1),
         answers: Kind::Text,
+        closed: true,
         spec: "upper(x): in capitals",
         examples: &[("upper(ZZZ-1)", "aé", "AÉ")],
         call: |run, frame, args| run.change(frame, args[0], |text| text.to_uppercase()),
@@ -259,6 +277,7 @@ pub(crate) const FUNCTIONS: &[Function] = &[
         name: "lower",
         args: (1, 1),
         answers: Kind::Text,
+        closed: true,
         spec: "lower(x): in small letters",
         examples: &[("lower(ZZZ-1)", "AÉ", "aé")],
         call: |run, frame, args| run.change(frame, args[0], |text| text.to_lowercase()),
@@ -267,6 +286,7 @@ pub(crate) const FUNCTIONS: &[Function] = &[
         name: "before",
         args: (2, 2),
         answers: Kind::Text,
+        closed: true,
         spec: "before(x, separator): what stands before the separator; all of it if there is none",
         examples: &[("before(ZZZ-1, ':')", "1:2", "1"), ("before(ZZZ-1, ':')", "12", "12")],
         call: |run, frame, args| {
@@ -280,6 +300,7 @@ pub(crate) const FUNCTIONS: &[Function] = &[
         name: "after",
         args: (2, 2),
         answers: Kind::Text,
+        closed: true,
         spec: "after(x, separator): what stands after the separator; absent if there is none",
         examples: &[("after(ZZZ-1, ':')", "1:2", "2"), ("after(ZZZ-1, ':')", "12", "")],
         call: |run, frame, args| {
@@ -293,6 +314,7 @@ pub(crate) const FUNCTIONS: &[Function] = &[
         name: "starts_with",
         args: (2, 2),
         answers: Kind::Bool,
+        closed: true,
         spec: "starts_with(x, prefix): whether the text begins so",
         examples: &[("starts_with(ZZZ-1, 'ab')", "abc", "true"), ("starts_with(ZZZ-1, 'ab')", "", "false")],
         call: |run, frame, args| {
@@ -304,6 +326,7 @@ pub(crate) const FUNCTIONS: &[Function] = &[
         name: "contains",
         args: (2, 2),
         answers: Kind::Bool,
+        closed: true,
         spec: "contains(x, part): whether the part stands in the text",
         examples: &[("contains(ZZZ-1, 'b')", "abc", "true"), ("contains(ZZZ-1, 'd')", "abc", "false")],
         call: |run, frame, args| {
@@ -315,6 +338,7 @@ pub(crate) const FUNCTIONS: &[Function] = &[
         name: "is_number",
         args: (1, 1),
         answers: Kind::Bool,
+        closed: true,
         spec: "is_number(x): whether decimal(x) can read it",
         examples: &[("is_number(ZZZ-1)", "1.5", "true"), ("is_number(ZZZ-1)", "1,5", "false")],
         call: |run, frame, args| {
@@ -325,6 +349,7 @@ pub(crate) const FUNCTIONS: &[Function] = &[
         name: "has_comparator",
         args: (1, 1),
         answers: Kind::Bool,
+        closed: true,
         spec: "has_comparator(x): whether it is a number after <, <=, > or >=",
         examples: &[("has_comparator(ZZZ-1)", ">100", "true"), ("has_comparator(ZZZ-1)", "100", "false")],
         call: |run, frame, args| {
@@ -335,6 +360,7 @@ pub(crate) const FUNCTIONS: &[Function] = &[
         name: "comparator",
         args: (1, 1),
         answers: Kind::Text,
+        closed: true,
         spec: "comparator(x): the <, <=, > or >= before a number",
         examples: &[("comparator(ZZZ-1)", ">= 100", ">="), ("comparator(ZZZ-1)", "100", "")],
         call: |run, frame, args| {
@@ -347,6 +373,7 @@ pub(crate) const FUNCTIONS: &[Function] = &[
         name: "number",
         args: (1, 1),
         answers: Kind::Decimal,
+        closed: true,
         spec: "number(x): the number, with or without a comparator before it",
         examples: &[
             ("number(ZZZ-1)", ">= 100.0", "100.0"),
@@ -364,6 +391,7 @@ pub(crate) const FUNCTIONS: &[Function] = &[
         name: "system",
         args: (1, 3),
         answers: Kind::Text,
+        closed: true,
         spec: "system(hd), system(hd, other hd) or system(namespace, universal id, its type): the URI of an assigner, by the \
                sender's registry, else by its universal id, else in the sender's scope",
         examples: &[
@@ -380,6 +408,7 @@ pub(crate) const FUNCTIONS: &[Function] = &[
         name: "registered",
         args: (1, 1),
         answers: Kind::Bool,
+        closed: true,
         spec: "registered(hd): whether the sender's registry knows the assigner",
         examples: &[("registered(ZZZ-1)", "REGISTERED", "true"), ("registered(ZZZ-1)", "LAB", "false")],
         call: |run, frame, args| {
@@ -391,6 +420,7 @@ pub(crate) const FUNCTIONS: &[Function] = &[
         name: "coding_system",
         args: (1, 2),
         answers: Kind::Text,
+        closed: true,
         spec: "coding_system(name) or coding_system(name, oid): the URI of a code system that HL7 v2 names in table 0396, such \
                as LN or HL70001; else of the OID, else in the sender's scope",
         examples: &[
@@ -411,6 +441,7 @@ pub(crate) const FUNCTIONS: &[Function] = &[
         name: "uri",
         args: (1, 1),
         answers: Kind::Text,
+        closed: true,
         spec: "uri(x): an OID or UUID as urn:oid: or urn:uuid:, a URI as it is; anything else cannot be read",
         examples: &[
             ("uri(ZZZ-1)", "1.2.3", "urn:oid:1.2.3"),
@@ -424,6 +455,7 @@ pub(crate) const FUNCTIONS: &[Function] = &[
         name: "unit_system",
         args: (1, 1),
         answers: Kind::Text,
+        closed: true,
         spec: "unit_system(cwe): http://unitsofmeasure.org if component 3 says UCUM, else the coding system it names",
         examples: &[
             ("unit_system(ZZZ-1)", "mg/dL^^UCUM", "http://unitsofmeasure.org"),
@@ -438,6 +470,7 @@ pub(crate) const FUNCTIONS: &[Function] = &[
         name: "trigger",
         args: (0, 0),
         answers: Kind::Text,
+        closed: false,
         spec: "trigger(): the trigger event, MSH-9.2, else EVN-1",
         examples: &[("trigger()", "", "A01")],
         call: |run, _, _| Val::Text(run.trigger()),
@@ -446,6 +479,7 @@ pub(crate) const FUNCTIONS: &[Function] = &[
         name: "message_code",
         args: (0, 0),
         answers: Kind::Text,
+        closed: false,
         spec: "message_code(): the message type, MSH-9.1",
         examples: &[("message_code()", "", "ADT")],
         call: |run, _, _| run.message_code().map_or(Val::Absent, Val::Text),
@@ -454,6 +488,7 @@ pub(crate) const FUNCTIONS: &[Function] = &[
         name: "version",
         args: (0, 0),
         answers: Kind::Text,
+        closed: false,
         spec: "version(): the version of HL7 v2, MSH-12.1",
         examples: &[("version()", "", "2.5.1")],
         call: |run, _, _| run.version().map_or(Val::Absent, Val::Text),
@@ -462,6 +497,7 @@ pub(crate) const FUNCTIONS: &[Function] = &[
         name: "ordinal",
         args: (0, 0),
         answers: Kind::Integer,
+        closed: false,
         spec: "ordinal(): in an identity, how many earlier siblings in the same group have the same key",
         examples: &[],
         call: |_, _, _| Val::Absent,
@@ -470,6 +506,7 @@ pub(crate) const FUNCTIONS: &[Function] = &[
         name: "chain_key",
         args: (0, 0),
         answers: Kind::Text,
+        closed: false,
         spec: "chain_key(): the values of this level of a chain and of all coarser ones",
         examples: &[],
         call: |run, frame, _| run.chain_key(frame),
@@ -478,6 +515,7 @@ pub(crate) const FUNCTIONS: &[Function] = &[
         name: "is_finest",
         args: (0, 0),
         answers: Kind::Bool,
+        closed: false,
         spec: "is_finest(): whether this is the last level of a chain that has a value",
         examples: &[],
         call: |_, frame, _| Val::Bool(frame.level.is_some_and(|level| level.finest)),
@@ -486,6 +524,7 @@ pub(crate) const FUNCTIONS: &[Function] = &[
         name: "base64",
         args: (2, 2),
         answers: Kind::Base64,
+        closed: true,
         spec: "base64(data, encoding): data in base64; the encoding is that of ED.4: Base64 passes, Hex is converted, A and \
                anything else is text",
         examples: &[

@@ -5,11 +5,12 @@
 use crate::json::Primitive;
 use crate::language::ast::{OnExisting, Otherwise, Policy};
 use crate::resource::Existing;
+use crate::run::Memo;
 use crate::table::Table;
 use schemas::hl7v2::definitions::Version;
 use schemas::hl7v2::path::SegmentName;
 use schemas::issue::Severity;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 /// An expression, by its place in [`Code::exprs`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,6 +30,10 @@ pub(crate) struct Code {
     pub(crate) tables: Vec<Table>,
     /// The tables of senders: `sender/name`.
     pub(crate) sender_tables: std::collections::HashMap<String, u32>,
+    /// How many slots and made resources are remembered: the next [`Remember::id`].
+    pub(crate) remembered: u32,
+    /// What was written before, for as many threads as ever mapped at a time.
+    pub(crate) memos: Mutex<Vec<Memo>>,
 }
 
 /// What an expression does.
@@ -77,7 +82,7 @@ pub(crate) enum Op {
 }
 
 /// Where a segment is looked for.
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Scope {
     /// The anchor if it has the name, else the group instance and outwards.
     Near,
@@ -108,6 +113,8 @@ pub(crate) enum Base {
 #[derive(Debug)]
 pub(crate) struct Node {
     pub(crate) when: Option<ExprId>,
+    /// Whether the condition is about the current item; otherwise it is asked once, before the items are looked for.
+    pub(crate) when_item: bool,
     /// Repeats over the repetitions of a path, or over segments.
     pub(crate) each: Option<ExprId>,
     pub(crate) does: Action,
@@ -190,7 +197,7 @@ pub(crate) enum Action {
 }
 
 /// What a reference means.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Target {
     /// A name that [`MappingCode::refs`] turns into an entry of `resources:`.
     Resource(u16),
@@ -271,8 +278,6 @@ pub(crate) struct Field {
 /// A value map.
 #[derive(Debug, Default)]
 pub(crate) struct TypeMap {
-    /// Whether it reads nothing but the element on which it is called.
-    pub(crate) pure: bool,
     pub(crate) body: MapBody,
     pub(crate) ignore: Vec<IgnoreRule>,
 }
@@ -311,8 +316,8 @@ pub(crate) struct Make {
     pub(crate) existing: Existing,
     /// Whether the identity is written where the resource is made, not in the map.
     pub(crate) outer_identity: bool,
-    /// Whether the same element always makes the same resource: nothing else of the message is read.
-    pub(crate) pure: bool,
+    /// Whether what it made from the same values may be taken again.
+    pub(crate) remember: Option<Remember>,
 }
 
 /// One level of a chain.
@@ -341,6 +346,35 @@ pub(crate) struct Slot {
     pub(crate) existing: Option<OnExisting>,
     /// Whether it is written where the resource is made, not in the map.
     pub(crate) outer: bool,
+    /// Whether what it wrote for the same values may be written again.
+    pub(crate) remember: Option<Remember>,
+}
+
+/// What a slot or a made resource reads of the message, where that is a closed list: the same values there give the same result.
+#[derive(Debug)]
+pub(crate) struct Remember {
+    /// Which it is, among all of the catalog that are remembered.
+    pub(crate) id: u32,
+    pub(crate) reads: Box<[Read]>,
+}
+
+/// One place that is read.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Read {
+    /// A field with all its repetitions.
+    Field { scope: Scope, name: SegmentName, field: u16 },
+    /// Whether a field is absent, null or valued.
+    Presence { scope: Scope, name: SegmentName, field: u16 },
+    /// What the caller of the map gave.
+    With(u16),
+    /// The element on which the map was called.
+    Base,
+    /// The current item.
+    Item,
+    /// The level of a chain.
+    Level,
+    /// The resource that a reference leads to.
+    Ref(Target),
 }
 
 /// Where a slot stands in the resource.

@@ -1,10 +1,11 @@
 //! Identities: the keys of a resource, and the resources that are made from a field.
 
-use super::{Compiler, Env, target};
+use super::{Compiler, Env, reads, target};
 use crate::language::ast::{self, Answer, Body, Identity, KeyRule, Map, Rule, Word};
 use crate::language::expression::Expr;
-use crate::program::{Action, Base, ChainLevel, IdentityRule, Key, Make};
+use crate::program::{Action, ChainLevel, IdentityRule, Key, Make};
 use crate::resource::Existing;
+use schemas::hl7v2::path::SegmentName;
 
 impl<'a> Compiler<'a> {
     pub(super) fn identity(&mut self, env: &Env<'a>, identity: &'a Identity) -> IdentityRule {
@@ -108,7 +109,6 @@ impl<'a> Compiler<'a> {
 
     fn make_of_map(&mut self, env: &Env<'a>, map: &'a Map, kind: &Word) -> Option<Make> {
         let resource = self.made(kind)?;
-        let before = self.mark();
         let slots = match &map.rules {
             Body::Elements(rules) => self.slots(env, rules, resource, &map.name.text, false),
             Body::One(rule) => {
@@ -142,7 +142,7 @@ impl<'a> Compiler<'a> {
             // A map makes what the message names in passing; an identity of its own says more.
             existing: Existing::Add,
             outer_identity: false,
-            pure: self.pure_since(before),
+            remember: None,
         })
     }
 
@@ -158,7 +158,6 @@ impl<'a> Compiler<'a> {
     ) -> Option<Action> {
         let resource = self.made(kind)?;
         let mut from = None;
-        let before = self.mark();
         let mut make = match uses {
             Some(word) => {
                 let (map, file) = self.find_map(word)?;
@@ -194,7 +193,7 @@ impl<'a> Compiler<'a> {
                 ignore: Vec::new(),
                 existing: Existing::Merge,
                 outer_identity: false,
-                pure: false,
+                remember: None,
             },
         };
         match identity {
@@ -226,11 +225,6 @@ impl<'a> Compiler<'a> {
         for slot in &mut set {
             slot.order += after;
         }
-        // What is written here sees nothing but the current item if no map is around it.
-        let alone = env.params.is_empty() && env.bases.iter().all(|(_, base)| matches!(base, Base::Item));
-        let closed = set.is_empty() && make.with.is_empty() && !make.outer_identity;
-        make.pure = make.chain.is_empty()
-            && (closed && make.pure || alone && rule.from.is_none() && self.pure_since(before));
         make.slots.extend(set);
         for missing in target::required(resource) {
             let bare = missing.trim_end_matches("[x]");
@@ -242,6 +236,8 @@ impl<'a> Compiler<'a> {
                 );
             }
         }
+        let anchor = env.anchor.and_then(SegmentName::new);
+        make.remember = reads::of_make(&mut self.code, &make, from, anchor);
         let id = u32::try_from(self.code.makes.len()).expect("a catalog has fewer than 2^32 made resources");
         self.code.makes.push(make);
         Some(Action::Make { make: id, from })

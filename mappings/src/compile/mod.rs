@@ -4,6 +4,7 @@
 
 mod expressions;
 mod identities;
+mod reads;
 mod rules;
 mod slots;
 mod source;
@@ -187,25 +188,6 @@ impl<'a> Compiler<'a> {
         }
         let next = u16::try_from(self.refs.len()).unwrap_or(u16::MAX);
         *self.refs.entry(name.text.clone()).or_insert(next)
-    }
-
-    /// Where the code ends now.
-    fn mark(&self) -> (usize, usize) {
-        (self.code.exprs.len(), self.code.nodes.len())
-    }
-
-    /// Whether the code since a mark reads nothing but the element on which it is called.
-    fn pure_since(&self, (exprs, nodes): (usize, usize)) -> bool {
-        use crate::program::{Action, Op};
-        let reads_segments = |op: &Op| matches!(op, Op::Segment { .. });
-        let leads_out = |node: &crate::program::Node| match &node.does {
-            Action::Ref { .. } | Action::Refs { .. } => true,
-            Action::Call { map, .. } => !self.code.maps[*map as usize].pure,
-            Action::Make { make, .. } => !self.code.makes[*make as usize].pure,
-            _ => false,
-        };
-        !self.code.exprs[exprs..].iter().any(reads_segments)
-            && !self.code.nodes[nodes..].iter().any(leads_out)
     }
 
     fn node(&mut self, node: crate::program::Node) -> NodeId {

@@ -9,8 +9,8 @@ use crate::language::ast::{self, Answer, Body, Does, OnCode, OnError, Policy, Ru
 use crate::language::expression;
 use crate::language::load::within;
 use crate::program::{
-    Action, Argument, CodeForm, CodeRule, Field, Lookup, MapBody, Node, NodeId, Piece, Recovery, TableUse,
-    Target, TypeMap,
+    Action, Argument, Base, CodeForm, CodeRule, ExprId, Field, Lookup, MapBody, Node, NodeId, Op, Piece,
+    Recovery, Scope, TableUse, Target, TypeMap,
 };
 use schemas::issue::Severity;
 use std::sync::Arc;
@@ -66,8 +66,10 @@ impl<'a> Compiler<'a> {
                 "`extension:` stands beside the value of a primitive; here, write it under `set:`",
             );
         }
+        let when_item = when.is_some_and(|when| each.is_none_or(|each| self.is_about_item(when, each)));
         self.node(Node {
             when,
+            when_item,
             each,
             does,
             on_error,
@@ -78,16 +80,29 @@ impl<'a> Compiler<'a> {
         })
     }
 
+    /// Whether a condition may be another one for another item of `each`.
+    fn is_about_item(&self, when: ExprId, each: ExprId) -> bool {
+        let of_segments = matches!(self.code.op(each), Op::Segment { field: 0, .. });
+        let about = |id: ExprId| self.is_about_item(id, each);
+        match self.code.op(when) {
+            Op::Segment { scope, .. } => of_segments || *scope == Scope::Item,
+            Op::Part { base, .. } => matches!(base, Base::Item),
+            Op::Call { args, .. } => args.iter().any(|arg| about(*arg)),
+            Op::Not(inner) => about(*inner),
+            Op::And(a, b) | Op::Or(a, b) | Op::Compare(_, a, b) | Op::Coalesce(a, b) => {
+                about(*a) || about(*b)
+            }
+            Op::In { item, list, .. } => about(*item) || list.iter().any(|expr| about(*expr)),
+            _ => false,
+        }
+    }
+
     fn is_primitive(&self, rule: &Rule, want: &Want) -> bool {
         let named = rule.as_type.as_ref().map(|word| word.text.as_str());
         named.or(want.types.first().copied()).is_some_and(|ty| Primitive::of(ty).is_some())
     }
 
-    fn item(
-        &mut self,
-        env: &Env<'a>,
-        formula: Option<&ast::Formula>,
-    ) -> (Env<'a>, Option<crate::program::ExprId>) {
+    fn item(&mut self, env: &Env<'a>, formula: Option<&ast::Formula>) -> (Env<'a>, Option<ExprId>) {
         match formula {
             None => (env.clone(), None),
             Some(formula) => {
@@ -135,6 +150,7 @@ impl<'a> Compiler<'a> {
             let on_error = Recovery::Outer;
             Some(self.node(Node {
                 when: None,
+                when_item: false,
                 each: None,
                 does,
                 on_error,
@@ -585,7 +601,7 @@ impl<'a> Compiler<'a> {
         rule: &Rule,
         map: &'a ast::Map,
         word: &Word,
-    ) -> Option<crate::program::ExprId> {
+    ) -> Option<ExprId> {
         let from = rule.from.as_ref().map(|formula| self.path_formula(env, formula));
         match from {
             Some(typed) => {
@@ -708,7 +724,6 @@ impl<'a> Compiler<'a> {
         self.open.push(name);
         let file = std::mem::replace(&mut self.file, self.maps.get(name).map_or("", |(_, file)| file));
         let env = Env::of_map(self, map);
-        let before = self.mark();
         let choice = to.text.ends_with("[x]");
         let ty = target::data_type(&to.text);
         let body = match (&map.rules, ty) {
@@ -735,7 +750,7 @@ impl<'a> Compiler<'a> {
         };
         let ignore = self.ignores(&map.ignore, Some(&map.from.text));
         let id = u32::try_from(self.code.maps.len()).expect("a catalog has fewer than 2^32 maps");
-        self.code.maps.push(TypeMap { pure: self.pure_since(before), body, ignore });
+        self.code.maps.push(TypeMap { body, ignore });
         self.file = file;
         self.open.pop();
         self.called.insert(name, id);

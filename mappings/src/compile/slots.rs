@@ -2,10 +2,11 @@
 
 use super::rules::Want;
 use super::target::suffix;
-use super::{Compiler, Env};
+use super::{Compiler, Env, reads};
 use crate::language::ast::{Does, Formula, OnExisting, Rule, Word};
 use crate::language::expression::{Expr, PathExpr, Root};
 use crate::program::{ExprId, Slot, SlotPath};
+use schemas::hl7v2::path::SegmentName;
 use std::sync::Arc;
 
 /// Where the walk through nested rules is.
@@ -135,7 +136,7 @@ impl<'a> Compiler<'a> {
         }
         let clear = rule.clear.as_ref().map(|formula| self.condition(env, formula));
         let idle = clear.is_none() && idle(env, rule);
-        slots.push(Slot {
+        let mut slot = Slot {
             name: name.into(),
             path: SlotPath { text: text.into(), many: want.many, choice: want.choice, types, beside },
             order: 0,
@@ -146,7 +147,10 @@ impl<'a> Compiler<'a> {
             idle,
             existing: rule.on_existing.clone().or(at.existing),
             outer,
-        });
+            remember: None,
+        };
+        slot.remember = reads::of_slot(&mut self.code, &slot, env.anchor.and_then(SegmentName::new));
+        slots.push(slot);
     }
 
     /// The fields of the message that a rule carries over; of a rule without any, those that its conditions read.
@@ -257,10 +261,10 @@ fn idle(env: &Env<'_>, rule: &Rule) -> bool {
     }
     match &rule.does {
         Does::Value(formula) => idle_expr(env, &formula.expr),
-        Does::Use(_) => {
+        // From nothing no resource is made.
+        Does::Use(_) | Does::Make { .. } => {
             path(&rule.from) && rule.set.iter().all(|(_, rule)| idle(env, rule) || is_fixed(rule))
         }
-        Does::Make { .. } => path(&rule.from) && rule.set.is_empty(),
         Does::Object => {
             let some = rule.set.iter().any(|(_, rule)| idle(env, rule));
             some && rule.set.iter().all(|(_, rule)| idle(env, rule) || is_fixed(rule))

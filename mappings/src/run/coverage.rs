@@ -178,6 +178,7 @@ impl<'r> Run<'r> {
 
     /// A doubt about a time, once for each kind of doubt.
     pub(super) fn doubt(&mut self, issue: Issue) {
+        self.doubts += 1;
         let code = match issue.code.as_str() {
             "time-zone-assumed" => "time-zone-assumed",
             "time-filled" => "time-filled",

@@ -1,15 +1,20 @@
 //! The instances of the resources of a mapping: first who they are, then what is said of them.
 
 use super::made::Keys;
-use super::slots::Again;
+use super::slots::{Again, Place};
 use super::{Frame, Halt, Instance, Item, Run};
 use crate::language::ast::Otherwise;
 use crate::program::{PartCode, ResourceCode};
+use crate::resource::Contribution;
 use schemas::hl7v2::definitions::NodeId;
 use schemas::hl7v2::grammar::InstanceId;
 use schemas::hl7v2::{Element, Level};
 use schemas::issue::{Issue, Severity};
 use smallvec::SmallVec;
+use std::sync::Arc;
+
+/// Instances of one resource.
+pub(super) type Related = SmallVec<[usize; 1]>;
 
 impl<'r> Run<'r> {
     /// Finds every instance of every resource, with its id.
@@ -117,9 +122,9 @@ impl<'r> Run<'r> {
     }
 
     /// The instances of a resource that share the most of the groups around this place.
-    pub(super) fn related(&self, group: InstanceId, def: usize) -> SmallVec<[usize; 1]> {
+    pub(super) fn related(&self, group: InstanceId, def: usize) -> Related {
         let Some(around) = self.around.get(def).filter(|around| !around.is_empty()) else {
-            return SmallVec::new();
+            return Related::new();
         };
         let mut at = Some(group);
         while let Some(id) = at {
@@ -129,7 +134,7 @@ impl<'r> Run<'r> {
             }
             at = self.groups.parent(id);
         }
-        SmallVec::new()
+        Related::new()
     }
 
     /// The segments on which a part of a resource stands.
@@ -177,6 +182,7 @@ impl<'r> Run<'r> {
                 }
                 Err(Halt::LeaveOut | Halt::Unreadable) => {
                     self.marks = marks;
+                    self.made.clear();
                     let why = self.issues.get(issues..).and_then(<[Issue]>::last).cloned();
                     let def = &self.mapping.resources[self.instances[index].def];
                     let text = format!("this {} is left out", def.kind);
@@ -199,7 +205,13 @@ impl<'r> Run<'r> {
         let resource = &mapping.resources[instance.def];
         let (id, aliases) = (instance.id, std::mem::take(&mut instance.aliases));
         let on_existing = self.existing(&resource.existing);
-        let (entry, fresh) = self.entry(resource.kind, id, aliases, on_existing);
+        let (entry, fresh) = self.entry(Contribution {
+            resource_type: Arc::from(resource.kind),
+            id,
+            aliases,
+            on_existing,
+            slots: Vec::with_capacity(32),
+        });
         let frame = self.frame(group, anchor, Some(entry));
         let mut place = 0;
         for part in &resource.parts {
@@ -219,13 +231,13 @@ impl<'r> Run<'r> {
                 let frame = Frame { call: Some(&call), ..frame };
                 self.ignore(&part.ignore, &frame);
                 for slot in part.slots.iter() {
-                    self.write_slot(&frame, slot, entry, place, again)?;
+                    self.write_slot(&frame, slot, Place::Entry(entry), place, again)?;
                 }
             }
         }
         let again = if fresh { Again::Never } else { Again::Made };
         for slot in &resource.set {
-            self.write_slot(&frame, slot, entry, place + 1, again)?;
+            self.write_slot(&frame, slot, Place::Entry(entry), place + 1, again)?;
         }
         Ok(entry)
     }

@@ -1,15 +1,17 @@
 //! References, the resources that are made from a field, and the keys by which a resource is recognised.
 
-use super::coverage::Mark;
-use super::slots::{Again, ORDER_STEP};
+use super::instances::Related;
+use super::memo::{Outcome, Recall};
+use super::slots::{Again, ORDER_STEP, Place};
 use super::write::Sink;
-use super::{ChainState, Entry, Frame, Halt, Item, Made, Run, Val};
+use super::{ChainState, Entry, Frame, Halt, Item, Run, Val};
 use crate::json::{self, Primitive};
 use crate::language::ast::Otherwise;
 use crate::program::{ExprId, IdentityRule, Make, Node, Target};
-use crate::resource::{Contribution, Existing, Fragment, SlotWrite, Write};
+use crate::resource::{Contribution, Fragment, SlotWrite, Write};
 use schemas::hl7v2::{Element, Level};
 use std::borrow::Cow;
+use std::collections::hash_map;
 use std::sync::Arc;
 use uuid::Uuid;
 
@@ -31,60 +33,58 @@ impl<'r> Run<'r> {
             sink.count += 1;
             run.carried += 1;
         };
-        match to {
-            Target::Owner => {
-                if let Some(owner) = frame.owner {
-                    let contribution = &self.entries[owner].contribution;
-                    let (kind, id) = (contribution.resource_type.clone(), contribution.id);
-                    put(self, &kind, id, sink);
+        if let Target::Owner = to {
+            if let Some(owner) = frame.owner {
+                let contribution = &self.entries[owner].contribution;
+                let (kind, id) = (contribution.resource_type.clone(), contribution.id);
+                put(self, &kind, id, sink);
+            }
+            return Ok(());
+        }
+        for index in self.referenced(frame, to, max) {
+            self.step()?;
+            if self.instances[index].left_out || written >= max || sink.count >= sink.max {
+                continue;
+            }
+            if let Some(filter) = filter {
+                let inner = Frame { item: Item::Instance(index), ..*frame };
+                if !self.holds(&inner, filter) {
+                    continue;
                 }
             }
+            let instance = &self.instances[index];
+            let (kind, id) = (self.mapping.resources[instance.def].kind, instance.id);
+            put(self, kind, id, sink);
+            written += 1;
+        }
+        Ok(())
+    }
+
+    /// The instances that a reference may lead to.
+    pub(super) fn referenced(&self, frame: &Frame<'_, '_>, to: &Target, max: u32) -> Related {
+        match to {
+            Target::Owner => Related::new(),
             Target::All => {
-                for index in 0..self.instances.len() {
-                    self.step()?;
-                    let instance = &self.instances[index];
-                    // A resource is not among those that it is about.
-                    let own =
-                        frame.owner.is_some_and(|owner| self.entries[owner].contribution.id == instance.id);
-                    if own || instance.left_out || written >= max || sink.count >= sink.max {
-                        continue;
-                    }
-                    let (kind, id) = (self.mapping.resources[instance.def].kind, instance.id);
-                    put(self, kind, id, sink);
-                    written += 1;
-                }
+                // A resource is not among those that it is about.
+                let own = frame.owner.map(|owner| self.entries[owner].contribution.id);
+                (0..self.instances.len()).filter(|index| Some(self.instances[*index].id) != own).collect()
             }
             Target::Resource(name) => {
                 let Some(def) = self.mapping.refs.get(usize::from(*name)).copied().flatten() else {
-                    return Ok(());
+                    return Related::new();
                 };
-                let mut related = self.related(frame.group, def);
+                let related = self.related(frame.group, def);
                 // A map on a segment means the resource of that segment, where there is one.
-                if let Some(anchor) = frame.anchor
-                    && let Some(own) =
-                        related.iter().copied().find(|index| self.instances[*index].anchor == Some(anchor))
-                    && max == 1
+                let of_segment = |index: &usize| self.instances[*index].anchor == frame.anchor;
+                if max == 1
+                    && frame.anchor.is_some()
+                    && let Some(own) = related.iter().copied().find(of_segment)
                 {
-                    related = smallvec::smallvec![own];
+                    return smallvec::smallvec![own];
                 }
-                for index in related {
-                    self.step()?;
-                    if self.instances[index].left_out || written >= max || sink.count >= sink.max {
-                        continue;
-                    }
-                    if let Some(filter) = filter {
-                        let inner = Frame { item: Item::Instance(index), ..*frame };
-                        if !self.holds(&inner, filter) {
-                            continue;
-                        }
-                    }
-                    let (kind, id) = (self.mapping.resources[def].kind, self.instances[index].id);
-                    put(self, kind, id, sink);
-                    written += 1;
-                }
+                related
             }
         }
-        Ok(())
     }
 
     /// Makes a resource from an element and writes the reference to it.
@@ -97,37 +97,37 @@ impl<'r> Run<'r> {
         out: &mut String,
     ) -> Result<bool, Halt> {
         let make = &self.code.makes[id as usize];
-        let base = self.base_of(frame, from).unwrap_or(Element::absent(Level::Repetition));
-        let key = (id, base.raw(self.message));
-        if make.pure
-            && let Some(made) = self.made.get(&key)
-        {
-            out.push_str(&made.reference);
-            let move_mark =
-                |mark: &Mark| Mark { first: mark.first + base.first, end: mark.end + base.first, ..*mark };
-            self.marks.extend(made.marks.iter().map(move_mark));
-            self.carried += 1;
-            return Ok(!made.reference.is_empty());
+        match self.recall(frame, make.remember.as_ref()) {
+            Recall::Known(Outcome::Reference(reference)) => {
+                out.push_str(&reference);
+                self.carried += 1;
+                Ok(!reference.is_empty())
+            }
+            Recall::Known(Outcome::Slot(_)) | Recall::Never => self.make(frame, node, make, from, out),
+            Recall::New(new) => {
+                let start = out.len();
+                let wrote = self.make(frame, node, make, from, out)?;
+                let reference = if wrote { &out[start..] } else { "" };
+                self.remember(new, Outcome::Reference(reference.into()));
+                Ok(wrote)
+            }
         }
-        let (start, marks, issues) =
-            (out.len(), self.marks.len(), self.issues.len() + self.unmapped_codes.len());
+    }
+
+    fn make(
+        &mut self,
+        frame: &Frame<'r, '_>,
+        node: &'r Node,
+        make: &'r Make,
+        from: Option<ExprId>,
+        out: &mut String,
+    ) -> Result<bool, Halt> {
+        let base = self.base_of(frame, from).unwrap_or(Element::absent(Level::Repetition));
         let call = self.call(frame, &make.with, None);
         let inner = Frame { base, item: Item::Element(base), call: Some(&call), level: None, ..*frame };
         self.ignore(&make.ignore, &inner);
         if make.chain.is_empty() {
-            let wrote = self.make_one(frame, &inner, node, make, None, out)?.is_some();
-            let inside = |mark: &Mark| base.first <= mark.first && mark.end <= base.end;
-            let silent = issues == self.issues.len() + self.unmapped_codes.len();
-            if wrote && make.pure && silent && self.marks[marks..].iter().all(inside) {
-                let own = |mark: &Mark| Mark {
-                    first: mark.first - base.first,
-                    end: mark.end - base.first,
-                    ..*mark
-                };
-                let marks = self.marks[marks..].iter().map(own).collect();
-                self.made.insert(key, Made { reference: out[start..].to_owned(), marks });
-            }
-            return Ok(wrote);
+            return Ok(self.make_one(frame, &inner, node, make, None, out)?.is_some());
         }
         let mut states: Vec<ChainState<'r>> = Vec::new();
         let mut key = String::new();
@@ -205,6 +205,7 @@ impl<'r> Run<'r> {
                     let place = place.map_or(String::new(), |_| {
                         self.message.path_of(inner.base.first as usize).to_string()
                     });
+                    self.doubts += 1; // another message makes another one
                     self.id_of_message(make.kind, &format!("{}|{place}", node.rule))
                 }
                 Otherwise::Quarantine => {
@@ -214,17 +215,19 @@ impl<'r> Run<'r> {
         };
         keys.dedup();
         let keys = if dependent { Vec::new() } else { keys };
-        let (entry, fresh) = self.entry(make.kind, id, keys, make.existing);
-        let again = if fresh { Again::Never } else { Again::Made };
+        let made = self.made.len();
+        self.made.push(Contribution {
+            resource_type: Arc::from(make.kind),
+            id,
+            aliases: keys,
+            on_existing: make.existing,
+            slots: Vec::with_capacity(make.slots.len() + 1),
+        });
         let marks = self.marks.len();
         let callee = Frame { owner: inner.owner, ..*inner };
         for slot in &make.slots {
-            if slot.outer {
-                let caller = Frame { item: outer.item, ..*outer };
-                self.write_slot(&caller, slot, entry, 0, again)?;
-            } else {
-                self.write_slot(&callee, slot, entry, 0, again)?;
-            }
+            let frame = if slot.outer { outer } else { &callee };
+            self.write_slot(frame, slot, Place::Made(made), 0, Again::Never)?;
         }
         if let Some(parent) = parent {
             let mut json = String::new();
@@ -232,11 +235,8 @@ impl<'r> Run<'r> {
             let fragment = Fragment { path: Arc::from("partOf"), list: false, json };
             let order = ORDER_STEP - 1;
             let write = Write::Valued(Arc::new([fragment]));
-            self.keep(
-                entry,
-                SlotWrite { name: Arc::from("chain/partOf"), order, on_existing: None, write },
-                again,
-            );
+            let write = SlotWrite { name: Arc::from("chain/partOf"), order, on_existing: None, write };
+            self.made[made].slots.push(write);
         }
         // What a made resource carries stays with the resource that refers to it.
         debug_assert!(self.marks.len() >= marks, "marks of slots are only added");
@@ -246,30 +246,26 @@ impl<'r> Run<'r> {
         Ok(Some(Some(id)))
     }
 
-    /// The entry of a resource, made if it is not there yet.
-    pub(super) fn entry(
-        &mut self,
-        kind: &'static str,
-        id: Uuid,
-        aliases: Vec<(String, String)>,
-        on_existing: Existing,
-    ) -> (usize, bool) {
-        if let Some(index) = self.entry_of.get(&(kind, id)).copied() {
-            let known = &mut self.entries[index].contribution.aliases;
-            for alias in aliases {
-                if !known.contains(&alias) {
-                    known.push(alias);
-                }
-            }
-            return (index, false);
-        }
+    /// The entry of a resource, made if it is not there yet, and whether it was. One that is there gets the aliases.
+    pub(super) fn entry(&mut self, contribution: Contribution) -> (usize, bool) {
         let index = self.entries.len();
-        let resource_type = Arc::from(kind);
-        let contribution =
-            Contribution { resource_type, id, aliases, on_existing, slots: Vec::with_capacity(16) };
-        self.entries.push(Entry { contribution, left_out: false, marks: Vec::new() });
-        self.entry_of.insert((kind, id), index);
-        (index, true)
+        match self.entry_of.entry(contribution.id) {
+            hash_map::Entry::Occupied(known) => {
+                let index = *known.get();
+                let known = &mut self.entries[index].contribution.aliases;
+                for alias in contribution.aliases {
+                    if !known.contains(&alias) {
+                        known.push(alias);
+                    }
+                }
+                (index, false)
+            }
+            hash_map::Entry::Vacant(vacant) => {
+                vacant.insert(index);
+                self.entries.push(Entry { contribution, left_out: false, marks: Vec::new() });
+                (index, true)
+            }
+        }
     }
 
     /// The id of what has no key of its own: it belongs to this message alone, and a replay finds it again.

@@ -8,11 +8,15 @@ mod coverage;
 mod evaluate;
 mod instances;
 mod made;
+mod memo;
 mod slots;
 mod write;
 
+pub(crate) use memo::Memo;
+
 use crate::program::{Code, MappingCode, TableUse};
 use crate::resource::{Contribution, Stamp};
+use foldhash::fast::RandomState;
 use schemas::hl7v2::grammar::{Groups, InstanceId};
 use schemas::hl7v2::time::{Ts, Zone};
 use schemas::hl7v2::{Element, Level, Message, SegmentName};
@@ -184,12 +188,6 @@ struct Entry {
     marks: Vec<coverage::Mark>,
 }
 
-/// What an element made: the reference to it, and what was carried over, counted from the element's first leaf.
-struct Made {
-    reference: String,
-    marks: Vec<coverage::Mark>,
-}
-
 /// One instance of an entry of `resources:`.
 struct Instance {
     def: usize,
@@ -215,11 +213,12 @@ pub(crate) struct Run<'r> {
     zone: Zone,
     trigger: Cow<'r, str>,
     entries: Vec<Entry>,
-    entry_of: HashMap<(&'static str, Uuid), usize>,
+    /// By id, from which the type follows: it is part of what the id is computed from.
+    entry_of: HashMap<Uuid, usize, RandomState>,
     instances: Vec<Instance>,
     /// For each entry of `resources:`, its instances by the groups in which they lie.
     around: Vec<Vec<SmallVec<[usize; 1]>>>,
-    ordinals: HashMap<(InstanceId, String), u32>,
+    ordinals: HashMap<(InstanceId, String), u32, RandomState>,
     issues: Vec<Issue>,
     unmapped_codes: Vec<UnmappedCode>,
     effects: Vec<Effect>,
@@ -239,12 +238,15 @@ pub(crate) struct Run<'r> {
     suffix: &'static str,
     /// Extensions for the primitive that is being written, parted by commas.
     beside: String,
-    /// What elements made already: by the resource that is made and the text of the element.
-    made: HashMap<(u32, &'r str), Made>,
+    /// The resources that were made for the slot that is being written, until they are put beside the others.
+    made: Vec<Contribution>,
     /// The buffers in which slots are written, used again and again.
     scratch: Vec<String>,
     fuel: u64,
     doubted: Vec<&'static str>,
+    /// How many doubts there were, told or not.
+    doubts: usize,
+    memo: &'r mut Memo,
 }
 
 /// Maps a message.
@@ -253,13 +255,14 @@ pub(crate) fn run<'r>(
     mapping: &'r MappingCode,
     message: &'r Message<'r>,
     context: &'r Context<'r>,
+    memo: &'r mut Memo,
 ) -> Result<Mapped, Quarantined> {
     let Some(structure) = schemas::hl7v2::grammar::structure_of(message) else {
         let reason = "the message structure is not known".to_owned();
         return Err(Quarantined { reason, issues: message.issues().to_vec() });
     };
     let groups = schemas::hl7v2::grammar::group(message, structure);
-    let mut run = Run::new(code, mapping, message, &groups, context);
+    let mut run = Run::new(code, mapping, message, &groups, context, memo);
     run.issues.extend(groups.issues().iter().cloned());
     match run.whole() {
         Ok(()) => Ok(run.finish()),
@@ -278,6 +281,7 @@ impl<'r> Run<'r> {
         message: &'r Message<'r>,
         groups: &'r Groups,
         context: &'r Context<'r>,
+        memo: &'r mut Memo,
     ) -> Run<'r> {
         let header = message.header();
         let trigger = header.trigger().filter(|trigger| !trigger.is_empty());
@@ -286,6 +290,8 @@ impl<'r> Run<'r> {
             message.field(evn, 1).text(message)
         });
         let (fields, fields_of) = index_fields(message);
+        let zone = Zone::of_message(header.made_at().as_deref(), &context.zone);
+        memo.begin(code, context, &zone, message.separators());
         Run {
             code,
             mapping,
@@ -294,13 +300,13 @@ impl<'r> Run<'r> {
             fields,
             fields_of,
             context,
-            zone: Zone::of_message(header.made_at().as_deref(), &context.zone),
+            zone,
             trigger: trigger.unwrap_or_default(),
             entries: Vec::new(),
-            entry_of: HashMap::new(),
+            entry_of: HashMap::default(),
             instances: Vec::new(),
             around: Vec::new(),
-            ordinals: HashMap::new(),
+            ordinals: HashMap::default(),
             issues: Vec::new(),
             unmapped_codes: Vec::new(),
             effects: Vec::new(),
@@ -312,10 +318,12 @@ impl<'r> Run<'r> {
             failed: false,
             suffix: "",
             beside: String::new(),
-            made: HashMap::new(),
+            made: Vec::new(),
             scratch: Vec::new(),
             fuel: FUEL,
             doubted: Vec::new(),
+            doubts: 0,
+            memo,
         }
     }
 
@@ -337,8 +345,7 @@ impl<'r> Run<'r> {
                 self.issues.push(issue);
             }
             for instance in &mut self.instances {
-                let kind = self.mapping.resources[instance.def].kind;
-                if let Some(entry) = self.entry_of.get(&(kind, instance.id)) {
+                if let Some(entry) = self.entry_of.get(&instance.id) {
                     instance.aliases.clone_from(&self.entries[*entry].contribution.aliases);
                 }
             }

@@ -1,6 +1,7 @@
 //! Slots: what a rule of a resource says of it, kept apart so that each can be replaced and emptied by itself.
 
 use super::coverage::{Mark, State};
+use super::memo::{Outcome, Recall};
 use super::write::Sink;
 use super::{Frame, Halt, Run};
 use crate::language::ast::OnExisting;
@@ -17,17 +18,43 @@ impl<'r> Run<'r> {
         &mut self,
         frame: &Frame<'r, '_>,
         slot: &'r Slot,
-        entry: usize,
+        place: Place,
         part: u32,
         again: Again,
     ) -> Result<(), Halt> {
         self.step()?;
-        let marks = self.marks.len();
         self.failed = false;
         self.last_leaf = None;
         if slot.idle && !self.any_present(frame, &slot.sources) {
             return Ok(());
         }
+        let write = match self.recall(frame, slot.remember.as_ref()) {
+            Recall::Known(Outcome::Slot(write)) => write,
+            Recall::Known(Outcome::Reference(_)) | Recall::Never => self.say(frame, slot)?,
+            Recall::New(new) => {
+                let write = self.say(frame, slot)?;
+                self.remember(new, Outcome::Slot(write.clone()));
+                write
+            }
+        };
+        if let Place::Entry(_) = place {
+            self.settle();
+        }
+        let Some(write) = write else { return Ok(()) };
+        let on_existing = slot.existing.as_ref().map(|existing| self.existing(existing));
+        let order = part * ORDER_STEP + slot.order;
+        let write = SlotWrite { name: slot.name.clone(), order, on_existing, write };
+        let contribution = match place {
+            Place::Entry(entry) => &mut self.entries[entry].contribution,
+            Place::Made(made) => &mut self.made[made],
+        };
+        keep(&mut contribution.slots, write, again);
+        Ok(())
+    }
+
+    /// What the rule of a slot says; `None` if it says nothing.
+    fn say(&mut self, frame: &Frame<'r, '_>, slot: &'r Slot) -> Result<Option<Write>, Halt> {
+        let marks = self.marks.len();
         let mut json = self.scratch.pop().unwrap_or_default();
         json.clear();
         let clear = slot.clear.is_some_and(|clear| self.holds(frame, clear));
@@ -67,29 +94,24 @@ impl<'r> Run<'r> {
             (Some(value), Some(extension)) => Some(Arc::new([value, extension])),
         };
         self.scratch.push(json);
-        let write = match fragments {
-            Some(fragments) => Write::Valued(fragments),
+        Ok(match fragments {
+            Some(fragments) => Some(Write::Valued(fragments)),
             None => {
                 self.forget_since(marks);
                 if self.failed {
-                    return Ok(());
+                    return Ok(None);
                 }
                 match self.presence(frame, &slot.sources) {
-                    (false, false) if !clear => return Ok(()),
+                    (false, false) if !clear => None,
                     (null, valued) => {
                         if null && !valued {
                             self.mark_nulls(frame, slot);
                         }
-                        Write::Cleared
+                        Some(Write::Cleared)
                     }
                 }
             }
-        };
-        let on_existing = slot.existing.as_ref().map(|existing| self.existing(existing));
-        let order = part * ORDER_STEP + slot.order;
-        let write = SlotWrite { name: slot.name.clone(), order, on_existing, write };
-        self.keep(entry, write, again);
-        Ok(())
+        })
     }
 
     /// The `""` that empties a slot has done its work.
@@ -102,33 +124,17 @@ impl<'r> Run<'r> {
         }
     }
 
-    /// Adds a slot to a resource that may have one of the same name already.
-    pub(super) fn keep(&mut self, entry: usize, write: SlotWrite, again: Again) {
-        let slots = &mut self.entries[entry].contribution.slots;
-        let known = match again {
-            Again::Never => None,
-            Again::Part | Again::Made => slots.iter_mut().find(|known| known.name == write.name),
-        };
-        let Some(known) = known else {
-            slots.push(write);
-            return;
-        };
-        match (&mut known.write, write.write) {
-            (Write::Cleared, valued @ Write::Valued(_)) => known.write = valued,
-            (Write::Valued(known), Write::Valued(more)) if again == Again::Part => {
-                for fragment in more.iter() {
-                    // Nobody else has them yet, so nothing is copied.
-                    match Arc::make_mut(known).iter_mut().find(|known| known.path == fragment.path) {
-                        Some(known) if known.list => {
-                            known.json.push(',');
-                            known.json.push_str(&fragment.json);
-                        }
-                        Some(_) => {}
-                        None => *known = known.iter().chain([fragment]).cloned().collect(),
-                    }
-                }
+    /// Puts what was made for a slot beside the other resources: what is made of the same thing twice is one.
+    fn settle(&mut self) {
+        for mut made in std::mem::take(&mut self.made) {
+            let slots = std::mem::take(&mut made.slots);
+            let (entry, fresh) = self.entry(made);
+            let known = &mut self.entries[entry].contribution.slots;
+            if fresh {
+                *known = slots;
+            } else {
+                slots.into_iter().for_each(|slot| keep(known, slot, Again::Made));
             }
-            _ => {}
         }
     }
 
@@ -141,6 +147,44 @@ impl<'r> Run<'r> {
                 .find(|(event, _)| *event == self.trigger)
                 .map_or(*otherwise, |(_, existing)| *existing),
         }
+    }
+}
+
+/// Where a resource is being put together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Place {
+    /// Among those of the message, an index of [`Run::entries`].
+    Entry(usize),
+    /// Among those that are made for a slot, an index of [`Run::made`].
+    Made(usize),
+}
+
+/// Adds a slot to a resource that may have one of the same name already.
+fn keep(slots: &mut Vec<SlotWrite>, write: SlotWrite, again: Again) {
+    let known = match again {
+        Again::Never => None,
+        Again::Part | Again::Made => slots.iter_mut().find(|known| known.name == write.name),
+    };
+    let Some(known) = known else {
+        slots.push(write);
+        return;
+    };
+    match (&mut known.write, write.write) {
+        (Write::Cleared, valued @ Write::Valued(_)) => known.write = valued,
+        (Write::Valued(known), Write::Valued(more)) if again == Again::Part => {
+            for fragment in more.iter() {
+                // Nobody else has them yet, so nothing is copied.
+                match Arc::make_mut(known).iter_mut().find(|known| known.path == fragment.path) {
+                    Some(known) if known.list => {
+                        known.json.push(',');
+                        known.json.push_str(&fragment.json);
+                    }
+                    Some(_) => {}
+                    None => *known = known.iter().chain([fragment]).cloned().collect(),
+                }
+            }
+        }
+        _ => {}
     }
 }
 

@@ -44,10 +44,13 @@ impl<'r> Run<'r> {
             }
             return Ok(());
         };
+        if !node.when_item && node.when.is_some_and(|when| !self.holds(frame, when)) {
+            return Ok(());
+        }
         for item in self.items(frame, each) {
             self.step()?;
             let frame = Frame { item, ..*frame };
-            if node.when.is_none_or(|when| self.holds(&frame, when)) {
+            if !node.when_item || node.when.is_none_or(|when| self.holds(&frame, when)) {
                 self.emit_guarded(&frame, node, sink)?;
             }
         }

@@ -1,0 +1,300 @@
+//! What a slot or a made resource reads: if that is a closed list of places, what was once written for the same values may be
+//! written again.
+
+use crate::functions::FUNCTIONS;
+use crate::program::{
+    Action, Argument, Base, Code, ExprId, Make, MapBody, Node, NodeId, Op, Pick, Piece, Read, Recovery,
+    Remember, Scope, Slot, Target,
+};
+use schemas::hl7v2::path::SegmentName;
+
+/// Where an element lies.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Lies {
+    /// Where the slot is written: it is read from outside.
+    Outside,
+    /// In something that counts as read already.
+    Inside,
+}
+
+/// What an expression or a node sees around it, as far as that matters here.
+#[derive(Clone, Copy)]
+struct Around {
+    base: Lies,
+    item: Lies,
+    level: Lies,
+    params: Lies,
+}
+
+impl Around {
+    const OUTSIDE: Around =
+        Around { base: Lies::Outside, item: Lies::Outside, level: Lies::Outside, params: Lies::Outside };
+}
+
+/// The walk through the code of one of them. Every method answers `None` where something is read that no list can hold: another
+/// resource, the time of receipt, a segment that may stand there several times.
+struct Walk<'c> {
+    code: &'c Code,
+    anchor: Option<SegmentName>,
+    reads: Vec<Read>,
+}
+
+/// What a slot reads, and the number under which its results are kept; `None` if they are not to be. `anchor` is the segment on
+/// which its map stands.
+pub(super) fn of_slot(code: &mut Code, slot: &Slot, anchor: Option<SegmentName>) -> Option<Remember> {
+    remember(code, anchor, |walk| walk.slot(slot, Around::OUTSIDE))
+}
+
+/// What is read where a resource is made from an element.
+pub(super) fn of_make(
+    code: &mut Code,
+    make: &Make,
+    from: Option<ExprId>,
+    anchor: Option<SegmentName>,
+) -> Option<Remember> {
+    remember(code, anchor, |walk| walk.make(make, from, Around::OUTSIDE))
+}
+
+fn remember(
+    code: &mut Code,
+    anchor: Option<SegmentName>,
+    read: impl FnOnce(&mut Walk<'_>) -> Option<()>,
+) -> Option<Remember> {
+    let mut walk = Walk { code, anchor, reads: Vec::new() };
+    read(&mut walk)?;
+    let reads = walk.reads.into();
+    let id = code.remembered;
+    code.remembered += 1;
+    Some(Remember { id, reads })
+}
+
+impl<'c> Walk<'c> {
+    fn slot(&mut self, slot: &Slot, around: Around) -> Option<()> {
+        for guard in slot.guards.iter().chain(&slot.clear) {
+            self.expr(*guard, around)?;
+        }
+        self.node(slot.node, around)?;
+        for source in &slot.sources {
+            self.presence(*source, around)?;
+        }
+        Some(())
+    }
+
+    fn make(&mut self, make: &Make, from: Option<ExprId>, around: Around) -> Option<()> {
+        self.source(from, around)?;
+        self.arguments(&make.with, around)?;
+        let inner =
+            Around { base: Lies::Inside, item: Lies::Inside, level: Lies::Inside, params: Lies::Inside };
+        let identity = if make.outer_identity { around } else { inner };
+        for key in &make.identity.keys {
+            // Counted within another resource, or among earlier siblings.
+            if key.of.is_some() || key.ordinal {
+                return None;
+            }
+            let mut around = identity;
+            if let Some(each) = key.each {
+                self.expr(each, around)?;
+                around.item = Lies::Inside;
+                if key.by_map {
+                    around.base = Lies::Inside;
+                }
+            }
+            key.system.iter().chain(&key.value).try_for_each(|expr| self.expr(*expr, around))?;
+        }
+        make.display.iter().try_for_each(|display| self.expr(*display, inner))?;
+        make.chain.iter().try_for_each(|level| self.expr(level.from, inner))?;
+        make.slots.iter().try_for_each(|slot| self.slot(slot, if slot.outer { around } else { inner }))
+    }
+
+    /// Reads that on which a map is called.
+    fn source(&mut self, from: Option<ExprId>, around: Around) -> Option<()> {
+        match from {
+            Some(from) => self.expr(from, around)?,
+            None if around.item == Lies::Inside => {}
+            None => {
+                self.add(Read::Item);
+                if around.base == Lies::Outside {
+                    self.add(Read::Base);
+                }
+            }
+        }
+        Some(())
+    }
+
+    fn arguments(&mut self, with: &[(u16, Argument)], around: Around) -> Option<()> {
+        with.iter().try_for_each(|(_, argument)| match argument {
+            Argument::Text(_) => Some(()),
+            Argument::Expr(expr) => self.expr(*expr, around),
+        })
+    }
+
+    fn add(&mut self, read: Read) {
+        if !self.reads.contains(&read) {
+            self.reads.push(read);
+        }
+    }
+
+    /// Reads whether something stands there, and whether that is HL7's null.
+    fn presence(&mut self, id: ExprId, around: Around) -> Option<()> {
+        match self.code.op(id) {
+            Op::Segment { scope, name, field, pick: Pick::All, steps: [0, 0] }
+                if *field > 0 && !matches!(scope, Scope::Item) =>
+            {
+                let (scope, name, field) = (scope.clone(), *name, *field);
+                if !self.reads.contains(&Read::Field { scope: scope.clone(), name, field }) {
+                    self.add(Read::Presence { scope, name, field });
+                }
+                Some(())
+            }
+            _ => self.expr(id, around),
+        }
+    }
+
+    fn expr(&mut self, id: ExprId, around: Around) -> Option<()> {
+        match self.code.op(id) {
+            Op::Segment { scope, name, field, pick, .. } => {
+                if *field == 0 || matches!(scope, Scope::Item) {
+                    return None;
+                }
+                let (scope, name, field) = (scope.clone(), *name, *field);
+                let presence = Read::Presence { scope: scope.clone(), name, field };
+                self.reads.retain(|read| *read != presence);
+                self.add(Read::Field { scope, name, field });
+                match pick {
+                    Pick::All | Pick::Number(_) => Some(()),
+                    Pick::Where(condition) => self.expr(*condition, Around { item: Lies::Inside, ..around }),
+                }
+            }
+            Op::Part { base: Base::Map, .. } => {
+                if around.base == Lies::Outside {
+                    self.add(Read::Base);
+                }
+                Some(())
+            }
+            Op::Part { base: Base::Item, .. } => {
+                if around.item == Lies::Outside {
+                    self.add(Read::Item);
+                }
+                Some(())
+            }
+            Op::Part { base: Base::Level, .. } | Op::LevelKind | Op::LevelId => {
+                self.level(around);
+                Some(())
+            }
+            Op::With(param) => {
+                if around.params == Lies::Outside {
+                    self.add(Read::With(*param));
+                }
+                Some(())
+            }
+            Op::Option { .. } | Op::SenderName | Op::SenderSystem | Op::Text(_) | Op::Number(_) => Some(()),
+            Op::ReceivedAt | Op::MessageId => None,
+            Op::Call { function, args } => self.call(*function, args, around),
+            Op::Not(inner) => self.expr(*inner, around),
+            Op::And(a, b) | Op::Or(a, b) | Op::Compare(_, a, b) | Op::Coalesce(a, b) => {
+                self.expr(*a, around)?;
+                self.expr(*b, around)
+            }
+            Op::In { item, list, .. } => {
+                self.expr(*item, around)?;
+                list.iter().try_for_each(|expr| self.expr(*expr, around))
+            }
+        }
+    }
+
+    fn level(&mut self, around: Around) {
+        if around.level == Lies::Outside {
+            self.add(Read::Level);
+        }
+    }
+
+    fn call(&mut self, function: usize, args: &[ExprId], around: Around) -> Option<()> {
+        let function = &FUNCTIONS[function];
+        if matches!(function.name, "chain_key" | "is_finest") {
+            self.level(around);
+            return Some(());
+        }
+        if !function.closed {
+            return None;
+        }
+        if function.name == "valued" {
+            return args.iter().try_for_each(|arg| self.presence(*arg, around));
+        }
+        if matches!(function.name, "join" | "lines") {
+            // They read the field of every segment of the name, unless it is the one on which the map stands.
+            let many = |arg: &ExprId| matches!(self.code.op(*arg), Op::Segment { name, .. } if Some(*name) != self.anchor);
+            if args.iter().any(many) {
+                return None;
+            }
+        }
+        args.iter().try_for_each(|arg| self.expr(*arg, around))
+    }
+
+    fn node(&mut self, id: NodeId, around: Around) -> Option<()> {
+        let node: &Node = self.code.node(id);
+        let mut around = around;
+        if let Some(each) = node.each {
+            self.expr(each, around)?;
+            around.item = Lies::Inside;
+        }
+        if let Some(when) = node.when {
+            self.expr(when, around)?;
+        }
+        if let Recovery::Node(other) = node.on_error {
+            self.node(other, around)?;
+        }
+        node.extension.iter().try_for_each(|extension| self.node(*extension, around))?;
+        match &node.does {
+            Action::Value { expr, .. } => self.expr(*expr, around),
+            // A table that is handed on comes from a call inside the slot; the map of a slot has none.
+            Action::Coded { expr, .. } => self.expr(*expr, around),
+            Action::Const(_) => Some(()),
+            Action::Concept { code, display, .. } => {
+                for piece in code {
+                    if let Piece::Expr(expr) = piece {
+                        self.expr(*expr, around)?;
+                    }
+                }
+                display.map_or(Some(()), |display| self.expr(display, around))
+            }
+            Action::Object { fields, .. } => {
+                fields.iter().try_for_each(|field| self.node(field.node, around))
+            }
+            Action::Call { map, from, with, set, .. } => {
+                self.arguments(with, around)?;
+                set.iter().try_for_each(|field| self.node(field.node, around))?;
+                self.source(*from, around)?;
+                let inner = Around { base: Lies::Inside, item: Lies::Inside, params: Lies::Inside, ..around };
+                match &self.code.maps[*map as usize].body {
+                    MapBody::Empty => Some(()),
+                    MapBody::Object(fields) => {
+                        fields.iter().try_for_each(|field| self.node(field.node, inner))
+                    }
+                    MapBody::Node(node) => self.node(*node, inner),
+                }
+            }
+            Action::Ref { to: to @ (Target::Resource(_) | Target::Owner), filter: None } => {
+                self.add(Read::Ref(to.clone()));
+                Some(())
+            }
+            // Longer lists are new each time.
+            Action::Refs { to: to @ Target::Resource(_), filter: None, max: 1 } => {
+                self.add(Read::Ref(to.clone()));
+                Some(())
+            }
+            Action::Make { make, from } => self.make(&self.code.makes[*make as usize], *from, around),
+            Action::Ref { .. } | Action::Refs { .. } => None,
+            Action::First(nodes) | Action::All(nodes) => {
+                nodes.iter().try_for_each(|node| self.node(*node, around))
+            }
+            Action::Switch { on, cases, otherwise } => {
+                self.expr(*on, around)?;
+                let nodes = cases.iter().map(|(_, node)| node).chain(otherwise);
+                nodes.into_iter().try_for_each(|node| self.node(*node, around))
+            }
+            Action::Extension { value, nested, .. } => {
+                value.iter().chain(nested).try_for_each(|node| self.node(*node, around))
+            }
+        }
+    }
+}

@@ -1,0 +1,379 @@
+//! What slots wrote and what elements made before: the same tests, wards and doctors come with every message.
+//!
+//! Invariant: what is remembered is what would be written now. The key holds everything that is read, and what caused an issue,
+//! asked for an unmapped code or could not be read is not remembered.
+
+use super::coverage::{Mark, State};
+use super::{Context, Frame, Item, Run, Val};
+use crate::program::{Code, Read, Remember, Target};
+use crate::resource::{Contribution, Write};
+use foldhash::fast::FixedState;
+use schemas::hl7v2::separators::Separators;
+use schemas::hl7v2::time::Zone;
+use schemas::hl7v2::{Element, Level};
+use smallvec::SmallVec;
+use std::fmt;
+use std::hash::BuildHasher;
+use std::sync::Arc;
+use uuid::Uuid;
+
+/// Results from message to message: of one catalog, for one thread at a time; bounded.
+#[derive(Default)]
+pub(crate) struct Memo {
+    /// For whom, as far as results depend on it. What was kept for one of them is not given to another.
+    senders: Vec<Sender>,
+    sender: u32,
+    /// Found by hash; a newer result takes the place of an older one.
+    kept: Vec<Option<Kept>>,
+    tries: Vec<Tries>,
+    /// Buffers for keys.
+    keys: Vec<Vec<u8>>,
+}
+
+/// Shows how much is kept; what is kept is patients'.
+impl fmt::Debug for Memo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Memo").field("kept", &self.kept.iter().flatten().count()).finish_non_exhaustive()
+    }
+}
+
+/// What is read beside the message's values.
+#[derive(PartialEq, Eq)]
+struct Sender {
+    name: Arc<str>,
+    authority: Arc<str>,
+    namespace: Uuid,
+    zone: Zone,
+    systems: Vec<(String, String)>,
+    options: Vec<(String, String)>,
+    separators: Separators,
+}
+
+struct Kept {
+    hash: u64,
+    key: Box<[u8]>,
+    outcome: Outcome,
+    /// The resources that were made beside it.
+    made: Box<[Contribution]>,
+    marks: Box<[Relative]>,
+    last: Option<(u8, u32)>,
+}
+
+/// A mark, counted from the first leaf of what was read.
+#[derive(Clone, Copy)]
+struct Relative {
+    /// Which of the places that are read.
+    read: u8,
+    state: State,
+    first: u32,
+    end: u32,
+}
+
+/// How often a result was known of late. What is new every time is not looked up for a while.
+#[derive(Clone, Copy, Default)]
+struct Tries {
+    tried: u16,
+    known: u16,
+    rest: u16,
+}
+
+/// How many results are kept.
+const KEPT_MAX: usize = 4096;
+/// Results with longer keys or values than this are not kept.
+const BYTES_MAX: usize = 2048;
+/// For how many senders, with their separators and zones, results are kept at a time.
+const SENDERS_MAX: usize = 16;
+/// After so many tries it is decided whether a result is worth looking up, ...
+const TRIED: u16 = 64;
+/// ... which it is if so many of them were known ...
+const WORTH: u16 = 16;
+/// ... and if not, it is left alone for so many times.
+const REST: u16 = 2000;
+
+/// The elements that are read; absent ones where something else is read.
+type Elements = SmallVec<[Element; 6]>;
+
+/// What was written.
+#[derive(Clone)]
+pub(super) enum Outcome {
+    /// By a slot; `None`: nothing.
+    Slot(Option<Write>),
+    /// The reference to a made resource; empty: none was made.
+    Reference(Arc<str>),
+}
+
+/// What is known of a result.
+pub(super) enum Recall {
+    /// This is it.
+    Known(Outcome),
+    /// It is to be kept, once it is there.
+    New(New),
+    /// It is not remembered.
+    Never,
+}
+
+/// What must be known to keep a result.
+pub(super) struct New {
+    key: Vec<u8>,
+    hash: u64,
+    elements: Elements,
+    /// What was there before.
+    marks: usize,
+    made: usize,
+    told: usize,
+}
+
+impl Memo {
+    /// Makes it ready for a message.
+    pub(super) fn begin(&mut self, code: &Code, context: &Context<'_>, zone: &Zone, separators: &Separators) {
+        if self.kept.is_empty() {
+            self.kept.resize_with(KEPT_MAX, || None);
+            self.tries.resize(code.remembered as usize, Tries::default());
+        }
+        let same = |sender: &Sender| {
+            sender.name == context.sender
+                && sender.authority == context.authority
+                && sender.namespace == context.namespace
+                && sender.separators == *separators
+                && sender.zone == *zone
+                && sender.systems == context.systems
+                && sender.options == context.options
+        };
+        let known = self.senders.iter().position(same);
+        let place = known.unwrap_or_else(|| {
+            if self.senders.len() == SENDERS_MAX {
+                self.senders.clear();
+                self.kept.fill_with(|| None);
+            }
+            self.senders.push(Sender {
+                name: context.sender.clone(),
+                authority: context.authority.clone(),
+                namespace: context.namespace,
+                zone: zone.clone(),
+                systems: context.systems.to_vec(),
+                options: context.options.to_vec(),
+                separators: *separators,
+            });
+            self.senders.len() - 1
+        });
+        self.sender = place as u32;
+    }
+
+    fn is_worth(&mut self, id: u32) -> bool {
+        let tries = &mut self.tries[id as usize];
+        if tries.rest > 0 {
+            tries.rest -= 1;
+            return false;
+        }
+        if tries.tried == TRIED {
+            let rest = if tries.known < WORTH { REST } else { 0 };
+            *tries = Tries { rest, ..Tries::default() };
+        }
+        tries.tried += 1;
+        true
+    }
+}
+
+impl Run<'_> {
+    /// What was written when what stands here now was last read.
+    pub(super) fn recall(&mut self, frame: &Frame<'_, '_>, remember: Option<&Remember>) -> Recall {
+        let Some(Remember { id, reads }) = remember else { return Recall::Never };
+        if self.quiet > 0
+            || matches!(frame.item, Item::Segment(_) | Item::Instance(_))
+            || !self.memo.is_worth(*id)
+        {
+            return Recall::Never;
+        }
+        let mut key = self.memo.keys.pop().unwrap_or_default();
+        key.clear();
+        key.extend_from_slice(&id.to_ne_bytes());
+        key.extend_from_slice(&self.memo.sender.to_ne_bytes());
+        let mut elements = Elements::new();
+        for read in reads {
+            match self.add_read(frame, read, &mut key) {
+                Some(element) => elements.push(element),
+                None => {
+                    self.memo.keys.push(key);
+                    return Recall::Never;
+                }
+            }
+        }
+        let memo = &mut *self.memo;
+        let hash = FixedState::default().hash_one(&*key);
+        let kept = memo.kept[hash as usize % KEPT_MAX].as_ref();
+        let Some(kept) = kept.filter(|kept| kept.hash == hash && *kept.key == *key) else {
+            let (marks, made) = (self.marks.len(), self.made.len());
+            return Recall::New(New { key, hash, elements, marks, made, told: self.told() });
+        };
+        memo.tries[*id as usize].known += 1;
+        memo.keys.push(key);
+        self.marks.extend(kept.marks.iter().map(|mark| {
+            let first = elements[usize::from(mark.read)].first;
+            Mark { first: first + mark.first, end: first + mark.end, state: mark.state }
+        }));
+        self.made.extend_from_slice(&kept.made);
+        self.last_leaf = kept.last.map(|(read, leaf)| (elements[usize::from(read)].first + leaf) as usize);
+        Recall::Known(kept.outcome.clone())
+    }
+
+    /// Keeps what was written, unless something was told about it that has to be told each time.
+    pub(super) fn remember(&mut self, new: New, outcome: Outcome) {
+        let kept = if new.told == self.told() { self.result(&new, outcome) } else { None };
+        let memo = &mut *self.memo;
+        if let Some(kept) = kept {
+            memo.kept[new.hash as usize % KEPT_MAX] = Some(kept);
+        }
+        memo.keys.push(new.key);
+    }
+
+    fn result(&self, new: &New, outcome: Outcome) -> Option<Kept> {
+        let made = &self.made[new.made..];
+        let of_write = |write: &Write| match write {
+            Write::Valued(fragments) => fragments.iter().map(|fragment| fragment.json.len()).sum(),
+            Write::Cleared => 0,
+        };
+        let size: usize = match &outcome {
+            Outcome::Slot(write) => write.as_ref().map_or(0, of_write),
+            Outcome::Reference(text) => text.len(),
+        };
+        let slots = made.iter().flat_map(|contribution| &contribution.slots);
+        if size + new.key.len() + slots.map(|slot| of_write(&slot.write) + 64).sum::<usize>() > BYTES_MAX {
+            return None;
+        }
+        let inside = |first: u32, end: u32| {
+            let within =
+                |element: &Element| !element.is_absent() && element.first <= first && end <= element.end;
+            let read = new.elements.iter().position(within)?;
+            Some((u8::try_from(read).ok()?, new.elements[read].first))
+        };
+        let relative = |mark: &Mark| {
+            let (read, start) = inside(mark.first, mark.end)?;
+            Some(Relative { read, state: mark.state, first: mark.first - start, end: mark.end - start })
+        };
+        let marks = self.marks[new.marks..].iter().map(relative).collect::<Option<_>>()?;
+        let last = match self.last_leaf {
+            None => None,
+            Some(leaf) => {
+                let (read, start) = inside(leaf as u32, leaf as u32 + 1)?;
+                Some((read, leaf as u32 - start))
+            }
+        };
+        Some(Kept { hash: new.hash, key: new.key.as_slice().into(), outcome, made: made.into(), marks, last })
+    }
+
+    /// How much was told about the message until now.
+    fn told(&self) -> usize {
+        self.issues.len() + self.unmapped_codes.len() + self.doubts
+    }
+
+    /// Adds one place to the key. `None` if what stands there cannot be part of one.
+    fn add_read(&self, frame: &Frame<'_, '_>, read: &Read, key: &mut Vec<u8>) -> Option<Element> {
+        let absent = Element::absent(Level::Field);
+        let element = match read {
+            Read::Field { scope, name, field } => {
+                self.first_segment(frame, scope, *name).map_or(absent, |segment| self.field(segment, *field))
+            }
+            Read::Presence { scope, name, field } => {
+                let segment = self.first_segment(frame, scope, *name);
+                let element = segment.map_or(absent, |segment| self.field(segment, *field));
+                if !element.is_absent() && !self.is_null(element) {
+                    key.push(VALUED);
+                    return Some(absent);
+                }
+                element
+            }
+            Read::Base => frame.base,
+            Read::Item => match frame.item {
+                Item::Element(element) => element,
+                Item::None => absent,
+                Item::Segment(_) | Item::Instance(_) => return None,
+            },
+            Read::With(param) => {
+                let given = frame.call.and_then(|call| call.with.iter().find(|(known, _)| known == param));
+                match given.map(|(_, value)| value) {
+                    None | Some(Val::Absent) => absent,
+                    Some(Val::Element(element)) => *element,
+                    Some(Val::Text(text)) => {
+                        add_text(key, TEXT, text);
+                        return Some(absent);
+                    }
+                    Some(Val::Bool(truth)) => {
+                        key.extend_from_slice(&[TRUTH, u8::from(*truth)]);
+                        return Some(absent);
+                    }
+                    Some(Val::Integer(number)) => {
+                        key.push(NUMBER);
+                        key.extend_from_slice(&number.to_ne_bytes());
+                        return Some(absent);
+                    }
+                    Some(Val::Null | Val::Segment | Val::Unreadable(_)) => return None,
+                }
+            }
+            Read::Ref(to) => {
+                let of_instance = |index: &usize| !self.instances[*index].left_out;
+                let found = match to {
+                    Target::Owner => frame.owner.map(|owner| {
+                        let contribution = &self.entries[owner].contribution;
+                        (&*contribution.resource_type, contribution.id)
+                    }),
+                    _ => self.referenced(frame, to, 1).into_iter().find(of_instance).map(|index| {
+                        let instance = &self.instances[index];
+                        (self.mapping.resources[instance.def].kind, instance.id)
+                    }),
+                };
+                match found {
+                    None => key.push(ABSENT),
+                    Some((kind, id)) => {
+                        add_text(key, TEXT, kind);
+                        key.extend_from_slice(id.as_bytes());
+                    }
+                }
+                return Some(absent);
+            }
+            Read::Level => {
+                let level = frame.level?;
+                key.push(u8::from(level.finest));
+                add_text(key, TEXT, level.id);
+                add_text(key, TEXT, &level.key);
+                level.element
+            }
+        };
+        self.add_element(element, key);
+        Some(element)
+    }
+
+    /// Adds an element: its text, and where in it the first leaf stands, as `A` and `^A` begin at the same letter.
+    fn add_element(&self, element: Element, key: &mut Vec<u8>) {
+        let Some(first) = self.message.leaves().get(element.range()).and_then(<[_]>::first) else {
+            key.push(ABSENT);
+            return;
+        };
+        let (repetition, component, subcomponent) = match element.level {
+            Level::Field => (first.repetition, first.component, first.subcomponent),
+            Level::Repetition => (1, first.component, first.subcomponent),
+            Level::Component => (1, 1, first.subcomponent),
+            Level::Subcomponent => (1, 1, 1),
+        };
+        if (repetition, component, subcomponent) != (1, 1, 1) {
+            key.push(PLACE);
+            key.extend_from_slice(&repetition.to_ne_bytes());
+            key.extend_from_slice(&component.to_ne_bytes());
+            key.extend_from_slice(&subcomponent.to_ne_bytes());
+        }
+        add_text(key, element.level as u8, element.raw(self.message));
+    }
+}
+
+// How the parts of a key begin; below them are the levels of elements.
+const ABSENT: u8 = 16;
+const VALUED: u8 = 17;
+const PLACE: u8 = 18;
+const TEXT: u8 = 19;
+const TRUTH: u8 = 20;
+const NUMBER: u8 = 21;
+
+fn add_text(key: &mut Vec<u8>, kind: u8, text: &str) {
+    key.push(kind);
+    key.extend_from_slice(&(text.len() as u32).to_ne_bytes());
+    key.extend_from_slice(text.as_bytes());
+}
