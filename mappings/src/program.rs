@@ -167,6 +167,8 @@ pub(crate) enum Action {
         with: Vec<(u16, Argument)>,
         table: Option<TableUse>,
         set: Vec<Field>,
+        /// Whether the elements that the map writes, but for those of `set`, may be taken again for the same values.
+        remember: Option<Remember>,
     },
     Make {
         make: u32,

@@ -3,8 +3,8 @@
 
 use crate::functions::FUNCTIONS;
 use crate::program::{
-    Action, Argument, Base, Code, ExprId, Make, MapBody, Node, NodeId, Op, Pick, Piece, Read, Recovery,
-    Remember, Scope, Slot, Target,
+    Action, Argument, Base, Code, ExprId, Field, Make, MapBody, Node, NodeId, Op, Pick, Piece, Read,
+    Recovery, Remember, Scope, Slot, Target,
 };
 use schemas::hl7v2::path::SegmentName;
 
@@ -53,6 +53,25 @@ pub(super) fn of_make(
     anchor: Option<SegmentName>,
 ) -> Option<Remember> {
     remember(code, anchor, |walk| walk.make(make, from, Around::OUTSIDE))
+}
+
+/// What is read where a map writes an object, but for the elements that its caller sets.
+pub(super) fn of_call(
+    code: &mut Code,
+    map: u32,
+    with: &[(u16, Argument)],
+    from: Option<ExprId>,
+    set: &[Field],
+    anchor: Option<SegmentName>,
+) -> Option<Remember> {
+    if !matches!(code.maps[map as usize].body, MapBody::Object(_)) {
+        return None;
+    }
+    remember(code, anchor, |walk| {
+        walk.source(from, Around::OUTSIDE)?;
+        walk.arguments(with, Around::OUTSIDE)?;
+        walk.map(map, set, Around::OUTSIDE)
+    })
 }
 
 fn remember(
@@ -119,6 +138,19 @@ impl<'c> Walk<'c> {
             }
         }
         Some(())
+    }
+
+    /// Reads what a value map reads, but for the elements that its caller sets.
+    fn map(&mut self, map: u32, set: &[Field], around: Around) -> Option<()> {
+        let inner = Around { base: Lies::Inside, item: Lies::Inside, params: Lies::Inside, ..around };
+        match &self.code.maps[map as usize].body {
+            MapBody::Empty => Some(()),
+            MapBody::Object(fields) => {
+                let mut own = fields.iter().filter(|field| !set.iter().any(|other| other.name == field.name));
+                own.try_for_each(|field| self.node(field.node, inner))
+            }
+            MapBody::Node(node) => self.node(*node, inner),
+        }
     }
 
     fn arguments(&mut self, with: &[(u16, Argument)], around: Around) -> Option<()> {
@@ -264,14 +296,7 @@ impl<'c> Walk<'c> {
                 self.arguments(with, around)?;
                 set.iter().try_for_each(|field| self.node(field.node, around))?;
                 self.source(*from, around)?;
-                let inner = Around { base: Lies::Inside, item: Lies::Inside, params: Lies::Inside, ..around };
-                match &self.code.maps[*map as usize].body {
-                    MapBody::Empty => Some(()),
-                    MapBody::Object(fields) => {
-                        fields.iter().try_for_each(|field| self.node(field.node, inner))
-                    }
-                    MapBody::Node(node) => self.node(*node, inner),
-                }
+                self.map(*map, set, around)
             }
             Action::Ref { to: to @ (Target::Resource(_) | Target::Owner), filter: None } => {
                 self.add(Read::Ref(to.clone()));

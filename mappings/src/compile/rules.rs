@@ -2,7 +2,7 @@
 
 use super::source::Types;
 use super::target::{self, Element};
-use super::{Compiler, Env, hint};
+use super::{Compiler, Env, hint, reads};
 use crate::functions::Kind;
 use crate::json::{self, Primitive};
 use crate::language::ast::{self, Answer, Body, Does, OnCode, OnError, Policy, Rule, TableRef, Word};
@@ -12,6 +12,7 @@ use crate::program::{
     Action, Argument, Base, CodeForm, CodeRule, ExprId, Field, Lookup, MapBody, Node, NodeId, Op, Piece,
     Recovery, Scope, TableUse, Target, TypeMap,
 };
+use schemas::hl7v2::path::SegmentName;
 use schemas::issue::Severity;
 use std::sync::Arc;
 
@@ -591,7 +592,9 @@ impl<'a> Compiler<'a> {
                 format!("{} answers no single object, so `set:` has nothing to change", word.text),
             );
         }
-        Some(Action::Call { map: index, from, with, table, set })
+        let anchor = env.anchor.and_then(SegmentName::new);
+        let remember = reads::of_call(&mut self.code, index, &with, from, &set, anchor);
+        Some(Action::Call { map: index, from, with, table, set, remember })
     }
 
     /// On what a map is called: `from:`, else the current item. Its type must fit.

@@ -2,8 +2,8 @@
 
 use super::{Frame, Run};
 use crate::program::IgnoreRule;
-use schemas::hl7v2::Element;
 use schemas::hl7v2::path::Path;
+use schemas::hl7v2::{Leaf, Level};
 use schemas::issue::{Issue, Severity};
 
 /// What became of a leaf; the later goes before the earlier.
@@ -36,6 +36,23 @@ pub(crate) struct Mark {
 /// The most unmapped fields that one message reports one by one.
 const UNMAPPED_MAX: usize = 1000;
 
+impl IgnoreRule {
+    /// Whether it means a leaf of a segment.
+    fn takes_field(&self, leaf: &Leaf) -> bool {
+        let [component, subcomponent] = self.steps;
+        (self.first..=self.last).contains(&leaf.field)
+            && (component == 0 || leaf.component == u32::from(component))
+            && (subcomponent == 0 || leaf.subcomponent == subcomponent)
+    }
+
+    /// Whether it means a leaf of an element, by its place in it.
+    fn takes(&self, [part, inner]: [u32; 2]) -> bool {
+        (u32::from(self.first)..=self.last.into()).contains(&part)
+            && (self.steps[0] == 0 || inner == u32::from(self.steps[0]))
+            && self.steps[1] <= 1
+    }
+}
+
 impl<'r> Run<'r> {
     /// Notes what became of a leaf, unless a condition reads it.
     pub(super) fn mark(&mut self, leaf: usize, state: State) {
@@ -67,51 +84,37 @@ impl<'r> Run<'r> {
         }
     }
 
-    /// Marks what a map ignores: relative to the element or the segment on which it stands.
+    /// Marks what a value map ignores: parts of the element on which it was called, or fields of the segment around.
     pub(super) fn ignore(&mut self, rules: &[IgnoreRule], frame: &Frame<'r, '_>) {
+        let before = self.marks.len();
         for rule in rules {
-            match rule.segment {
-                None => {
-                    for number in rule.first..=rule.last.min(rule.first.saturating_add(99)) {
-                        let part = frame.base.part(self.message, number);
-                        self.ignore_steps(part, rule.steps);
-                    }
+            let range = match (rule.segment, frame.anchor) {
+                (None, _) => frame.base.range(),
+                (Some(name), Some(anchor)) => {
+                    let segment = &self.message.segments()[anchor as usize];
+                    if segment.name() == name { segment.leaves() } else { 0..0 }
                 }
-                Some(name) => {
-                    let anchor = frame
-                        .anchor
-                        .filter(|anchor| self.message.segments()[*anchor as usize].name() == name);
-                    if let Some(segment) = anchor {
-                        self.ignore_fields(segment as usize, rule);
+                (Some(_), None) => 0..0,
+            };
+            for at in range {
+                let leaf = &self.message.leaves()[at];
+                let meant = match (rule.segment, frame.base.level) {
+                    (Some(_), _) => rule.takes_field(leaf),
+                    (None, Level::Field) => {
+                        leaf.repetition == 1 && rule.takes([leaf.component, leaf.subcomponent.into()])
                     }
+                    (None, Level::Repetition) => rule.takes([leaf.component, leaf.subcomponent.into()]),
+                    (None, Level::Component) => rule.takes([leaf.subcomponent.into(), 1]),
+                    (None, Level::Subcomponent) => rule.takes([1, 1]),
+                };
+                let at = at as u32;
+                // What was marked before may be remembered without what is marked here.
+                match self.marks[before..].last_mut() {
+                    _ if !meant => {}
+                    Some(last) if last.end == at => last.end += 1,
+                    _ => self.marks.push(Mark { first: at, end: at + 1, state: State::Ignored }),
                 }
             }
-        }
-    }
-
-    fn ignore_fields(&mut self, segment: usize, rule: &IgnoreRule) {
-        let message = self.message;
-        let count = self.fields_of[segment + 1] - self.fields_of[segment];
-        let last = rule.last.min(u16::try_from(count).unwrap_or(u16::MAX));
-        for number in rule.first..=last {
-            let field = self.field(segment as u32, number);
-            if rule.steps == [0, 0] {
-                self.ignore_steps(field, rule.steps);
-                continue;
-            }
-            for repetition in field.repetitions(message) {
-                self.ignore_steps(repetition, rule.steps);
-            }
-        }
-    }
-
-    fn ignore_steps(&mut self, element: Element, steps: [u16; 2]) {
-        let mut element = element;
-        for step in steps.into_iter().take_while(|step| *step > 0) {
-            element = element.part(self.message, step);
-        }
-        if !element.is_absent() {
-            self.marks.push(Mark { first: element.first, end: element.end, state: State::Ignored });
         }
     }
 
@@ -119,17 +122,24 @@ impl<'r> Run<'r> {
     pub(super) fn report_unmapped(&mut self) {
         let message = self.message;
         let mapping = self.mapping;
-        for rule in &mapping.ignore {
-            let Some(name) = rule.segment else { continue };
-            for segment in message.find_all(name) {
-                self.ignore_fields(segment, rule);
-            }
-        }
         let mut states = vec![State::Unmapped; message.leaves().len()];
-        let kept = self.entries.iter().filter(|entry| !entry.left_out).flat_map(|entry| &entry.marks);
+        let kept = self.entries.iter().flat_map(|entry| &entry.marks);
         for mark in self.marks.iter().chain(kept) {
             for state in &mut states[mark.first as usize..mark.end as usize] {
                 *state = mark.state.max(*state);
+            }
+        }
+        let parts = self.ignored.iter().copied();
+        let whole = (0..message.segments().len() as u32).map(|segment| (segment, &*mapping.ignore));
+        for (segment, rules) in parts.chain(whole) {
+            let segment = &message.segments()[segment as usize];
+            for (state, leaf) in states[segment.leaves()].iter_mut().zip(&message.leaves()[segment.leaves()])
+            {
+                let taken =
+                    |rule: &IgnoreRule| rule.segment == Some(segment.name()) && rule.takes_field(leaf);
+                if *state < State::Ignored && rules.iter().any(taken) {
+                    *state = State::Ignored;
+                }
             }
         }
         let mut reported = 0;

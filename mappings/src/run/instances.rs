@@ -174,7 +174,7 @@ impl<'r> Run<'r> {
                 continue;
             }
             let marks = std::mem::take(&mut self.marks);
-            let issues = self.issues.len();
+            let (issues, ignored) = (self.issues.len(), self.ignored.len());
             match self.write_instance(index) {
                 Ok(entry) => {
                     let own = std::mem::replace(&mut self.marks, marks);
@@ -183,6 +183,7 @@ impl<'r> Run<'r> {
                 Err(Halt::LeaveOut | Halt::Unreadable) => {
                     self.marks = marks;
                     self.made.clear();
+                    self.ignored.truncate(ignored);
                     let why = self.issues.get(issues..).and_then(<[Issue]>::last).cloned();
                     let def = &self.mapping.resources[self.instances[index].def];
                     let text = format!("this {} is left out", def.kind);
@@ -229,7 +230,7 @@ impl<'r> Run<'r> {
                 };
                 let call = self.call_of_part(&frame, part);
                 let frame = Frame { call: Some(&call), ..frame };
-                self.ignore(&part.ignore, &frame);
+                self.ignored.push((segment, &part.ignore));
                 for slot in part.slots.iter() {
                     self.write_slot(&frame, slot, Place::Entry(entry), place, again)?;
                 }

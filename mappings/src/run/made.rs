@@ -103,12 +103,12 @@ impl<'r> Run<'r> {
                 self.carried += 1;
                 Ok(!reference.is_empty())
             }
-            Recall::Known(Outcome::Slot(_)) | Recall::Never => self.make(frame, node, make, from, out),
+            Recall::Known(_) | Recall::Never => self.make(frame, node, make, from, out),
             Recall::New(new) => {
                 let start = out.len();
                 let wrote = self.make(frame, node, make, from, out)?;
                 let reference = if wrote { &out[start..] } else { "" };
-                self.remember(new, Outcome::Reference(reference.into()));
+                self.remember(new, Some(Outcome::Reference(reference.into())));
                 Ok(wrote)
             }
         }
@@ -262,7 +262,7 @@ impl<'r> Run<'r> {
             }
             hash_map::Entry::Vacant(vacant) => {
                 vacant.insert(index);
-                self.entries.push(Entry { contribution, left_out: false, marks: Vec::new() });
+                self.entries.push(Entry { contribution, marks: Vec::new() });
                 (index, true)
             }
         }

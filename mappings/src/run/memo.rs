@@ -84,11 +84,11 @@ const BYTES_MAX: usize = 2048;
 /// For how many senders, with their separators and zones, results are kept at a time.
 const SENDERS_MAX: usize = 16;
 /// After so many tries it is decided whether a result is worth looking up, ...
-const TRIED: u16 = 64;
+const TRIED: u16 = 1000;
 /// ... which it is if so many of them were known ...
-const WORTH: u16 = 16;
+const WORTH: u16 = 100;
 /// ... and if not, it is left alone for so many times.
-const REST: u16 = 2000;
+const REST: u16 = 10_000;
 
 /// The elements that are read; absent ones where something else is read.
 type Elements = SmallVec<[Element; 6]>;
@@ -100,6 +100,8 @@ pub(super) enum Outcome {
     Slot(Option<Write>),
     /// The reference to a made resource; empty: none was made.
     Reference(Arc<str>),
+    /// The elements that a map writes, parted by commas; empty: none. And how many values they carry.
+    Elements(Arc<str>, u64),
 }
 
 /// What is known of a result.
@@ -216,9 +218,12 @@ impl Run<'_> {
         Recall::Known(kept.outcome.clone())
     }
 
-    /// Keeps what was written, unless something was told about it that has to be told each time.
-    pub(super) fn remember(&mut self, new: New, outcome: Outcome) {
-        let kept = if new.told == self.told() { self.result(&new, outcome) } else { None };
+    /// Keeps what was written, if anything may be, and unless something was told about it that has to be told each time.
+    pub(super) fn remember(&mut self, new: New, outcome: Option<Outcome>) {
+        let kept = match outcome {
+            Some(outcome) if new.told == self.told() => self.result(&new, outcome),
+            _ => None,
+        };
         let memo = &mut *self.memo;
         if let Some(kept) = kept {
             memo.kept[new.hash as usize % KEPT_MAX] = Some(kept);
@@ -234,7 +239,7 @@ impl Run<'_> {
         };
         let size: usize = match &outcome {
             Outcome::Slot(write) => write.as_ref().map_or(0, of_write),
-            Outcome::Reference(text) => text.len(),
+            Outcome::Reference(text) | Outcome::Elements(text, _) => text.len(),
         };
         let slots = made.iter().flat_map(|contribution| &contribution.slots);
         if size + new.key.len() + slots.map(|slot| of_write(&slot.write) + 64).sum::<usize>() > BYTES_MAX {

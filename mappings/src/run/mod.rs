@@ -14,7 +14,7 @@ mod write;
 
 pub(crate) use memo::Memo;
 
-use crate::program::{Code, MappingCode, TableUse};
+use crate::program::{Code, IgnoreRule, MappingCode, TableUse};
 use crate::resource::{Contribution, Stamp};
 use foldhash::fast::RandomState;
 use schemas::hl7v2::grammar::{Groups, InstanceId};
@@ -184,7 +184,6 @@ pub(crate) struct ChainState<'r> {
 /// One resource that is being written.
 struct Entry {
     contribution: Contribution,
-    left_out: bool,
     marks: Vec<coverage::Mark>,
 }
 
@@ -222,6 +221,8 @@ pub(crate) struct Run<'r> {
     issues: Vec<Issue>,
     unmapped_codes: Vec<UnmappedCode>,
     effects: Vec<Effect>,
+    /// The segments on which maps stood, and what those maps ignore of them.
+    ignored: Vec<(u32, &'r [IgnoreRule])>,
     /// What was carried over since the innermost open resource began.
     marks: Vec<coverage::Mark>,
     /// Above 0 while conditions and keys are read, which carries nothing over.
@@ -310,6 +311,7 @@ impl<'r> Run<'r> {
             issues: Vec::new(),
             unmapped_codes: Vec::new(),
             effects: Vec::new(),
+            ignored: Vec::new(),
             marks: Vec::with_capacity(256),
             quiet: 0,
             last_leaf: None,
@@ -352,6 +354,7 @@ impl<'r> Run<'r> {
             self.entries.clear();
             self.entry_of.clear();
             self.made.clear();
+            self.ignored.clear();
             self.marks.clear();
             self.doubted.clear();
         }
@@ -398,14 +401,8 @@ impl<'r> Run<'r> {
     fn finish(mut self) -> Mapped {
         self.report_unmapped();
         let stamp = self.stamp();
-        let mut contributions = Vec::with_capacity(self.entries.len());
-        for entry in self.entries {
-            if !entry.left_out {
-                contributions.push(entry.contribution);
-            }
-        }
         Mapped {
-            contributions,
+            contributions: self.entries.into_iter().map(|entry| entry.contribution).collect(),
             effects: self.effects,
             issues: self.issues,
             stamp,

@@ -30,10 +30,10 @@ impl<'r> Run<'r> {
         }
         let write = match self.recall(frame, slot.remember.as_ref()) {
             Recall::Known(Outcome::Slot(write)) => write,
-            Recall::Known(Outcome::Reference(_)) | Recall::Never => self.say(frame, slot)?,
+            Recall::Known(_) | Recall::Never => self.say(frame, slot)?,
             Recall::New(new) => {
                 let write = self.say(frame, slot)?;
-                self.remember(new, Outcome::Slot(write.clone()));
+                self.remember(new, Some(Outcome::Slot(write.clone())));
                 write
             }
         };

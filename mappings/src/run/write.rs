@@ -2,6 +2,7 @@
 
 use super::codes::write_code;
 use super::coverage::{Mark, State};
+use super::memo::{Outcome, Recall};
 use super::{Call, Frame, Halt, Item, Run, Val};
 use crate::json;
 use crate::language::ast::Policy;
@@ -23,6 +24,26 @@ pub(super) struct Sink<'o> {
 /// The extension that says why a value is not there.
 const DATA_ABSENT: &str =
     r#"{"url":"http://hl7.org/fhir/StructureDefinition/data-absent-reason","valueCode":"unknown"}"#;
+
+/// An object that is being written.
+struct Object<'r> {
+    /// Where its elements begin.
+    body: usize,
+    /// How many values were carried over before it.
+    carried: u64,
+    /// The extensions of what is around it.
+    beside: String,
+    /// The first required element that has no value.
+    lacking: Option<&'r str>,
+}
+
+impl<'r> Object<'r> {
+    fn begin(run: &mut Run<'r>, out: &mut String) -> Object<'r> {
+        out.push('{');
+        let beside = std::mem::take(&mut run.beside);
+        Object { body: out.len(), carried: run.carried, beside, lacking: None }
+    }
+}
 
 impl<'r> Run<'r> {
     /// Writes the items of a node.
@@ -179,10 +200,12 @@ impl<'r> Run<'r> {
             }
             Action::Switch { on, cases, otherwise } => {
                 let selector = self.element(frame, *on);
-                let text = self.text_of_switch(frame, *on);
-                let is = |words: &[Box<str>]| {
-                    text.as_deref().is_some_and(|text| words.iter().any(|word| **word == *text))
-                };
+                self.quiet += 1;
+                let text = self.text_of(frame, *on);
+                self.quiet -= 1;
+                let text = text.as_deref().map(str::trim);
+                let is =
+                    |words: &[Box<str>]| text.is_some_and(|text| words.iter().any(|word| **word == *text));
                 let found = cases.iter().find(|(words, _)| is(words));
                 if found.is_some() && !selector.is_absent() {
                     self.marks.push(Mark {
@@ -196,7 +219,7 @@ impl<'r> Run<'r> {
                 }
             }
             Action::Refs { to, filter, max } => self.write_refs(frame, to, *filter, *max, sink)?,
-            Action::Call { map, from, with, table, set } if set.is_empty() => {
+            Action::Call { map, from, with, table, set, .. } if set.is_empty() => {
                 let map = &self.code.maps[*map as usize];
                 let MapBody::Node(body) = map.body else { return Ok(false) };
                 let Some(base) = self.base_of(frame, *from) else { return Ok(true) };
@@ -225,13 +248,6 @@ impl<'r> Run<'r> {
                 "the value was taken by a rule that reports its use",
             );
         }
-    }
-
-    fn text_of_switch(&mut self, frame: &Frame<'r, '_>, on: crate::program::ExprId) -> Option<String> {
-        self.quiet += 1;
-        let text = self.text_of(frame, on).map(|text| text.trim().to_owned());
-        self.quiet -= 1;
-        text
     }
 
     /// Writes one item; `false` if there is nothing to write, and then nothing of use is in `out`.
@@ -277,26 +293,11 @@ impl<'r> Run<'r> {
                 let target = Code { system: system.to_string(), code: text, display };
                 Ok(write_code(out, &target, *form, None))
             }
-            Action::Object { fields, constant } => {
-                self.write_object(frame, node, fields, &[], *constant, frame, out)
+            Action::Object { fields, .. } => {
+                let object = Object::begin(self, out);
+                self.write_set(frame, node, fields, object, out)
             }
-            Action::Call { map, from, with, table, set } => {
-                let map = &self.code.maps[*map as usize];
-                let base = match self.base_of(frame, *from) {
-                    Some(base) => base,
-                    None if set.is_empty() => return Ok(false),
-                    None => Element::absent(Level::Repetition),
-                };
-                let call = self.call(frame, with, table.as_ref());
-                let inner = Frame { base, item: Item::Element(base), call: Some(&call), ..*frame };
-                self.ignore(&map.ignore, &inner);
-                match &map.body {
-                    MapBody::Empty | MapBody::Node(_) => Ok(false),
-                    MapBody::Object(fields) => {
-                        self.write_object(&inner, node, fields, set, false, frame, out)
-                    }
-                }
-            }
+            Action::Call { .. } => self.write_call(frame, node, out),
             Action::Make { make, from } => self.write_made(frame, node, *make, *from, out),
             Action::Ref { to, filter } => {
                 let mut sink = Sink { out, count: 0, max: 1 };
@@ -347,44 +348,66 @@ impl<'r> Run<'r> {
         Call { with: values, table, outer: frame.call }
     }
 
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "an object is written from a map and from what its caller changes"
-    )]
-    fn write_object(
-        &mut self,
-        frame: &Frame<'r, '_>,
-        node: &'r Node,
-        fields: &'r [Field],
-        set: &'r [Field],
-        constant: bool,
-        caller: &Frame<'r, '_>,
-        out: &mut String,
-    ) -> Result<bool, Halt> {
-        let carried = self.carried;
-        out.push('{');
-        let body = out.len();
-        let beside = std::mem::take(&mut self.beside);
-        let mut lacking: Option<&str> = None;
+    /// Writes the object of a map, with what its caller changes.
+    fn write_call(&mut self, frame: &Frame<'r, '_>, node: &'r Node, out: &mut String) -> Result<bool, Halt> {
+        let Action::Call { map, from, with, table, set, remember } = &node.does else { return Ok(false) };
+        let map = &self.code.maps[*map as usize];
+        let MapBody::Object(fields) = &map.body else { return Ok(false) };
+        let base = match self.base_of(frame, *from) {
+            Some(base) => base,
+            None if set.is_empty() => return Ok(false),
+            None => Element::absent(Level::Repetition),
+        };
+        let mut object = Object::begin(self, out);
+        let new = match self.recall(frame, remember.as_ref()) {
+            Recall::Known(Outcome::Elements(text, carried)) => {
+                out.push_str(&text);
+                self.carried += carried;
+                return self.write_set(frame, node, set, object, out);
+            }
+            Recall::New(new) => Some(new),
+            Recall::Known(_) | Recall::Never => None,
+        };
+        let call = self.call(frame, with, table.as_ref());
+        let inner = Frame { base, item: Item::Element(base), call: Some(&call), ..*frame };
+        self.ignore(&map.ignore, &inner);
         for field in fields {
             if set.iter().any(|other| other.name == field.name) {
                 continue;
             }
-            if !self.write_field(frame, field, body, out)? && field.required {
-                lacking = lacking.or(Some(&field.name));
+            if !self.write_field(&inner, field, object.body, out)? && field.required {
+                object.lacking = object.lacking.or(Some(&field.name));
             }
         }
+        if let Some(new) = new {
+            let carried = self.carried - object.carried;
+            let elements = Outcome::Elements(out[object.body..].into(), carried);
+            self.remember(new, if object.lacking.is_none() { Some(elements) } else { None });
+        }
+        self.write_set(frame, node, set, object, out)
+    }
+
+    /// Writes the last elements of an object, and ends it.
+    fn write_set(
+        &mut self,
+        frame: &Frame<'r, '_>,
+        node: &'r Node,
+        set: &'r [Field],
+        mut object: Object<'r>,
+        out: &mut String,
+    ) -> Result<bool, Halt> {
         for field in set {
-            if !self.write_field(caller, field, body, out)? && field.required {
-                lacking = lacking.or(Some(&field.name));
+            if !self.write_field(frame, field, object.body, out)? && field.required {
+                object.lacking = object.lacking.or(Some(&field.name));
             }
         }
-        self.beside = beside;
+        self.beside = object.beside;
         out.push('}');
-        if out.len() == body + 1 || (self.carried == carried && !constant) {
+        let constant = matches!(node.does, Action::Object { constant: true, .. });
+        if out.len() == object.body + 1 || (self.carried == object.carried && !constant) {
             return Ok(false);
         }
-        if let Some(name) = lacking {
+        if let Some(name) = object.lacking {
             let path = self.last_path();
             let text = format!("left out: its element {name} is required and has no value");
             self.issue(Severity::Warning, "required-element", path, &node.rule, text);
