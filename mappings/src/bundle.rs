@@ -2,6 +2,8 @@
 
 use crate::compile::target;
 use crate::json;
+use foldhash::fast::RandomState;
+use memchr::memmem;
 use schemas::issue::{Issue, Severity};
 use smallvec::SmallVec;
 use std::collections::HashSet;
@@ -93,7 +95,8 @@ fn missing(resource_type: &str, json: &str) -> Option<&'static str> {
 pub fn assemble(entries: &[Entry<'_>], about: &About<'_>) -> String {
     let length: usize = entries.iter().map(|entry| entry.json.len() + 200).sum();
     let mut out = String::with_capacity(length + 1500);
-    let here: HashSet<Uuid> = entries.iter().map(|entry| entry.id).collect();
+    let here: HashSet<Uuid, RandomState> = entries.iter().map(|entry| entry.id).collect();
+    let reference = memmem::Finder::new(REFERENCE);
     let _ = write!(
         out,
         "{{\"resourceType\":\"Bundle\",\"id\":\"{}\",\"type\":\"transaction\",\"timestamp\":\"{}\"",
@@ -105,7 +108,9 @@ pub fn assemble(entries: &[Entry<'_>], about: &About<'_>) -> String {
     }
     out.push_str(",\"entry\":[");
     for entry in entries {
-        put(&mut out, entry.resource_type, entry.id, |out| find_references(entry.json, &here, out));
+        put(&mut out, entry.resource_type, entry.id, |out| {
+            find_references(entry.json, &reference, &here, out);
+        });
     }
     let id = Uuid::new_v5(&about.message, b"provenance");
     put(&mut out, "Provenance", id, |out| provenance(out, id, entries, about));
@@ -116,9 +121,17 @@ pub fn assemble(entries: &[Entry<'_>], about: &About<'_>) -> String {
 
 /// One entry with a comma after it.
 fn put(out: &mut String, kind: &str, id: Uuid, resource: impl FnOnce(&mut String)) {
-    let _ = write!(out, "{{\"fullUrl\":\"urn:uuid:{id}\",\"resource\":");
+    let mut buffer = Uuid::encode_buffer();
+    let id = id.hyphenated().encode_lower(&mut buffer);
+    out.push_str("{\"fullUrl\":\"urn:uuid:");
+    out.push_str(id);
+    out.push_str("\",\"resource\":");
     resource(out);
-    let _ = write!(out, ",\"request\":{{\"method\":\"PUT\",\"url\":\"{kind}/{id}\"}}}},");
+    out.push_str(",\"request\":{\"method\":\"PUT\",\"url\":\"");
+    out.push_str(kind);
+    out.push('/');
+    out.push_str(id);
+    out.push_str("\"}},");
 }
 
 /// The Provenance of everything in the Bundle.
@@ -131,7 +144,9 @@ fn provenance(out: &mut String, id: Uuid, entries: &[Entry<'_>], about: &About<'
         if index > 0 {
             out.push(',');
         }
-        let _ = write!(out, "{{\"reference\":\"urn:uuid:{}\"}}", entry.id);
+        out.push_str("{\"reference\":\"urn:uuid:");
+        out.push_str(entry.id.hyphenated().encode_lower(&mut Uuid::encode_buffer()));
+        out.push_str("\"}");
     }
     let _ = write!(out, "],\"recorded\":\"{}\",\"agent\":[{{\"type\":{{\"coding\":[{{", about.received_at);
     out.push_str("\"system\":\"http://terminology.hl7.org/CodeSystem/provenance-participant-type\",\"code\":\"author\"}]},");
@@ -153,9 +168,14 @@ const REFERENCE: &str = "\"reference\":\"";
 
 /// Copies a resource and turns `"reference":"Type/<uuid>"` into `"reference":"urn:uuid:<uuid>"` where the resource is in
 /// the Bundle.
-fn find_references(json: &str, here: &HashSet<Uuid>, out: &mut String) {
+fn find_references(
+    json: &str,
+    reference: &memmem::Finder<'_>,
+    here: &HashSet<Uuid, RandomState>,
+    out: &mut String,
+) {
     let mut rest = json;
-    while let Some(at) = memchr::memmem::find(rest.as_bytes(), REFERENCE.as_bytes()) {
+    while let Some(at) = reference.find(rest.as_bytes()) {
         let (before, after) = rest.split_at(at + REFERENCE.len());
         out.push_str(before);
         let end = memchr::memchr(b'"', after.as_bytes()).unwrap_or(after.len());

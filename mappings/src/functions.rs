@@ -46,11 +46,18 @@ pub(crate) struct Function {
     pub(crate) answers: Kind,
     /// Whether it reads nothing but its arguments and what the configuration says of the sender.
     pub(crate) closed: bool,
+    /// Whether it answers absent when its first argument is absent.
+    pub(crate) strict: bool,
     /// What it does, in a sentence. Every function answers absent for absent where nothing else is said.
     pub(crate) spec: &'static str,
     /// Expression, text of `ZZZ-1`, expected text (empty: absent). Each is a test.
     pub(crate) examples: &'static [(&'static str, &'static str, &'static str)],
     pub(crate) call: Call,
+}
+
+/// Whether a function answers absent when its first argument is absent.
+pub(crate) fn is_strict(name: &str) -> bool {
+    FUNCTIONS.iter().any(|function| function.name == name && function.strict)
 }
 
 const MANY: usize = usize::MAX;
@@ -62,6 +69,7 @@ pub(crate) const FUNCTIONS: &[Function] = &[
         args: (1, 1),
         answers: Kind::Bool,
         closed: true,
+        strict: false,
         spec: "valued(path): whether something other than HL7's null stands there",
         examples: &[
             ("valued(ZZZ-1)", "x", "true"),
@@ -75,6 +83,7 @@ pub(crate) const FUNCTIONS: &[Function] = &[
         args: (1, 1),
         answers: Kind::Bool,
         closed: true,
+        strict: false,
         spec: "is_null(path): whether HL7's null \"\" stands there",
         examples: &[("is_null(ZZZ-1)", "\"\"", "true"), ("is_null(ZZZ-1)", "", "false")],
         call: |run, frame, args| Val::Bool(matches!(run.eval(frame, args[0]), Val::Null)),
@@ -84,6 +93,7 @@ pub(crate) const FUNCTIONS: &[Function] = &[
         args: (1, 1),
         answers: Kind::Integer,
         closed: true,
+        strict: false,
         spec: "count(path): how many repetitions or segments are not empty",
         examples: &[("count(ZZZ-1)", "a~b", "2"), ("count(ZZZ-1)", "", "0"), ("count(ZZZ)", "x", "1")],
         call: |run, frame, args| {
@@ -95,6 +105,7 @@ pub(crate) const FUNCTIONS: &[Function] = &[
         args: (1, 1),
         answers: Kind::Bool,
         closed: false,
+        strict: false,
         spec: "holds(segment): whether such a segment stands in the group around, or in any group inside it, however often",
         examples: &[("holds(ZZZ)", "x", "true"), ("holds(NTE)", "x", "false")],
         call: |run, frame, args| Val::Bool(run.group_holds(frame, args[0])),
@@ -104,6 +115,7 @@ pub(crate) const FUNCTIONS: &[Function] = &[
         args: (1, 1),
         answers: Kind::Integer,
         closed: true,
+        strict: false,
         spec: "length(x): how many characters; 0 for absent",
         examples: &[("length(ZZZ-1)", "19700101", "8"), ("length(ZZZ-1)", "", "0")],
         call: |run, frame, args| {
@@ -116,6 +128,7 @@ pub(crate) const FUNCTIONS: &[Function] = &[
         args: (1, 1),
         answers: Kind::Text,
         closed: true,
+        strict: true,
         spec: "text(x): the first leaf as text, escape sequences replaced",
         examples: &[("text(ZZZ-1)", "a\\T\\b", "a&b"), ("text(ZZZ-1)", "a^b", "a")],
         call: |run, frame, args| run.text_of(frame, args[0]).map_or(Val::Absent, Val::Text),
@@ -125,6 +138,7 @@ pub(crate) const FUNCTIONS: &[Function] = &[
         args: (2, MANY),
         answers: Kind::Text,
         closed: true,
+        strict: false,
         spec: "join(separator, x..): every repetition of each that is not empty, parted by the separator",
         examples: &[
             ("join(' ', ZZZ-1.2, ZZZ-1.1)", "TEST^JANE", "JANE TEST"),
@@ -141,6 +155,7 @@ pub(crate) const FUNCTIONS: &[Function] = &[
         args: (1, MANY),
         answers: Kind::Text,
         closed: true,
+        strict: false,
         spec: "lines(x..): every repetition of each on a line of its own; of segments' fields, of every such segment",
         examples: &[("lines(ZZZ-1)", "a~b", "a\nb")],
         call: |run, frame, args| run.join(frame, "\n", args),
@@ -150,6 +165,7 @@ pub(crate) const FUNCTIONS: &[Function] = &[
         args: (1, 1),
         answers: Kind::Date,
         closed: true,
+        strict: true,
         spec: "date(x): a FHIR date, as precise as the value, the time of day left out",
         examples: &[
             ("date(ZZZ-1)", "19700131", "1970-01-31"),
@@ -168,6 +184,7 @@ pub(crate) const FUNCTIONS: &[Function] = &[
         args: (1, 1),
         answers: Kind::DateTime,
         closed: true,
+        strict: true,
         spec: "datetime(x): a FHIR dateTime, as precise as the value; its own offset, else MSH-7's, else the sender's zone",
         examples: &[
             ("datetime(ZZZ-1)", "20240131", "2024-01-31"),
@@ -183,6 +200,7 @@ pub(crate) const FUNCTIONS: &[Function] = &[
         args: (1, 1),
         answers: Kind::Instant,
         closed: true,
+        strict: true,
         spec: "instant(x): a FHIR instant; a value without a time of day cannot be read as one",
         examples: &[
             ("instant(ZZZ-1)", "20240131083000+0100", "2024-01-31T08:30:00+01:00"),
@@ -199,6 +217,7 @@ pub(crate) const FUNCTIONS: &[Function] = &[
         args: (1, 1),
         answers: Kind::Time,
         closed: true,
+        strict: true,
         spec: "time(x): a FHIR time of day",
         examples: &[("time(ZZZ-1)", "0830", "08:30:00"), ("time(ZZZ-1)", "25", "")],
         call: |run, frame, args| {
@@ -210,6 +229,7 @@ pub(crate) const FUNCTIONS: &[Function] = &[
         args: (1, 1),
         answers: Kind::Decimal,
         closed: true,
+        strict: true,
         spec: "decimal(x): a number with every digit kept",
         examples: &[
             ("decimal(ZZZ-1)", "13.20", "13.20"),
@@ -230,6 +250,7 @@ pub(crate) const FUNCTIONS: &[Function] = &[
         args: (1, 1),
         answers: Kind::Integer,
         closed: true,
+        strict: true,
         spec: "integer(x): a whole number",
         examples: &[
             ("integer(ZZZ-1)", "05", "5"),
@@ -247,6 +268,7 @@ pub(crate) const FUNCTIONS: &[Function] = &[
         args: (1, 1),
         answers: Kind::Bool,
         closed: true,
+        strict: true,
         spec: "yes_no(x): table 0136, Y is true and N is false; anything else cannot be read",
         examples: &[
             ("yes_no(ZZZ-1)", "Y", "true"),
@@ -269,6 +291,7 @@ pub(crate) const FUNCTIONS: &[Function] = &[
         args: (1, 1),
         answers: Kind::Text,
         closed: true,
+        strict: true,
         spec: "upper(x): in capitals",
         examples: &[("upper(ZZZ-1)", "aé", "AÉ")],
         call: |run, frame, args| run.change(frame, args[0], |text| text.to_uppercase()),
@@ -278,6 +301,7 @@ pub(crate) const FUNCTIONS: &[Function] = &[
         args: (1, 1),
         answers: Kind::Text,
         closed: true,
+        strict: true,
         spec: "lower(x): in small letters",
         examples: &[("lower(ZZZ-1)", "AÉ", "aé")],
         call: |run, frame, args| run.change(frame, args[0], |text| text.to_lowercase()),
@@ -287,6 +311,7 @@ pub(crate) const FUNCTIONS: &[Function] = &[
         args: (2, 2),
         answers: Kind::Text,
         closed: true,
+        strict: true,
         spec: "before(x, separator): what stands before the separator; all of it if there is none",
         examples: &[("before(ZZZ-1, ':')", "1:2", "1"), ("before(ZZZ-1, ':')", "12", "12")],
         call: |run, frame, args| {
@@ -301,6 +326,7 @@ pub(crate) const FUNCTIONS: &[Function] = &[
         args: (2, 2),
         answers: Kind::Text,
         closed: true,
+        strict: true,
         spec: "after(x, separator): what stands after the separator; absent if there is none",
         examples: &[("after(ZZZ-1, ':')", "1:2", "2"), ("after(ZZZ-1, ':')", "12", "")],
         call: |run, frame, args| {
@@ -315,6 +341,7 @@ pub(crate) const FUNCTIONS: &[Function] = &[
         args: (2, 2),
         answers: Kind::Bool,
         closed: true,
+        strict: false,
         spec: "starts_with(x, prefix): whether the text begins so",
         examples: &[("starts_with(ZZZ-1, 'ab')", "abc", "true"), ("starts_with(ZZZ-1, 'ab')", "", "false")],
         call: |run, frame, args| {
@@ -327,6 +354,7 @@ pub(crate) const FUNCTIONS: &[Function] = &[
         args: (2, 2),
         answers: Kind::Bool,
         closed: true,
+        strict: false,
         spec: "contains(x, part): whether the part stands in the text",
         examples: &[("contains(ZZZ-1, 'b')", "abc", "true"), ("contains(ZZZ-1, 'd')", "abc", "false")],
         call: |run, frame, args| {
@@ -339,6 +367,7 @@ pub(crate) const FUNCTIONS: &[Function] = &[
         args: (1, 1),
         answers: Kind::Bool,
         closed: true,
+        strict: false,
         spec: "is_number(x): whether decimal(x) can read it",
         examples: &[("is_number(ZZZ-1)", "1.5", "true"), ("is_number(ZZZ-1)", "1,5", "false")],
         call: |run, frame, args| {
@@ -350,6 +379,7 @@ pub(crate) const FUNCTIONS: &[Function] = &[
         args: (1, 1),
         answers: Kind::Bool,
         closed: true,
+        strict: false,
         spec: "has_comparator(x): whether it is a number after <, <=, > or >=",
         examples: &[("has_comparator(ZZZ-1)", ">100", "true"), ("has_comparator(ZZZ-1)", "100", "false")],
         call: |run, frame, args| {
@@ -361,6 +391,7 @@ pub(crate) const FUNCTIONS: &[Function] = &[
         args: (1, 1),
         answers: Kind::Text,
         closed: true,
+        strict: true,
         spec: "comparator(x): the <, <=, > or >= before a number",
         examples: &[("comparator(ZZZ-1)", ">= 100", ">="), ("comparator(ZZZ-1)", "100", "")],
         call: |run, frame, args| {
@@ -374,6 +405,7 @@ pub(crate) const FUNCTIONS: &[Function] = &[
         args: (1, 1),
         answers: Kind::Decimal,
         closed: true,
+        strict: true,
         spec: "number(x): the number, with or without a comparator before it",
         examples: &[
             ("number(ZZZ-1)", ">= 100.0", "100.0"),
@@ -392,6 +424,7 @@ pub(crate) const FUNCTIONS: &[Function] = &[
         args: (1, 3),
         answers: Kind::Text,
         closed: true,
+        strict: false,
         spec: "system(hd), system(hd, other hd) or system(namespace, universal id, its type): the URI of an assigner, by the \
                sender's registry, else by its universal id, else in the sender's scope",
         examples: &[
@@ -409,6 +442,7 @@ pub(crate) const FUNCTIONS: &[Function] = &[
         args: (1, 1),
         answers: Kind::Bool,
         closed: true,
+        strict: false,
         spec: "registered(hd): whether the sender's registry knows the assigner",
         examples: &[("registered(ZZZ-1)", "REGISTERED", "true"), ("registered(ZZZ-1)", "LAB", "false")],
         call: |run, frame, args| {
@@ -421,6 +455,7 @@ pub(crate) const FUNCTIONS: &[Function] = &[
         args: (1, 2),
         answers: Kind::Text,
         closed: true,
+        strict: false,
         spec: "coding_system(name) or coding_system(name, oid): the URI of a code system that HL7 v2 names in table 0396, such \
                as LN or HL70001; else of the OID, else in the sender's scope",
         examples: &[
@@ -442,6 +477,7 @@ pub(crate) const FUNCTIONS: &[Function] = &[
         args: (1, 1),
         answers: Kind::Text,
         closed: true,
+        strict: true,
         spec: "uri(x): an OID or UUID as urn:oid: or urn:uuid:, a URI as it is; anything else cannot be read",
         examples: &[
             ("uri(ZZZ-1)", "1.2.3", "urn:oid:1.2.3"),
@@ -456,6 +492,7 @@ pub(crate) const FUNCTIONS: &[Function] = &[
         args: (1, 1),
         answers: Kind::Text,
         closed: true,
+        strict: false,
         spec: "unit_system(cwe): http://unitsofmeasure.org if component 3 says UCUM, else the coding system it names",
         examples: &[
             ("unit_system(ZZZ-1)", "mg/dL^^UCUM", "http://unitsofmeasure.org"),
@@ -471,6 +508,7 @@ pub(crate) const FUNCTIONS: &[Function] = &[
         args: (0, 0),
         answers: Kind::Text,
         closed: false,
+        strict: false,
         spec: "trigger(): the trigger event, MSH-9.2, else EVN-1",
         examples: &[("trigger()", "", "A01")],
         call: |run, _, _| Val::Text(run.trigger()),
@@ -480,6 +518,7 @@ pub(crate) const FUNCTIONS: &[Function] = &[
         args: (0, 0),
         answers: Kind::Text,
         closed: false,
+        strict: false,
         spec: "message_code(): the message type, MSH-9.1",
         examples: &[("message_code()", "", "ADT")],
         call: |run, _, _| run.message_code().map_or(Val::Absent, Val::Text),
@@ -489,6 +528,7 @@ pub(crate) const FUNCTIONS: &[Function] = &[
         args: (0, 0),
         answers: Kind::Text,
         closed: false,
+        strict: false,
         spec: "version(): the version of HL7 v2, MSH-12.1",
         examples: &[("version()", "", "2.5.1")],
         call: |run, _, _| run.version().map_or(Val::Absent, Val::Text),
@@ -498,6 +538,7 @@ pub(crate) const FUNCTIONS: &[Function] = &[
         args: (0, 0),
         answers: Kind::Integer,
         closed: false,
+        strict: false,
         spec: "ordinal(): in an identity, how many earlier siblings in the same group have the same key",
         examples: &[],
         call: |_, _, _| Val::Absent,
@@ -507,6 +548,7 @@ pub(crate) const FUNCTIONS: &[Function] = &[
         args: (0, 0),
         answers: Kind::Text,
         closed: false,
+        strict: false,
         spec: "chain_key(): the values of this level of a chain and of all coarser ones",
         examples: &[],
         call: |run, frame, _| run.chain_key(frame),
@@ -516,6 +558,7 @@ pub(crate) const FUNCTIONS: &[Function] = &[
         args: (0, 0),
         answers: Kind::Bool,
         closed: false,
+        strict: false,
         spec: "is_finest(): whether this is the last level of a chain that has a value",
         examples: &[],
         call: |_, frame, _| Val::Bool(frame.level.is_some_and(|level| level.finest)),
@@ -525,6 +568,7 @@ pub(crate) const FUNCTIONS: &[Function] = &[
         args: (2, 2),
         answers: Kind::Base64,
         closed: true,
+        strict: true,
         spec: "base64(data, encoding): data in base64; the encoding is that of ED.4: Base64 passes, Hex is converted, A and \
                anything else is text",
         examples: &[

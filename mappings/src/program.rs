@@ -126,6 +126,30 @@ pub(crate) struct Node {
     pub(crate) extension: Vec<NodeId>,
     /// The type's suffix in the name of a choice element, such as `Quantity`; empty elsewhere.
     pub(crate) suffix: &'static str,
+    /// The parts of the element on which its map was called, a bit each, of which at least one must be there for anything to
+    /// be written; 0 where that cannot be said.
+    pub(crate) needs: Parts,
+}
+
+/// Parts of an element: bit 1 is the first, and the highest one stands for all that follow.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Parts(pub(crate) u64);
+
+impl Parts {
+    /// The part with a number.
+    pub(crate) fn one(number: u32) -> Parts {
+        Parts(1 << number.min(63))
+    }
+
+    /// Both.
+    pub(crate) fn and(self, other: Parts) -> Parts {
+        Parts(self.0 | other.0)
+    }
+
+    /// Whether some are named, and none of them is among others.
+    pub(crate) fn lack(self, others: Parts) -> bool {
+        self.0 != 0 && self.0 & others.0 == 0
+    }
 }
 
 /// What becomes of a value that cannot be read.
@@ -345,6 +369,8 @@ pub(crate) struct Slot {
     pub(crate) sources: Vec<ExprId>,
     /// Whether nothing is written where nothing stands in the sources.
     pub(crate) idle: bool,
+    /// If so, the sources as fields of the segment on which the map stands, a bit each; 0 if they are not all that.
+    pub(crate) fields: u128,
     pub(crate) existing: Option<OnExisting>,
     /// Whether it is written where the resource is made, not in the map.
     pub(crate) outer: bool,

@@ -4,8 +4,28 @@ use crate::resource::Fragment;
 use smallvec::SmallVec;
 use uuid::Uuid;
 
-/// A fragment and what is left of its path.
-type Part<'f> = (&'f str, &'f Fragment);
+/// A fragment and its place in the object that is being written.
+#[derive(Clone, Copy)]
+struct Part<'f> {
+    /// The member's name, without the type of a choice.
+    name: &'f str,
+    /// What follows the name: nothing, the type of a choice after a slash, or the way on after a dot.
+    rest: &'f str,
+    fragment: &'f Fragment,
+}
+
+impl<'f> Part<'f> {
+    fn new(path: &'f str, fragment: &'f Fragment) -> Part<'f> {
+        let end = path.bytes().position(|byte| matches!(byte, b'.' | b'/')).unwrap_or(path.len());
+        let (name, rest) = path.split_at(end);
+        Part { name, rest, fragment }
+    }
+
+    /// What is left of the path inside this member, if it leads on.
+    fn inner(&self) -> Option<Part<'f>> {
+        self.rest.strip_prefix('.').map(|path| Part::new(path, self.fragment))
+    }
+}
 
 /// Writes a resource: `resourceType`, `id`, then the fragments.
 pub(crate) fn resource<'f>(
@@ -20,10 +40,11 @@ pub(crate) fn resource<'f>(
     let mut buffer = Uuid::encode_buffer();
     out.push_str(id.hyphenated().encode_lower(&mut buffer));
     out.push('"');
-    let mut parts: SmallVec<[Part<'f>; 24]> = fragments.map(|fragment| (&*fragment.path, fragment)).collect();
+    let mut parts: SmallVec<[Part<'f>; 24]> =
+        fragments.map(|fragment| Part::new(&fragment.path, fragment)).collect();
     // R4 invariant obs-6: a reason why there is no value stands only where there is none.
-    if parts.iter().any(|(path, _)| name(path) == "value") {
-        parts.retain(|(path, _)| name(path) != "dataAbsentReason");
+    if parts.iter().any(|part| part.name == "value") {
+        parts.retain(|part| part.name != "dataAbsentReason");
     }
     members(&parts, true, out);
     out.push('}');
@@ -31,52 +52,44 @@ pub(crate) fn resource<'f>(
 
 /// Writes the members of an object. Two rules for one single value: the first in order says it.
 fn members(parts: &[Part<'_>], mut comma: bool, out: &mut String) {
-    for (index, (path, fragment)) in parts.iter().enumerate() {
-        let name = name(path);
-        let same = |part: &&Part<'_>| self::name(part.0) == name;
-        if parts[..index].iter().any(|part| same(&part)) {
+    let mut written: SmallVec<[bool; 32]> = SmallVec::from_elem(false, parts.len());
+    for (index, part) in parts.iter().enumerate() {
+        if written[index] {
             continue;
+        }
+        let mut same: SmallVec<[&Part<'_>; 8]> = SmallVec::new();
+        for (other, written) in parts[index..].iter().zip(&mut written[index..]) {
+            if other.name == part.name {
+                *written = true;
+                same.push(other);
+            }
         }
         if comma {
             out.push(',');
         }
         comma = true;
-        let mut leaves = parts[index..].iter().filter(same).filter(|(path, _)| !path.contains('.'));
-        let single = leaves.clone().find(|(_, fragment)| !fragment.list);
+        let mut leaves = same.iter().filter(|part| !part.rest.starts_with('.'));
+        let single = leaves.clone().find(|part| !part.fragment.list);
         out.push('"');
-        if let Some((path, fragment)) = single {
+        out.push_str(part.name);
+        if let Some(single) = single {
             // `value/Quantity` is `valueQuantity`.
-            let (name, of) = path.split_once('/').unwrap_or((path, ""));
-            out.push_str(name);
-            out.push_str(of);
+            out.push_str(single.rest.trim_start_matches('/'));
             out.push_str("\":");
-            out.push_str(&fragment.json);
-        } else if let Some((_, first)) = leaves.next() {
-            out.push_str(name);
+            out.push_str(&single.fragment.json);
+        } else if let Some(first) = leaves.next() {
             out.push_str("\":[");
-            out.push_str(&first.json);
-            for (_, more) in leaves {
+            out.push_str(&first.fragment.json);
+            for more in leaves {
                 out.push(',');
-                out.push_str(&more.json);
+                out.push_str(&more.fragment.json);
             }
             out.push(']');
         } else {
-            debug_assert!(fragment.path.contains('.'), "a path is a name or leads on");
-            out.push_str(name);
             out.push_str("\":{");
-            let inner: SmallVec<[Part<'_>; 8]> = parts[index..]
-                .iter()
-                .filter(same)
-                .filter_map(|(path, fragment)| Some((path.split_once('.')?.1, *fragment)))
-                .collect();
+            let inner: SmallVec<[Part<'_>; 8]> = same.iter().filter_map(|part| part.inner()).collect();
             members(&inner, false, out);
             out.push('}');
         }
     }
-}
-
-/// The first element of a path, without the type of a choice.
-fn name(path: &str) -> &str {
-    let end = path.bytes().position(|byte| matches!(byte, b'.' | b'/')).unwrap_or(path.len());
-    &path[..end]
 }

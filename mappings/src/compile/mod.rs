@@ -4,6 +4,7 @@
 
 mod expressions;
 mod identities;
+mod needs;
 mod reads;
 mod rules;
 mod slots;
@@ -190,7 +191,8 @@ impl<'a> Compiler<'a> {
         *self.refs.entry(name.text.clone()).or_insert(next)
     }
 
-    fn node(&mut self, node: crate::program::Node) -> NodeId {
+    fn node(&mut self, mut node: crate::program::Node) -> NodeId {
+        node.needs = needs::of_node(&self.code, &node).unwrap_or_default();
         let id = u32::try_from(self.code.nodes.len()).expect("a catalog has fewer than 2^32 nodes");
         self.code.nodes.push(node);
         NodeId(id)

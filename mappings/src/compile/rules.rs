@@ -9,8 +9,8 @@ use crate::language::ast::{self, Answer, Body, Does, OnCode, OnError, Policy, Ru
 use crate::language::expression;
 use crate::language::load::within;
 use crate::program::{
-    Action, Argument, Base, CodeForm, CodeRule, ExprId, Field, Lookup, MapBody, Node, NodeId, Op, Piece,
-    Recovery, Scope, TableUse, Target, TypeMap,
+    Action, Argument, Base, CodeForm, CodeRule, ExprId, Field, Lookup, MapBody, Node, NodeId, Op, Parts,
+    Piece, Recovery, Scope, TableUse, Target, TypeMap,
 };
 use schemas::hl7v2::path::SegmentName;
 use schemas::issue::Severity;
@@ -78,6 +78,7 @@ impl<'a> Compiler<'a> {
             rule: Arc::from(name),
             extension,
             suffix,
+            needs: Parts::default(),
         })
     }
 
@@ -159,6 +160,7 @@ impl<'a> Compiler<'a> {
                 rule: Arc::from(name),
                 extension: Vec::new(),
                 suffix,
+                needs: Parts::default(),
             }))
         };
         let mut inner = Vec::new();

@@ -3,9 +3,10 @@
 use super::rules::Want;
 use super::target::suffix;
 use super::{Compiler, Env, reads};
+use crate::functions::is_strict;
 use crate::language::ast::{Does, Formula, OnExisting, Rule, Word};
 use crate::language::expression::{Expr, PathExpr, Root};
-use crate::program::{ExprId, Slot, SlotPath};
+use crate::program::{ExprId, Op, Scope, Slot, SlotPath};
 use schemas::hl7v2::path::SegmentName;
 use std::sync::Arc;
 
@@ -145,11 +146,25 @@ impl<'a> Compiler<'a> {
             clear,
             sources,
             idle,
+            fields: 0,
             existing: rule.on_existing.clone().or(at.existing),
             outer,
             remember: None,
         };
-        slot.remember = reads::of_slot(&mut self.code, &slot, env.anchor.and_then(SegmentName::new));
+        let anchor = env.anchor.and_then(SegmentName::new);
+        slot.remember = reads::of_slot(&mut self.code, &slot, anchor);
+        if idle {
+            let bit = |source: &ExprId| match self.code.op(*source) {
+                Op::Segment { scope: Scope::Near, name, field: field @ 1..=127, .. }
+                    if Some(*name) == anchor =>
+                {
+                    Some(1 << field)
+                }
+                _ => None,
+            };
+            let bits: Option<Vec<u128>> = slot.sources.iter().map(bit).collect();
+            slot.fields = bits.unwrap_or_default().into_iter().fold(0, |all, bit| all | bit);
+        }
         slots.push(slot);
     }
 
@@ -283,26 +298,6 @@ fn is_fixed(rule: &Rule) -> bool {
     matches!(rule.does, Does::Const(_) | Does::Concept(_)) && rule.extension.is_empty()
 }
 
-/// Functions that answer absent when their first argument is absent.
-const STRICT: [&str; 16] = [
-    "text",
-    "date",
-    "datetime",
-    "instant",
-    "time",
-    "decimal",
-    "integer",
-    "yes_no",
-    "upper",
-    "lower",
-    "before",
-    "after",
-    "number",
-    "comparator",
-    "uri",
-    "base64",
-];
-
 fn idle_expr(env: &Env<'_>, expr: &Expr) -> bool {
     match expr {
         Expr::Path(path) => counts(env, path),
@@ -310,7 +305,7 @@ fn idle_expr(env: &Env<'_>, expr: &Expr) -> bool {
         Expr::Call { name, args, .. } if name == "join" => args.iter().skip(1).all(|arg| idle_expr(env, arg)),
         Expr::Call { name, args, .. } if name == "lines" => args.iter().all(|arg| idle_expr(env, arg)),
         Expr::Call { name, args, .. } => {
-            STRICT.contains(&name.as_str()) && args.first().is_some_and(|arg| idle_expr(env, arg))
+            is_strict(name) && args.first().is_some_and(|arg| idle_expr(env, arg))
         }
         _ => false,
     }

@@ -124,7 +124,14 @@ impl<'r> Run<'r> {
     ) -> Result<bool, Halt> {
         let base = self.base_of(frame, from).unwrap_or(Element::absent(Level::Repetition));
         let call = self.call(frame, &make.with, None);
-        let inner = Frame { base, item: Item::Element(base), call: Some(&call), level: None, ..*frame };
+        let inner = Frame {
+            base,
+            parts: self.parts(base),
+            item: Item::Element(base),
+            call: Some(&call),
+            level: None,
+            ..*frame
+        };
         self.ignore(&make.ignore, &inner);
         if make.chain.is_empty() {
             return Ok(self.make_one(frame, &inner, node, make, None, out)?.is_some());
@@ -296,7 +303,9 @@ impl<'r> Run<'r> {
                     items
                         .into_iter()
                         .map(|item| match item {
-                            Item::Element(base) if key.by_map => Frame { base, item, ..*frame },
+                            Item::Element(base) if key.by_map => {
+                                Frame { base, parts: self.parts(base), item, ..*frame }
+                            }
                             _ => Frame { item, ..*frame },
                         })
                         .collect()

@@ -14,12 +14,12 @@ mod write;
 
 pub(crate) use memo::Memo;
 
-use crate::program::{Code, IgnoreRule, MappingCode, TableUse};
+use crate::program::{Code, IgnoreRule, MappingCode, Parts, TableUse};
 use crate::resource::{Contribution, Stamp};
 use foldhash::fast::RandomState;
 use schemas::hl7v2::grammar::{Groups, InstanceId};
 use schemas::hl7v2::time::{Ts, Zone};
-use schemas::hl7v2::{Element, Level, Message, SegmentName};
+use schemas::hl7v2::{Element, Leaf, Level, Message, SegmentName};
 use schemas::issue::{Issue, Severity};
 use smallvec::SmallVec;
 use std::borrow::Cow;
@@ -156,6 +156,8 @@ pub(crate) struct Frame<'r, 'c> {
     pub(crate) anchor: Option<u32>,
     /// The element on which its type map was called.
     pub(crate) base: Element,
+    /// Which of its parts are there.
+    pub(crate) parts: Parts,
     pub(crate) item: Item,
     pub(crate) call: Option<&'c Call<'r, 'c>>,
     pub(crate) level: Option<&'c ChainState<'r>>,
@@ -381,6 +383,7 @@ impl<'r> Run<'r> {
             group: InstanceId::ROOT,
             anchor: None,
             base: Element::absent(Level::Field),
+            parts: Parts::default(),
             item: Item::None,
             call: None,
             level: None,
@@ -432,6 +435,18 @@ impl<'r> Run<'r> {
             return Element::absent(Level::Field);
         }
         Element { first: self.fields[at as usize - 1], end: self.fields[at as usize], level: Level::Field }
+    }
+
+    /// Which parts of an element are there: what [`Element::part`] finds.
+    fn parts(&self, element: Element) -> Parts {
+        let leaves = element.leaves(self.message).iter();
+        let part = |leaf: &Leaf| match element.level {
+            Level::Field if leaf.repetition > 1 => Parts::default(),
+            Level::Field | Level::Repetition => Parts::one(leaf.component),
+            Level::Component => Parts::one(leaf.subcomponent.into()),
+            Level::Subcomponent => Parts::one(1),
+        };
+        leaves.map(part).fold(Parts::default(), Parts::and)
     }
 
     fn issue(&mut self, severity: Severity, code: &str, path: String, rule: &str, text: impl Into<String>) {

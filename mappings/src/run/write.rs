@@ -6,9 +6,7 @@ use super::memo::{Outcome, Recall};
 use super::{Call, Frame, Halt, Item, Run, Val};
 use crate::json;
 use crate::language::ast::Policy;
-use crate::program::{
-    Action, Argument, Field, MapBody, Node, NodeId, Op, PartCode, Piece, Recovery, TableUse,
-};
+use crate::program::{Action, Argument, Field, MapBody, Node, NodeId, PartCode, Piece, Recovery, TableUse};
 use crate::table::Target as Code;
 use schemas::hl7v2::{Element, Level};
 use schemas::issue::Severity;
@@ -56,7 +54,7 @@ impl<'r> Run<'r> {
         self.step()?;
         let code = self.code;
         let node = code.node(id);
-        if sink.count >= sink.max {
+        if node.needs.lack(frame.parts) || sink.count >= sink.max {
             return Ok(());
         }
         let Some(each) = node.each else {
@@ -224,7 +222,13 @@ impl<'r> Run<'r> {
                 let MapBody::Node(body) = map.body else { return Ok(false) };
                 let Some(base) = self.base_of(frame, *from) else { return Ok(true) };
                 let call = self.call(frame, with, table.as_ref());
-                let inner = Frame { base, item: Item::Element(base), call: Some(&call), ..*frame };
+                let inner = Frame {
+                    base,
+                    parts: self.parts(base),
+                    item: Item::Element(base),
+                    call: Some(&call),
+                    ..*frame
+                };
                 self.ignore(&map.ignore, &inner);
                 self.emit(&inner, body, sink)?;
             }
@@ -369,7 +373,8 @@ impl<'r> Run<'r> {
             Recall::Known(_) | Recall::Never => None,
         };
         let call = self.call(frame, with, table.as_ref());
-        let inner = Frame { base, item: Item::Element(base), call: Some(&call), ..*frame };
+        let inner =
+            Frame { base, parts: self.parts(base), item: Item::Element(base), call: Some(&call), ..*frame };
         self.ignore(&map.ignore, &inner);
         for field in fields {
             if set.iter().any(|other| other.name == field.name) {
@@ -424,14 +429,7 @@ impl<'r> Run<'r> {
         body: usize,
         out: &mut String,
     ) -> Result<bool, Halt> {
-        // Most elements are one value that stands in the message or does not.
-        let code = self.code;
-        let simple = code.node(field.node);
-        if let (None, None, Action::Value { expr, .. } | Action::Coded { expr, .. }) =
-            (simple.when, simple.each, &simple.does)
-            && matches!(code.op(*expr), Op::Part { .. })
-            && self.element(frame, *expr).is_absent()
-        {
+        if self.code.node(field.node).needs.lack(frame.parts) {
             return Ok(false);
         }
         let start = out.len();
