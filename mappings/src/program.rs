@@ -78,6 +78,12 @@ pub(crate) enum Op {
         item: ExprId,
         list: Box<[ExprId]>,
     },
+    /// Whether a text is one of these words, which are trimmed and not empty; the usual case of a comparison and of `in`.
+    OneOf {
+        negated: bool,
+        item: ExprId,
+        words: Box<[Box<str>]>,
+    },
     Coalesce(ExprId, ExprId),
 }
 
@@ -487,6 +493,8 @@ pub(crate) struct ResourceCode {
     pub(crate) identity: IdentityRule,
     pub(crate) parts: Vec<PartCode>,
     pub(crate) set: Vec<Slot>,
+    /// Whether what the slots of `set` wrote for the same values may be written again, all together.
+    pub(crate) remember: Option<Remember>,
 }
 
 /// One entry of `parts:`.

@@ -4,7 +4,7 @@ use super::source::{self, Types};
 use super::{Compiler, Env, hint};
 use crate::functions::{FUNCTIONS, Kind};
 use crate::language::ast::Formula;
-use crate::language::expression::{Expr, Filter, PathExpr, Root};
+use crate::language::expression::{Comparison, Expr, Filter, PathExpr, Root};
 use crate::language::load::within;
 use crate::program::{Base, ExprId, Op, Pick, Scope};
 use schemas::hl7v2::path::SegmentName;
@@ -67,9 +67,20 @@ impl<'a> Compiler<'a> {
                 let (a, b) = (self.truth(env, a, place), self.truth(env, b, place));
                 plain(self.op(Op::Or(a, b)), Kind::Bool)
             }
+            Expr::Compare(comparison @ (Comparison::Equal | Comparison::Unequal), item, word)
+                if let Some(words) = words([&**word]) =>
+            {
+                let item = self.expr(env, item, place).id;
+                let negated = *comparison == Comparison::Unequal;
+                plain(self.op(Op::OneOf { negated, item, words }), Kind::Bool)
+            }
             Expr::Compare(comparison, a, b) => {
                 let (a, b) = (self.expr(env, a, place).id, self.expr(env, b, place).id);
                 plain(self.op(Op::Compare(*comparison, a, b)), Kind::Bool)
+            }
+            Expr::In { negated, item, list } if let Some(words) = words(list) => {
+                let item = self.expr(env, item, place).id;
+                plain(self.op(Op::OneOf { negated: *negated, item, words }), Kind::Bool)
             }
             Expr::In { negated, item, list } => {
                 let item = self.expr(env, item, place).id;
@@ -312,6 +323,15 @@ impl<'a> Compiler<'a> {
         }
         types
     }
+}
+
+/// Constant words, if these are nothing else.
+fn words<'e>(list: impl IntoIterator<Item = &'e Expr>) -> Option<Box<[Box<str>]>> {
+    let word = |expr: &Expr| match expr {
+        Expr::Text(text) if !text.trim().is_empty() => Some(text.trim().into()),
+        _ => None,
+    };
+    list.into_iter().map(word).collect()
 }
 
 fn steps(path: &PathExpr) -> [u16; 2] {

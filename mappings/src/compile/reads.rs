@@ -45,6 +45,14 @@ pub(super) fn of_slot(code: &mut Code, slot: &Slot, anchor: Option<SegmentName>)
     remember(code, anchor, |walk| walk.slot(slot, Around::OUTSIDE))
 }
 
+/// What several slots read that stand in one place; `None` also if there is only one.
+pub(super) fn of_slots(code: &mut Code, slots: &[Slot], anchor: Option<SegmentName>) -> Option<Remember> {
+    if slots.len() < 2 {
+        return None;
+    }
+    remember(code, anchor, |walk| slots.iter().try_for_each(|slot| walk.slot(slot, Around::OUTSIDE)))
+}
+
 /// What is read where a resource is made from an element.
 pub(super) fn of_make(
     code: &mut Code,
@@ -222,7 +230,7 @@ impl<'c> Walk<'c> {
             Op::Option { .. } | Op::SenderName | Op::SenderSystem | Op::Text(_) | Op::Number(_) => Some(()),
             Op::ReceivedAt | Op::MessageId => None,
             Op::Call { function, args } => self.call(*function, args, around),
-            Op::Not(inner) => self.expr(*inner, around),
+            Op::Not(inner) | Op::OneOf { item: inner, .. } => self.expr(*inner, around),
             Op::And(a, b) | Op::Or(a, b) | Op::Compare(_, a, b) | Op::Coalesce(a, b) => {
                 self.expr(*a, around)?;
                 self.expr(*b, around)

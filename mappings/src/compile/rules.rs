@@ -90,7 +90,7 @@ impl<'a> Compiler<'a> {
             Op::Segment { scope, .. } => of_segments || *scope == Scope::Item,
             Op::Part { base, .. } => matches!(base, Base::Item),
             Op::Call { args, .. } => args.iter().any(|arg| about(*arg)),
-            Op::Not(inner) => about(*inner),
+            Op::Not(inner) | Op::OneOf { item: inner, .. } => about(*inner),
             Op::And(a, b) | Op::Or(a, b) | Op::Compare(_, a, b) | Op::Coalesce(a, b) => {
                 about(*a) || about(*b)
             }

@@ -1,7 +1,7 @@
 //! Whole mappings: their resources with their parts, effects and checks; and the segment maps that the parts use.
 
 use super::identities::top;
-use super::{Compiler, Env, Part, hint, source, target};
+use super::{Compiler, Env, Part, hint, reads, source, target};
 use crate::language::ast::{self, Answer, Body, Formula, Mapping, OnExisting, Resource, Word};
 use crate::language::expression::is_segment_name;
 use crate::program::{
@@ -173,6 +173,7 @@ impl<'a> Compiler<'a> {
                 format!("{kind}.{name} is required, and no rule writes it"),
             );
         }
+        let remember = reads::of_slots(&mut self.code, &set, anchor.and_then(SegmentName::new));
         Some(ResourceCode {
             id: resource.id.text.as_str().into(),
             kind,
@@ -183,6 +184,7 @@ impl<'a> Compiler<'a> {
             identity,
             parts,
             set,
+            remember,
         })
     }
 

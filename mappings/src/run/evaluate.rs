@@ -58,6 +58,12 @@ impl<'r> Run<'r> {
                 });
                 Val::Bool(found != *negated)
             }
+            Op::OneOf { negated, item, words } => {
+                let value = self.eval(frame, *item);
+                let text = self.text(value);
+                let text = text.as_deref().map(str::trim);
+                Val::Bool(words.iter().any(|word| text == Some(word)) != *negated)
+            }
             Op::Coalesce(a, b) => {
                 let marks = self.marks.len();
                 match self.eval(frame, *a) {
@@ -290,10 +296,10 @@ impl<'r> Run<'r> {
                 {
                     return Some(segment);
                 }
-                match frame.anchor.filter(named) {
-                    Some(anchor) => Some(anchor),
-                    None => self.segments(frame, scope, name).first().copied(),
-                }
+                frame.anchor.filter(named).or_else(|| {
+                    let mut around = std::iter::successors(Some(frame.group), |id| self.groups.parent(*id));
+                    around.find_map(|id| self.first_inside(id, name, 2))
+                })
             }
             Scope::Group(_) | Scope::Item => self.segments(frame, scope, name).first().copied(),
         }
@@ -369,6 +375,21 @@ impl<'r> Run<'r> {
             }
         }
         found
+    }
+
+    /// The first of the segments that [`Run::inside`] finds.
+    fn first_inside(&self, group: InstanceId, name: SegmentName, depth: u32) -> Option<u32> {
+        let segments = self.message.segments();
+        let own = self.groups.segments(group).find(|(segment, _)| segments[*segment].name() == name);
+        if let Some((segment, _)) = own {
+            return Some(segment as u32);
+        }
+        if depth == 0 {
+            return None;
+        }
+        let structure = self.groups.structure();
+        let once = |child: &InstanceId| !structure.node(self.groups.group(*child)).repeats;
+        self.groups.children(group).filter(once).find_map(|child| self.first_inside(child, name, depth - 1))
     }
 
     /// The text of a value; of an element its first leaf, which counts as carried over.

@@ -241,9 +241,8 @@ impl<'r> Run<'r> {
             }
         }
         let again = if fresh { Again::Never } else { Again::Made };
-        for slot in &resource.set {
-            self.write_slot(&frame, slot, Place::Entry(entry), place + 1, again)?;
-        }
+        let (at, remember) = (Place::Entry(entry), resource.remember.as_ref());
+        self.write_slots(&frame, &resource.set, remember, at, place + 1, again)?;
         Ok(entry)
     }
 

@@ -326,7 +326,7 @@ impl<'r> Run<'r> {
                         Some(of)
                     }
                 };
-                let mut value = String::new();
+                let mut value = String::with_capacity(64);
                 let mut first = true;
                 // The first part says who; without it the others would name whoever has them, too.
                 let mut named = false;

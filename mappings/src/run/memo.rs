@@ -98,6 +98,8 @@ type Elements = SmallVec<[Element; 6]>;
 pub(super) enum Outcome {
     /// By a slot; `None`: nothing.
     Slot(Option<Write>),
+    /// By several slots, each by its index.
+    Slots(Arc<[(u32, Write)]>),
     /// The reference to a made resource; empty: none was made.
     Reference(Arc<str>),
     /// The elements that a map writes, parted by commas; empty: none. And how many values they carry.
@@ -239,6 +241,7 @@ impl Run<'_> {
         };
         let size: usize = match &outcome {
             Outcome::Slot(write) => write.as_ref().map_or(0, of_write),
+            Outcome::Slots(writes) => writes.iter().map(|(_, write)| of_write(write) + 64).sum(),
             Outcome::Reference(text) | Outcome::Elements(text, _) => text.len(),
         };
         let slots = made.iter().flat_map(|contribution| &contribution.slots);

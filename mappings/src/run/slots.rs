@@ -5,7 +5,7 @@ use super::memo::{Outcome, Recall};
 use super::write::Sink;
 use super::{Frame, Halt, Run};
 use crate::language::ast::OnExisting;
-use crate::program::Slot;
+use crate::program::{Remember, Slot};
 use crate::resource::{Existing, Fragment, SlotWrite, Write};
 use std::sync::Arc;
 
@@ -22,25 +22,69 @@ impl<'r> Run<'r> {
         part: u32,
         again: Again,
     ) -> Result<(), Halt> {
+        let write = self.said(frame, slot)?;
+        if let Place::Entry(_) = place {
+            self.settle();
+        }
+        if let Some(write) = write {
+            self.put(slot, write, place, part, again);
+        }
+        Ok(())
+    }
+
+    /// Writes several slots of a resource that may be remembered together.
+    pub(super) fn write_slots(
+        &mut self,
+        frame: &Frame<'r, '_>,
+        slots: &'r [Slot],
+        remember: Option<&'r Remember>,
+        place: Place,
+        part: u32,
+        again: Again,
+    ) -> Result<(), Halt> {
+        let writes = match self.recall(frame, remember) {
+            Recall::Known(Outcome::Slots(writes)) => writes,
+            Recall::New(new) => {
+                let mut writes = Vec::with_capacity(slots.len());
+                for (slot, index) in slots.iter().zip(0..) {
+                    writes.extend(self.said(frame, slot)?.map(|write| (index, write)));
+                }
+                let writes: Arc<[(u32, Write)]> = writes.into();
+                self.remember(new, Some(Outcome::Slots(writes.clone())));
+                writes
+            }
+            Recall::Known(_) | Recall::Never => {
+                return slots.iter().try_for_each(|slot| self.write_slot(frame, slot, place, part, again));
+            }
+        };
+        self.settle();
+        for (index, write) in writes.iter() {
+            self.put(&slots[*index as usize], write.clone(), place, part, again);
+        }
+        Ok(())
+    }
+
+    /// What a slot says, remembered or not.
+    fn said(&mut self, frame: &Frame<'r, '_>, slot: &'r Slot) -> Result<Option<Write>, Halt> {
         self.step()?;
         self.failed = false;
         self.last_leaf = None;
         if slot.idle && !self.any_present(frame, &slot.sources) {
-            return Ok(());
+            return Ok(None);
         }
-        let write = match self.recall(frame, slot.remember.as_ref()) {
-            Recall::Known(Outcome::Slot(write)) => write,
-            Recall::Known(_) | Recall::Never => self.say(frame, slot)?,
+        match self.recall(frame, slot.remember.as_ref()) {
+            Recall::Known(Outcome::Slot(write)) => Ok(write),
+            Recall::Known(_) | Recall::Never => self.say(frame, slot),
             Recall::New(new) => {
                 let write = self.say(frame, slot)?;
                 self.remember(new, Some(Outcome::Slot(write.clone())));
-                write
+                Ok(write)
             }
-        };
-        if let Place::Entry(_) = place {
-            self.settle();
         }
-        let Some(write) = write else { return Ok(()) };
+    }
+
+    /// Adds what a slot says to its resource.
+    fn put(&mut self, slot: &'r Slot, write: Write, place: Place, part: u32, again: Again) {
         let on_existing = slot.existing.as_ref().map(|existing| self.existing(existing));
         let order = part * ORDER_STEP + slot.order;
         let write = SlotWrite { name: slot.name.clone(), order, on_existing, write };
@@ -49,7 +93,6 @@ impl<'r> Run<'r> {
             Place::Made(made) => &mut self.made[made],
         };
         keep(&mut contribution.slots, write, again);
-        Ok(())
     }
 
     /// What the rule of a slot says; `None` if it says nothing.
