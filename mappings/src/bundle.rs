@@ -74,7 +74,7 @@ pub fn leave_out_incomplete(rendered: &mut Vec<Rendered>) -> Vec<Issue> {
 
 /// The first required element that a resource lacks.
 fn missing(resource_type: &str, json: &str) -> Option<&'static str> {
-    let mut lacking: SmallVec<[(&'static str, bool); 4]> = target::required_elements(resource_type).collect();
+    let mut lacking: SmallVec<[(&'static str, bool); 4]> = target::required_elements(resource_type).into();
     if lacking.is_empty() {
         return None;
     }

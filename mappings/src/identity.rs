@@ -8,13 +8,13 @@ use uuid::Uuid;
 /// The name is `type`, `system` and `value`, each trimmed and prefixed by its length in bytes as four big-endian bytes, hashed
 /// under the installation's secret namespace (UUIDv5). Frozen: stored resources depend on it.
 pub fn id_of(namespace: Uuid, resource_type: &str, system: &str, value: &str) -> Uuid {
-    let mut name = Vec::with_capacity(12 + resource_type.len() + system.len() + value.len());
+    let mut name = Sha1::new_with_prefix(namespace.as_bytes());
     for part in [resource_type, system, value] {
         let part = part.trim();
-        name.extend_from_slice(&u32::try_from(part.len()).unwrap_or(u32::MAX).to_be_bytes());
-        name.extend_from_slice(part.as_bytes());
+        name.update(u32::try_from(part.len()).unwrap_or(u32::MAX).to_be_bytes());
+        name.update(part);
     }
-    let hash = Sha1::new().chain_update(namespace.as_bytes()).chain_update(&name).finalize();
+    let hash = name.finalize();
     let mut bytes = [0; 16];
     bytes.copy_from_slice(&hash[..16]);
     uuid::Builder::from_sha1_bytes(bytes).into_uuid()

@@ -1,6 +1,8 @@
 //! What the FHIR R4 definitions say about an element.
 
 use schemas::fhir::{Kind, r4};
+use std::collections::HashMap;
+use std::sync::LazyLock;
 
 /// An element of a type.
 #[derive(Clone, Debug)]
@@ -36,8 +38,15 @@ pub(crate) fn required(parent: &str) -> Vec<String> {
 }
 
 /// The same, as name and whether it is a choice.
-pub(crate) fn required_elements(resource: &str) -> impl Iterator<Item = (&'static str, bool)> {
-    r4().children(resource).filter(|def| def.required).map(|def| (def.name, def.choice))
+pub(crate) fn required_elements(resource: &str) -> &'static [(&'static str, bool)] {
+    static REQUIRED: LazyLock<HashMap<&str, Vec<(&str, bool)>>> = LazyLock::new(|| {
+        let of = |name| {
+            let required = r4().children(name).filter(|def| def.required);
+            (name, required.map(|def| (def.name, def.choice)).collect())
+        };
+        resource_names().map(of).collect()
+    });
+    REQUIRED.get(resource).map_or(&[], Vec::as_slice)
 }
 
 /// The codes of a required binding.

@@ -123,8 +123,7 @@ impl<'r> Run<'r> {
         let message = self.message;
         let mapping = self.mapping;
         let mut states = vec![State::Unmapped; message.leaves().len()];
-        let kept = self.entries.iter().flat_map(|entry| &entry.marks);
-        for mark in self.marks.iter().chain(kept) {
+        for mark in &self.marks {
             for state in &mut states[mark.first as usize..mark.end as usize] {
                 *state = mark.state.max(*state);
             }

@@ -174,15 +174,11 @@ impl<'r> Run<'r> {
             if self.instances[index].left_out {
                 continue;
             }
-            let marks = std::mem::take(&mut self.marks);
-            let (issues, ignored) = (self.issues.len(), self.ignored.len());
+            let (marks, issues, ignored) = (self.marks.len(), self.issues.len(), self.ignored.len());
             match self.write_instance(index) {
-                Ok(entry) => {
-                    let own = std::mem::replace(&mut self.marks, marks);
-                    self.entries[entry].marks.extend(own);
-                }
+                Ok(()) => {}
                 Err(Halt::LeaveOut | Halt::Unreadable) => {
-                    self.marks = marks;
+                    self.marks.truncate(marks);
                     self.made.clear();
                     self.ignored.truncate(ignored);
                     let why = self.issues.get(issues..).and_then(<[Issue]>::last).cloned();
@@ -200,7 +196,7 @@ impl<'r> Run<'r> {
         Ok(left_out)
     }
 
-    fn write_instance(&mut self, index: usize) -> Result<usize, Halt> {
+    fn write_instance(&mut self, index: usize) -> Result<(), Halt> {
         let mapping = self.mapping;
         let instance = &mut self.instances[index];
         let (group, anchor) = (instance.group, instance.anchor);
@@ -242,8 +238,7 @@ impl<'r> Run<'r> {
         }
         let again = if fresh { Again::Never } else { Again::Made };
         let (at, remember) = (Place::Entry(entry), resource.remember.as_ref());
-        self.write_slots(&frame, &resource.set, remember, at, place + 1, again)?;
-        Ok(entry)
+        self.write_slots(&frame, &resource.set, remember, at, place + 1, again)
     }
 
     /// The merges that the mapping asks for.

@@ -4,10 +4,10 @@ use super::instances::Related;
 use super::memo::{Outcome, Recall};
 use super::slots::{Again, ORDER_STEP, Place};
 use super::write::Sink;
-use super::{ChainState, Entry, Frame, Halt, Item, Run, Val};
+use super::{ChainState, Frame, Halt, Item, Run, Val};
 use crate::json::{self, Primitive};
 use crate::language::ast::Otherwise;
-use crate::program::{ExprId, IdentityRule, Make, Node, Target};
+use crate::program::{ExprId, IdentityRule, Key, Make, Node, Target};
 use crate::resource::{Contribution, Fragment, SlotWrite, Write};
 use schemas::hl7v2::{Element, Level};
 use std::borrow::Cow;
@@ -35,7 +35,7 @@ impl<'r> Run<'r> {
         };
         if let Target::Owner = to {
             if let Some(owner) = frame.owner {
-                let contribution = &self.entries[owner].contribution;
+                let contribution = &self.entries[owner];
                 let (kind, id) = (contribution.resource_type.clone(), contribution.id);
                 put(self, &kind, id, sink);
             }
@@ -66,7 +66,7 @@ impl<'r> Run<'r> {
             Target::Owner => Related::new(),
             Target::All => {
                 // A resource is not among those that it is about.
-                let own = frame.owner.map(|owner| self.entries[owner].contribution.id);
+                let own = frame.owner.map(|owner| self.entries[owner].id);
                 (0..self.instances.len()).filter(|index| Some(self.instances[*index].id) != own).collect()
             }
             Target::Resource(name) => {
@@ -259,7 +259,7 @@ impl<'r> Run<'r> {
         match self.entry_of.entry(contribution.id) {
             hash_map::Entry::Occupied(known) => {
                 let index = *known.get();
-                let known = &mut self.entries[index].contribution.aliases;
+                let known = &mut self.entries[index].aliases;
                 for alias in contribution.aliases {
                     if !known.contains(&alias) {
                         known.push(alias);
@@ -269,7 +269,7 @@ impl<'r> Run<'r> {
             }
             hash_map::Entry::Vacant(vacant) => {
                 vacant.insert(index);
-                self.entries.push(Entry { contribution, marks: Vec::new() });
+                self.entries.push(contribution);
                 (index, true)
             }
         }
@@ -296,79 +296,79 @@ impl<'r> Run<'r> {
             if key.fallback && !keys.is_empty() {
                 continue;
             }
-            let frames: smallvec::SmallVec<[Frame<'r, '_>; 4]> = match key.each {
-                None => smallvec::smallvec![*frame],
-                Some(each) => {
-                    let items = self.items(frame, each);
-                    items
-                        .into_iter()
-                        .map(|item| match item {
-                            Item::Element(base) if key.by_map => {
-                                Frame { base, parts: self.parts(base), item, ..*frame }
-                            }
-                            _ => Frame { item, ..*frame },
-                        })
-                        .collect()
-                }
-            };
-            for frame in frames {
-                let of = match key.of {
-                    None => None,
-                    Some(name) => {
-                        let def = self.mapping.refs.get(usize::from(name)).copied().flatten();
-                        let found = def.and_then(|def| self.related(frame.group, def).into_iter().next());
-                        let Some(index) = found else { continue };
-                        let instance = &self.instances[index];
-                        let mut of = String::with_capacity(64);
-                        of.push_str(self.mapping.resources[instance.def].kind);
-                        of.push('/');
-                        of.push_str(instance.id.hyphenated().encode_lower(&mut Uuid::encode_buffer()));
-                        Some(of)
-                    }
-                };
-                let mut value = String::with_capacity(64);
-                let mut first = true;
-                // The first part says who; without it the others would name whoever has them, too.
-                let mut named = false;
-                for expr in &key.value {
-                    let text = self.text_of(&frame, *expr).unwrap_or_default();
-                    if first {
-                        named = !text.trim().is_empty();
-                    }
-                    if key.value.len() == 1 && !key.ordinal {
-                        value.push_str(text.trim());
-                    } else {
-                        crate::identity::composite(&mut value, &text, first);
-                    }
-                    first = false;
-                }
-                if !named {
-                    continue;
-                }
-                let system = match (of, key.system) {
-                    (Some(of), _) => of,
-                    (None, Some(system)) => match self.text_of(&frame, system) {
-                        Some(system) => system.trim().to_owned(),
-                        None => crate::identity::sender_system(&self.context.authority),
-                    },
-                    (None, None) => crate::identity::sender_system(&self.context.authority),
-                };
-                if key.ordinal {
-                    let sibling = [kind, "|", &system, "|", &value].concat();
-                    let parent = self.groups.parent(frame.group).unwrap_or(frame.group);
-                    let count = self.ordinals.entry((parent, sibling)).or_insert(0);
-                    *count += 1;
-                    crate::identity::composite(&mut value, &count.to_string(), false);
-                }
-                if !keys.iter().any(|(s, v)| *s == system && *v == value) {
-                    keys.push((system, value));
+            let mut found = |run: &mut Self, frame: &Frame<'r, '_>| {
+                let Some(found) = run.key(frame, key, kind) else { return };
+                if !keys.contains(&found) {
+                    keys.push(found);
                     dependent =
                         key.of.is_some() && key.each.is_none() && (key.fallback || identity.keys.len() == 1);
                 }
+            };
+            let Some(each) = key.each else {
+                found(self, frame);
+                continue;
+            };
+            for item in self.items(frame, each) {
+                let frame = match item {
+                    Item::Element(base) if key.by_map => {
+                        Frame { base, parts: self.parts(base), item, ..*frame }
+                    }
+                    _ => Frame { item, ..*frame },
+                };
+                found(self, &frame);
             }
         }
         self.quiet -= 1;
         Ok(Keys { dependent: dependent && keys.len() == 1, list: keys })
+    }
+
+    /// One key as (system, value), if there is one.
+    fn key(&mut self, frame: &Frame<'r, '_>, key: &'r Key, kind: &str) -> Option<(String, String)> {
+        let mut values = key.value.iter();
+        // The first part says who; without it the others would name whoever has them, too.
+        let named = self.text_of(frame, *values.next()?).filter(|text| !text.trim().is_empty())?;
+        let owner = match key.of {
+            None => None,
+            Some(name) => {
+                let def = self.mapping.refs.get(usize::from(name)).copied().flatten()?;
+                Some(*self.related(frame.group, def).first()?)
+            }
+        };
+        let mut value = String::with_capacity(64);
+        if key.value.len() == 1 && !key.ordinal {
+            value.push_str(named.trim());
+        } else {
+            crate::identity::composite(&mut value, &named, true);
+        }
+        for expr in values {
+            let text = self.text_of(frame, *expr).unwrap_or_default();
+            crate::identity::composite(&mut value, &text, false);
+        }
+        let own = |system: ExprId| self.text_of(frame, system).map(|system| system.trim().to_owned());
+        let system = match (owner, key.system) {
+            (Some(index), _) => {
+                let instance = &self.instances[index];
+                let mut of = String::with_capacity(64);
+                of.push_str(self.mapping.resources[instance.def].kind);
+                of.push('/');
+                of.push_str(instance.id.hyphenated().encode_lower(&mut Uuid::encode_buffer()));
+                of
+            }
+            (None, system) => system
+                .and_then(own)
+                .unwrap_or_else(|| crate::identity::sender_system(&self.context.authority)),
+        };
+        if key.ordinal {
+            let sibling = [kind, "|", &system, "|", &value].concat();
+            let parent = self.groups.parent(frame.group).unwrap_or(frame.group);
+            let count = self.ordinals.entry((parent, sibling)).or_insert(0);
+            *count += 1;
+            match *count {
+                1 => crate::identity::composite(&mut value, "1", false),
+                more => crate::identity::composite(&mut value, &more.to_string(), false),
+            }
+        }
+        Some((system, value))
     }
 }
 

@@ -321,7 +321,7 @@ impl Run<'_> {
                 let of_instance = |index: &usize| !self.instances[*index].left_out;
                 let found = match to {
                     Target::Owner => frame.owner.map(|owner| {
-                        let contribution = &self.entries[owner].contribution;
+                        let contribution = &self.entries[owner];
                         (&*contribution.resource_type, contribution.id)
                     }),
                     _ => self.referenced(frame, to, 1).into_iter().find(of_instance).map(|index| {

@@ -183,12 +183,6 @@ pub(crate) struct ChainState<'r> {
     pub(crate) finest: bool,
 }
 
-/// One resource that is being written.
-struct Entry {
-    contribution: Contribution,
-    marks: Vec<coverage::Mark>,
-}
-
 /// One instance of an entry of `resources:`.
 struct Instance {
     def: usize,
@@ -213,7 +207,8 @@ pub(crate) struct Run<'r> {
     context: &'r Context<'r>,
     zone: Zone,
     trigger: Cow<'r, str>,
-    entries: Vec<Entry>,
+    /// The resources that are being written.
+    entries: Vec<Contribution>,
     /// By id, from which the type follows: it is part of what the id is computed from.
     entry_of: HashMap<Uuid, usize, RandomState>,
     instances: Vec<Instance>,
@@ -225,7 +220,7 @@ pub(crate) struct Run<'r> {
     effects: Vec<Effect>,
     /// The segments on which maps stood, and what those maps ignore of them.
     ignored: Vec<(u32, &'r [IgnoreRule])>,
-    /// What was carried over since the innermost open resource began.
+    /// What became of which leaves.
     marks: Vec<coverage::Mark>,
     /// Above 0 while conditions and keys are read, which carries nothing over.
     quiet: u32,
@@ -314,7 +309,7 @@ impl<'r> Run<'r> {
             unmapped_codes: Vec::new(),
             effects: Vec::new(),
             ignored: Vec::new(),
-            marks: Vec::with_capacity(256),
+            marks: Vec::with_capacity(2 * message.leaves().len() + 64),
             quiet: 0,
             last_leaf: None,
             carried: 0,
@@ -350,7 +345,7 @@ impl<'r> Run<'r> {
             }
             for instance in &mut self.instances {
                 if let Some(entry) = self.entry_of.get(&instance.id) {
-                    instance.aliases.clone_from(&self.entries[*entry].contribution.aliases);
+                    instance.aliases.clone_from(&self.entries[*entry].aliases);
                 }
             }
             self.entries.clear();
@@ -405,7 +400,7 @@ impl<'r> Run<'r> {
         self.report_unmapped();
         let stamp = self.stamp();
         Mapped {
-            contributions: self.entries.into_iter().map(|entry| entry.contribution).collect(),
+            contributions: self.entries,
             effects: self.effects,
             issues: self.issues,
             stamp,

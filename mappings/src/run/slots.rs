@@ -89,7 +89,7 @@ impl<'r> Run<'r> {
         let order = part * ORDER_STEP + slot.order;
         let write = SlotWrite { name: slot.name.clone(), order, on_existing, write };
         let contribution = match place {
-            Place::Entry(entry) => &mut self.entries[entry].contribution,
+            Place::Entry(entry) => &mut self.entries[entry],
             Place::Made(made) => &mut self.made[made],
         };
         keep(&mut contribution.slots, write, again);
@@ -172,7 +172,7 @@ impl<'r> Run<'r> {
         for mut made in std::mem::take(&mut self.made) {
             let slots = std::mem::take(&mut made.slots);
             let (entry, fresh) = self.entry(made);
-            let known = &mut self.entries[entry].contribution.slots;
+            let known = &mut self.entries[entry].slots;
             if fresh {
                 *known = slots;
             } else {
