@@ -59,7 +59,7 @@ pub fn map_alone(
 
 fn render(mapped: Mapped, context: &Context<'_>, mapping: &str) -> Alone {
     let mut issues = mapped.issues;
-    let mut rendered: Vec<Rendered> = Vec::with_capacity(mapped.contributions.len());
+    let mut rendered: Vec<Rendered<'_>> = Vec::with_capacity(mapped.contributions.len());
     for contribution in &mapped.contributions {
         let mut slots: SmallVec<[&SlotWrite; 32]> = contribution.slots.iter().collect();
         slots.sort_by(|a, b| (a.order, &a.name).cmp(&(b.order, &b.name)));
@@ -67,20 +67,12 @@ fn render(mapped: Mapped, context: &Context<'_>, mapping: &str) -> Alone {
             Write::Valued(fragments) => &**fragments,
             Write::Cleared => &[],
         });
-        let length: usize =
-            fragments.clone().map(|fragment| fragment.json.len() + fragment.path.len() + 8).sum();
-        let mut json = String::with_capacity(length + 100);
-        crate::render::resource(&contribution.resource_type, contribution.id, fragments, &mut json);
-        rendered.push(Rendered {
-            resource_type: contribution.resource_type.to_string(),
-            id: contribution.id,
-            json,
-        });
+        rendered.push(Rendered::of(&contribution.resource_type, contribution.id, fragments));
     }
     issues.extend(bundle::leave_out_incomplete(&mut rendered));
     let entries: Vec<Entry<'_>> = rendered
         .iter()
-        .map(|one| Entry { resource_type: &one.resource_type, id: one.id, json: &one.json })
+        .map(|one| Entry { resource_type: one.resource_type, id: one.id, json: &one.json })
         .collect();
     let about = About {
         message: context.message_id,

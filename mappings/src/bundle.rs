@@ -2,12 +2,12 @@
 
 use crate::compile::target;
 use crate::json;
+use crate::resource::Fragment;
 use foldhash::fast::RandomState;
 use memchr::memmem;
 use schemas::issue::{Issue, Severity};
-use smallvec::SmallVec;
 use std::collections::HashSet;
-use std::fmt::Write as _;
+use std::fmt::{self, Write as _};
 use uuid::Uuid;
 
 /// One resource of a Bundle, rendered.
@@ -35,29 +35,51 @@ pub struct About<'a> {
 }
 
 /// One resource that may have to be left out of its Bundle.
-#[derive(Clone, Debug)]
-pub struct Rendered {
+#[derive(Clone)]
+pub struct Rendered<'r> {
     /// `Patient`, ...
-    pub resource_type: String,
+    pub resource_type: &'r str,
     /// Its id.
     pub id: Uuid,
     /// Its JSON; references are written `Type/<uuid>`.
     pub json: String,
+    /// The first required element that it lacks.
+    lacking: Option<&'static str>,
+}
+
+/// Shows who and how long; what stands there is a patient's.
+impl fmt::Debug for Rendered<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut shown = f.debug_struct("Rendered");
+        shown.field("resource_type", &self.resource_type).field("id", &self.id);
+        shown.field("length", &self.json.len()).field("lacking", &self.lacking).finish()
+    }
+}
+
+impl<'r> Rendered<'r> {
+    /// Renders the fragments of a resource, which are in the order of their rules.
+    pub(crate) fn of<'f>(
+        resource_type: &'r str,
+        id: Uuid,
+        fragments: impl Iterator<Item = &'f Fragment> + Clone,
+    ) -> Rendered<'r> {
+        let length: usize =
+            fragments.clone().map(|fragment| fragment.json.len() + fragment.path.len() + 8).sum();
+        let mut json = String::with_capacity(length + 100);
+        let lacking = crate::render::resource(resource_type, id, fragments, &mut json);
+        Rendered { resource_type, id, json, lacking }
+    }
 }
 
 /// Takes out every resource that lacks a required element, and the references to it, and says so.
 ///
 /// What refers to a resource that is left out would refer to nowhere, so the reference is taken out of its text; that may
 /// leave its own element without a required part, so each turn may leave out more.
-pub fn leave_out_incomplete(rendered: &mut Vec<Rendered>) -> Vec<Issue> {
+pub fn leave_out_incomplete(rendered: &mut Vec<Rendered<'_>>) -> Vec<Issue> {
     let mut issues = Vec::new();
     loop {
-        let incomplete: Vec<(Uuid, String, &'static str)> = rendered
-            .iter()
-            .filter_map(|one| {
-                Some((one.id, one.resource_type.clone(), missing(&one.resource_type, &one.json)?))
-            })
-            .collect();
+        let lacking = |one: &Rendered<'_>| Some((one.id, one.resource_type.to_owned(), one.lacking?));
+        let incomplete: Vec<(Uuid, String, &'static str)> = rendered.iter().filter_map(lacking).collect();
         if incomplete.is_empty() {
             return issues;
         }
@@ -66,7 +88,9 @@ pub fn leave_out_incomplete(rendered: &mut Vec<Rendered>) -> Vec<Issue> {
             issues.push(Issue::new(Severity::Error, "resource-left-out", "", text));
             rendered.retain(|one| one.id != id);
             for one in rendered.iter_mut() {
-                forget(&mut one.json, &kind, id);
+                if forget(&mut one.json, &kind, id) {
+                    one.lacking = missing(one.resource_type, &one.json);
+                }
             }
         }
     }
@@ -74,16 +98,9 @@ pub fn leave_out_incomplete(rendered: &mut Vec<Rendered>) -> Vec<Issue> {
 
 /// The first required element that a resource lacks.
 fn missing(resource_type: &str, json: &str) -> Option<&'static str> {
-    let mut lacking: SmallVec<[(&'static str, bool); 4]> = target::required_elements(resource_type).into();
-    if lacking.is_empty() {
-        return None;
-    }
-    // The required elements stand among the first, mostly.
+    let mut lacking: Vec<(&'static str, bool)> = target::required_elements(resource_type).into();
     for member in Members::of(json) {
         lacking.retain(|(name, choice)| if *choice { !member.starts_with(*name) } else { member != *name });
-        if lacking.is_empty() {
-            return None;
-        }
     }
     lacking.first().map(|(name, _)| *name)
 }
@@ -95,7 +112,7 @@ fn missing(resource_type: &str, json: &str) -> Option<&'static str> {
 pub fn assemble(entries: &[Entry<'_>], about: &About<'_>) -> String {
     let length: usize = entries.iter().map(|entry| entry.json.len() + 200).sum();
     let mut out = String::with_capacity(length + 1500);
-    let here: HashSet<Uuid, RandomState> = entries.iter().map(|entry| entry.id).collect();
+    let here: HashSet<IdText, RandomState> = entries.iter().map(|entry| text_of(entry.id)).collect();
     let reference = memmem::Finder::new(REFERENCE);
     let _ = write!(
         out,
@@ -166,12 +183,21 @@ fn provenance(out: &mut String, id: Uuid, entries: &[Entry<'_>], about: &About<'
 /// Where a reference begins in JSON text. Values of a message cannot look like it: their quotes are escaped.
 const REFERENCE: &str = "\"reference\":\"";
 
+/// An id as it stands in references: lower case, with hyphens.
+type IdText = [u8; 36];
+
+fn text_of(id: Uuid) -> IdText {
+    let mut text = [0; 36];
+    id.hyphenated().encode_lower(&mut text);
+    text
+}
+
 /// Copies a resource and turns `"reference":"Type/<uuid>"` into `"reference":"urn:uuid:<uuid>"` where the resource is in
 /// the Bundle.
 fn find_references(
     json: &str,
     reference: &memmem::Finder<'_>,
-    here: &HashSet<Uuid, RandomState>,
+    here: &HashSet<IdText, RandomState>,
     out: &mut String,
 ) {
     let mut rest = json;
@@ -180,12 +206,11 @@ fn find_references(
         out.push_str(before);
         let end = memchr::memchr(b'"', after.as_bytes()).unwrap_or(after.len());
         let (reference, after) = after.split_at(end);
-        let id = reference.split_once('/').and_then(|(_, id)| Uuid::try_parse(id).ok());
-        match id.filter(|id| here.contains(id)) {
+        let id = reference.split_once('/').map(|(_, id)| id);
+        match id.filter(|id| IdText::try_from(id.as_bytes()).is_ok_and(|id| here.contains(&id))) {
             Some(id) => {
                 out.push_str("urn:uuid:");
-                let mut buffer = Uuid::encode_buffer();
-                out.push_str(id.hyphenated().encode_lower(&mut buffer));
+                out.push_str(id);
             }
             None => out.push_str(reference),
         }
@@ -195,14 +220,17 @@ fn find_references(
 }
 
 /// Takes every reference to a resource out of another: the reference with its element, and the list that it leaves empty.
-pub(crate) fn forget(json: &mut String, kind: &str, id: Uuid) {
+///
+/// Answers whether there was any.
+pub(crate) fn forget(json: &mut String, kind: &str, id: Uuid) -> bool {
     let reference = format!("{kind}/{id}");
     if !json.contains(&reference) {
-        return;
+        return false;
     }
-    let Ok(mut resource) = serde_json::from_str::<serde_json::Value>(json) else { return };
+    let Ok(mut resource) = serde_json::from_str::<serde_json::Value>(json) else { return false };
     forget_in(&mut resource, &reference);
     *json = resource.to_string();
+    true
 }
 
 /// Whether anything is left.

@@ -305,6 +305,8 @@ pub(crate) struct Field {
     /// Without it the object is not valid.
     pub(crate) required: bool,
     pub(crate) node: NodeId,
+    /// Whether what was written of the same values may be written again.
+    pub(crate) remember: Option<Remember>,
 }
 
 /// A value map.
@@ -389,6 +391,8 @@ pub(crate) struct Slot {
 pub(crate) struct Remember {
     /// Which it is, among all of the catalog that are remembered.
     pub(crate) id: u32,
+    /// Whether resources are made for it, which is much more work than to write a value.
+    pub(crate) makes: bool,
     pub(crate) reads: Box<[Read]>,
 }
 
@@ -401,8 +405,10 @@ pub(crate) enum Read {
     Presence { scope: Scope, name: SegmentName, field: u16 },
     /// What the caller of the map gave.
     With(u16),
-    /// The element on which the map was called.
-    Base,
+    /// A part of the element on which the map was called; 0 stands for all of it.
+    Part(u16),
+    /// Whether such a part is absent, null or valued.
+    PartPresence(u16),
     /// The current item.
     Item,
     /// The level of a chain.

@@ -1,5 +1,6 @@
 //! Writes fragments as one JSON object: what the slots of a resource say, in the order of their rules.
 
+use crate::compile::target;
 use crate::resource::Fragment;
 use smallvec::SmallVec;
 use uuid::Uuid;
@@ -27,13 +28,13 @@ impl<'f> Part<'f> {
     }
 }
 
-/// Writes a resource: `resourceType`, `id`, then the fragments.
+/// Writes a resource: `resourceType`, `id`, then the fragments. Answers the first required element that it lacks.
 pub(crate) fn resource<'f>(
     resource_type: &str,
     id: Uuid,
     fragments: impl Iterator<Item = &'f Fragment>,
     out: &mut String,
-) {
+) -> Option<&'static str> {
     out.push_str("{\"resourceType\":\"");
     out.push_str(resource_type);
     out.push_str("\",\"id\":\"");
@@ -48,6 +49,11 @@ pub(crate) fn resource<'f>(
     }
     members(&parts, true, out);
     out.push('}');
+    let says = |part: &Part<'_>, name, choice| {
+        if choice { part.name.starts_with(name) } else { part.name == name }
+    };
+    let lacks = |(name, choice): &&(&'static str, bool)| !parts.iter().any(|part| says(part, *name, *choice));
+    target::required_elements(resource_type).iter().find(lacks).map(|(name, _)| *name)
 }
 
 /// Writes the members of an object. Two rules for one single value: the first in order says it.

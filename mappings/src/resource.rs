@@ -4,6 +4,7 @@
 //! message never wipes what a rich one said; what one sender said later (by its own clock) wins, in whatever order its messages
 //! arrive; HL7's `""` empties a slot and the emptiness is remembered; applying a message twice changes nothing.
 
+use crate::bundle::Rendered;
 use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
@@ -284,10 +285,9 @@ impl State {
         self.slots.retain(|slot| !whole(slot));
     }
 
-    /// Writes the resource in JSON: `resourceType`, `id`, then the slots in the order of their rules.
-    pub fn render(&self, resource_type: &str, id: Uuid, out: &mut String) {
-        let fragments = self.slots.iter().flat_map(|slot| &*slot.fragments);
-        crate::render::resource(resource_type, id, fragments, out);
+    /// The resource in JSON: `resourceType`, `id`, then the slots in the order of their rules.
+    pub fn render<'r>(&self, resource_type: &'r str, id: Uuid) -> Rendered<'r> {
+        Rendered::of(resource_type, id, self.slots.iter().flat_map(|slot| &*slot.fragments))
     }
 
     /// The JSON texts that the slots hold at a path, in rendering order.
@@ -355,9 +355,7 @@ impl State {
     }
 
     fn rendered(&self) -> String {
-        let mut text = String::new();
-        self.render("", Uuid::nil(), &mut text);
-        text
+        self.render("", Uuid::nil()).json
     }
 
     /// The bytes under which the store keeps it.
@@ -609,17 +607,14 @@ mod tests {
         ];
         let applied = state.apply(&patient(Existing::Merge, slots), &stamp("a", 1, 1), message(1));
         assert!(applied.changed);
-        let mut text = String::new();
-        state.render("Patient", Uuid::from_u128(7), &mut text);
         assert_eq!(
-            text,
+            state.render("Patient", Uuid::from_u128(7)).json,
             concat!(
                 r#"{"resourceType":"Patient","id":"00000000-0000-0000-0000-000000000007","#,
                 r#""telecom":[{"value":"1"},{"value":"2"},{"value":"3"}],"birthDate":"1970-01-01","#,
                 r#""period":{"start":"1","end":"2"}}"#
             )
         );
-        assert!(serde_json::from_str::<serde_json::Value>(&text).is_ok());
     }
 
     #[test]

@@ -54,11 +54,8 @@ impl Known {
 
     fn all(&self, kind: &str) -> Vec<Value> {
         let of_kind = self.states.iter().filter(|(_, (known, _))| known == kind);
-        let rendered = of_kind.map(|(id, (kind, state))| {
-            let mut text = String::new();
-            state.render(kind, *id, &mut text);
-            serde_json::from_str(&text).expect("JSON")
-        });
+        let rendered = of_kind
+            .map(|(id, (kind, state))| serde_json::from_str(&state.render(kind, *id).json).expect("JSON"));
         rendered.collect()
     }
 

@@ -312,7 +312,7 @@ impl Merge {
         let current = self.resources.entry(id).or_default();
         let existed = current.version > 0;
         let watched = crate::route::topics::watches(&contribution.resource_type);
-        let before = (watched && existed).then(|| render(&contribution.resource_type, id, &current.state));
+        let before = (watched && existed).then(|| current.state.render(&contribution.resource_type, id).json);
         if !existed {
             current.resource_type = contribution.resource_type.to_string();
         }
@@ -365,7 +365,7 @@ impl Merge {
             created: !existed,
         });
         if watched {
-            let now = render(&contribution.resource_type, id, &current.state);
+            let now = current.state.render(&contribution.resource_type, id).json;
             taken.touched.push(Touched {
                 resource_type: Cow::Owned(contribution.resource_type.to_string()),
                 before: before.map(Cow::Owned),
@@ -390,20 +390,16 @@ impl Merge {
     /// The Bundle of a message: everything that it touched, as it stands now, but what lacks a required element.
     fn bundle(&self, prepared: &Prepared, ids: &[Uuid], issues: &mut Vec<Issue>) -> String {
         let mut seen = HashSet::new();
-        let mut rendered: Vec<Rendered> = ids
+        let mut rendered: Vec<Rendered<'_>> = ids
             .iter()
             .filter(|id| seen.insert(**id))
             .filter_map(|id| self.resources.get_key_value(id))
-            .map(|(id, current)| Rendered {
-                json: render(&current.resource_type, *id, &current.state),
-                resource_type: current.resource_type.clone(),
-                id: *id,
-            })
+            .map(|(id, current)| current.state.render(&current.resource_type, *id))
             .collect();
         issues.extend(bundle::leave_out_incomplete(&mut rendered));
         let entries: Vec<bundle::Entry<'_>> = rendered
             .iter()
-            .map(|one| bundle::Entry { resource_type: &one.resource_type, id: one.id, json: &one.json })
+            .map(|one| bundle::Entry { resource_type: one.resource_type, id: one.id, json: &one.json })
             .collect();
         let open = &prepared.open;
         bundle::assemble(
@@ -474,10 +470,4 @@ fn relinked(contribution: &Contribution, moved: &[(Uuid, Uuid)]) -> Contribution
         }
     }
     contribution
-}
-
-fn render(resource_type: &str, id: Uuid, state: &State) -> String {
-    let mut text = String::with_capacity(1024);
-    state.render(resource_type, id, &mut text);
-    text
 }

@@ -91,9 +91,8 @@ impl Bench {
     async fn read(&self, id: Uuid) -> Option<Value> {
         let mut tx = self.store.begin_record(&self.held.leases).await.expect("begun");
         let found = tx.load(&[id]).await.expect("loaded").pop()?;
-        let mut text = String::new();
-        State::decode(&found.state).expect("decodes").render(&found.resource_type, id, &mut text);
-        Some(serde_json::from_str(&text).expect("JSON"))
+        let rendered = State::decode(&found.state).expect("decodes").render(&found.resource_type, id);
+        Some(serde_json::from_str(&rendered.json).expect("JSON"))
     }
 
     /// The resource that an identifier names.

@@ -3,8 +3,8 @@
 
 use crate::functions::FUNCTIONS;
 use crate::program::{
-    Action, Argument, Base, Code, ExprId, Field, Make, MapBody, Node, NodeId, Op, Pick, Piece, Read,
-    Recovery, Remember, Scope, Slot, Target,
+    Action, Argument, Base, Code, ExprId, Field, Lookup, Make, MapBody, Node, NodeId, Op, Pick, Piece, Read,
+    Recovery, Remember, Scope, Slot, TableUse, Target,
 };
 use schemas::hl7v2::path::SegmentName;
 
@@ -24,11 +24,29 @@ struct Around {
     item: Lies,
     level: Lies,
     params: Lies,
+    /// The table that a caller hands on.
+    table: Lies,
 }
 
 impl Around {
-    const OUTSIDE: Around =
-        Around { base: Lies::Outside, item: Lies::Outside, level: Lies::Outside, params: Lies::Outside };
+    /// Of a segment map or a made resource, to which no table is handed.
+    const OUTSIDE: Around = Around {
+        base: Lies::Outside,
+        item: Lies::Outside,
+        level: Lies::Outside,
+        params: Lies::Outside,
+        table: Lies::Inside,
+    };
+    /// Of a value map.
+    const OF_VALUE: Around = Around { table: Lies::Outside, ..Around::OUTSIDE };
+
+    /// Inside a call to which a table is given.
+    fn with_table(self, table: Option<&TableUse>) -> Around {
+        match table.map(|table| &table.table) {
+            Some(Lookup::Given) => self,
+            Some(Lookup::Table(_) | Lookup::Sender(_)) | None => Around { table: Lies::Inside, ..self },
+        }
+    }
 }
 
 /// The walk through the code of one of them. Every method answers `None` where something is read that no list can hold: another
@@ -37,12 +55,15 @@ struct Walk<'c> {
     code: &'c Code,
     anchor: Option<SegmentName>,
     reads: Vec<Read>,
+    makes: bool,
+    /// How much work it is, in plain values.
+    work: u32,
 }
 
 /// What a slot reads, and the number under which its results are kept; `None` if they are not to be. `anchor` is the segment on
 /// which its map stands.
 pub(super) fn of_slot(code: &mut Code, slot: &Slot, anchor: Option<SegmentName>) -> Option<Remember> {
-    remember(code, anchor, |walk| walk.slot(slot, Around::OUTSIDE))
+    remember(code, anchor, 0, |walk| walk.slot(slot, Around::OUTSIDE))
 }
 
 /// What several slots read that stand in one place; `None` also if there is only one.
@@ -50,7 +71,7 @@ pub(super) fn of_slots(code: &mut Code, slots: &[Slot], anchor: Option<SegmentNa
     if slots.len() < 2 {
         return None;
     }
-    remember(code, anchor, |walk| slots.iter().try_for_each(|slot| walk.slot(slot, Around::OUTSIDE)))
+    remember(code, anchor, 0, |walk| slots.iter().try_for_each(|slot| walk.slot(slot, Around::OUTSIDE)))
 }
 
 /// What is read where a resource is made from an element.
@@ -60,13 +81,13 @@ pub(super) fn of_make(
     from: Option<ExprId>,
     anchor: Option<SegmentName>,
 ) -> Option<Remember> {
-    remember(code, anchor, |walk| walk.make(make, from, Around::OUTSIDE))
+    remember(code, anchor, 0, |walk| walk.make(make, from, Around::OUTSIDE))
 }
 
 /// What is read where a map writes an object, but for the elements that its caller sets.
 pub(super) fn of_call(
     code: &mut Code,
-    map: u32,
+    (map, table): (u32, Option<&TableUse>),
     with: &[(u16, Argument)],
     from: Option<ExprId>,
     set: &[Field],
@@ -75,24 +96,40 @@ pub(super) fn of_call(
     if !matches!(code.maps[map as usize].body, MapBody::Object(_)) {
         return None;
     }
-    remember(code, anchor, |walk| {
-        walk.source(from, Around::OUTSIDE)?;
-        walk.arguments(with, Around::OUTSIDE)?;
-        walk.map(map, set, Around::OUTSIDE)
+    remember(code, anchor, 0, |walk| {
+        walk.source(from, Around::OF_VALUE)?;
+        walk.arguments(with, Around::OF_VALUE)?;
+        walk.map(map, set, Around::OF_VALUE.with_table(table))
     })
 }
+
+/// What one element of an object reads; `None` also if it is written as quickly as it is looked up.
+pub(super) fn of_field(code: &mut Code, field: NodeId, anchor: Option<SegmentName>) -> Option<Remember> {
+    // An object that a map writes is remembered as a whole.
+    if matches!(code.node(field).does, Action::Call { remember: Some(_), .. }) {
+        return None;
+    }
+    remember(code, anchor, DEAR, |walk| walk.node(field, Around::OF_VALUE))
+}
+
+/// The work from which on an element of an object is remembered by itself.
+const DEAR: u32 = 4;
 
 fn remember(
     code: &mut Code,
     anchor: Option<SegmentName>,
+    work: u32,
     read: impl FnOnce(&mut Walk<'_>) -> Option<()>,
 ) -> Option<Remember> {
-    let mut walk = Walk { code, anchor, reads: Vec::new() };
+    let mut walk = Walk { code, anchor, reads: Vec::new(), makes: false, work: 0 };
     read(&mut walk)?;
-    let reads = walk.reads.into();
+    if walk.work < work {
+        return None;
+    }
+    let (reads, makes) = (walk.reads.into(), walk.makes);
     let id = code.remembered;
     code.remembered += 1;
-    Some(Remember { id, reads })
+    Some(Remember { id, makes, reads })
 }
 
 impl<'c> Walk<'c> {
@@ -108,10 +145,17 @@ impl<'c> Walk<'c> {
     }
 
     fn make(&mut self, make: &Make, from: Option<ExprId>, around: Around) -> Option<()> {
+        self.makes = true;
+        self.work += 8;
         self.source(from, around)?;
         self.arguments(&make.with, around)?;
-        let inner =
-            Around { base: Lies::Inside, item: Lies::Inside, level: Lies::Inside, params: Lies::Inside };
+        let inner = Around {
+            base: Lies::Inside,
+            item: Lies::Inside,
+            level: Lies::Inside,
+            params: Lies::Inside,
+            table: Lies::Inside,
+        };
         let identity = if make.outer_identity { around } else { inner };
         for key in &make.identity.keys {
             // Counted within another resource, or among earlier siblings.
@@ -141,7 +185,7 @@ impl<'c> Walk<'c> {
             None => {
                 self.add(Read::Item);
                 if around.base == Lies::Outside {
-                    self.add(Read::Base);
+                    self.part(0);
                 }
             }
         }
@@ -174,6 +218,16 @@ impl<'c> Walk<'c> {
         }
     }
 
+    /// Reads a part of the element on which the map was called; 0 stands for all of it.
+    fn part(&mut self, number: u16) {
+        if number == 0 {
+            self.reads.retain(|read| !matches!(read, Read::Part(_)));
+        } else if self.reads.contains(&Read::Part(0)) {
+            return;
+        }
+        self.add(Read::Part(number));
+    }
+
     /// Reads whether something stands there, and whether that is HL7's null.
     fn presence(&mut self, id: ExprId, around: Around) -> Option<()> {
         match self.code.op(id) {
@@ -184,6 +238,10 @@ impl<'c> Walk<'c> {
                 if !self.reads.contains(&Read::Field { scope: scope.clone(), name, field }) {
                     self.add(Read::Presence { scope, name, field });
                 }
+                Some(())
+            }
+            Op::Part { base: Base::Map, steps: [part, 0] } if *part > 0 && around.base == Lies::Outside => {
+                self.add(Read::PartPresence(*part));
                 Some(())
             }
             _ => self.expr(id, around),
@@ -205,9 +263,9 @@ impl<'c> Walk<'c> {
                     Pick::Where(condition) => self.expr(*condition, Around { item: Lies::Inside, ..around }),
                 }
             }
-            Op::Part { base: Base::Map, .. } => {
+            Op::Part { base: Base::Map, steps } => {
                 if around.base == Lies::Outside {
-                    self.add(Read::Base);
+                    self.part(steps[0]);
                 }
                 Some(())
             }
@@ -227,7 +285,11 @@ impl<'c> Walk<'c> {
                 }
                 Some(())
             }
-            Op::Option { .. } | Op::SenderName | Op::SenderSystem | Op::Text(_) | Op::Number(_) => Some(()),
+            Op::SenderSystem => {
+                self.work += 2;
+                Some(())
+            }
+            Op::Option { .. } | Op::SenderName | Op::Text(_) | Op::Number(_) => Some(()),
             Op::ReceivedAt | Op::MessageId => None,
             Op::Call { function, args } => self.call(*function, args, around),
             Op::Not(inner) | Op::OneOf { item: inner, .. } => self.expr(*inner, around),
@@ -260,6 +322,7 @@ impl<'c> Walk<'c> {
         if function.name == "valued" {
             return args.iter().try_for_each(|arg| self.presence(*arg, around));
         }
+        self.work += 2;
         if matches!(function.name, "join" | "lines") {
             // They read the field of every segment of the name, unless it is the one on which the map stands.
             let many = |arg: &ExprId| matches!(self.code.op(*arg), Op::Segment { name, .. } if Some(*name) != self.anchor);
@@ -285,9 +348,17 @@ impl<'c> Walk<'c> {
         }
         node.extension.iter().try_for_each(|extension| self.node(*extension, around))?;
         match &node.does {
-            Action::Value { expr, .. } => self.expr(*expr, around),
-            // A table that is handed on comes from a call inside the slot; the map of a slot has none.
-            Action::Coded { expr, .. } => self.expr(*expr, around),
+            Action::Value { expr, .. } => {
+                self.work += 1;
+                self.expr(*expr, around)
+            }
+            Action::Coded { expr, table, .. } => {
+                if matches!(table.table, Lookup::Given) && around.table == Lies::Outside {
+                    return None;
+                }
+                self.work += 4;
+                self.expr(*expr, around)
+            }
             Action::Const(_) => Some(()),
             Action::Concept { code, display, .. } => {
                 for piece in code {
@@ -300,11 +371,11 @@ impl<'c> Walk<'c> {
             Action::Object { fields, .. } => {
                 fields.iter().try_for_each(|field| self.node(field.node, around))
             }
-            Action::Call { map, from, with, set, .. } => {
+            Action::Call { map, from, with, table, set, .. } => {
                 self.arguments(with, around)?;
                 set.iter().try_for_each(|field| self.node(field.node, around))?;
                 self.source(*from, around)?;
-                self.map(*map, set, around)
+                self.map(*map, set, around.with_table(table.as_ref()))
             }
             Action::Ref { to: to @ (Target::Resource(_) | Target::Owner), filter: None } => {
                 self.add(Read::Ref(to.clone()));

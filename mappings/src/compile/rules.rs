@@ -595,7 +595,7 @@ impl<'a> Compiler<'a> {
             );
         }
         let anchor = env.anchor.and_then(SegmentName::new);
-        let remember = reads::of_call(&mut self.code, index, &with, from, &set, anchor);
+        let remember = reads::of_call(&mut self.code, (index, table.as_ref()), &with, from, &set, anchor);
         Some(Action::Call { map: index, from, with, table, set, remember })
     }
 
@@ -676,6 +676,7 @@ impl<'a> Compiler<'a> {
                 want.path = "Extension".to_owned();
             }
             let node = self.rule(env, rule, &want, &format!("{name}/{}", word.text));
+            let remember = reads::of_field(&mut self.code, node, env.anchor.and_then(SegmentName::new));
             let bare = word.text.trim_end_matches("[x]");
             let key = if element.choice { format!("\"{bare}") } else { format!("\"{bare}\":") };
             fields.push(Field {
@@ -685,6 +686,7 @@ impl<'a> Compiler<'a> {
                 choice: element.choice,
                 required: element.required,
                 node,
+                remember,
             });
         }
         if complete && let Some((word, _)) = set.first() {

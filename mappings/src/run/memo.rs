@@ -14,6 +14,7 @@ use schemas::hl7v2::{Element, Level};
 use smallvec::SmallVec;
 use std::fmt;
 use std::hash::BuildHasher;
+use std::ops::Range;
 use std::sync::Arc;
 use uuid::Uuid;
 
@@ -23,7 +24,7 @@ pub(crate) struct Memo {
     /// For whom, as far as results depend on it. What was kept for one of them is not given to another.
     senders: Vec<Sender>,
     sender: u32,
-    /// Found by hash; a newer result takes the place of an older one.
+    /// Found by hash, in one of two places; see [`Memo::keep`].
     kept: Vec<Option<Kept>>,
     tries: Vec<Tries>,
     /// Buffers for keys.
@@ -57,6 +58,8 @@ struct Kept {
     made: Box<[Contribution]>,
     marks: Box<[Relative]>,
     last: Option<(u8, u32)>,
+    /// Whether it was known of late: what never was gives way first.
+    known: bool,
 }
 
 /// A mark, counted from the first leaf of what was read.
@@ -78,15 +81,17 @@ struct Tries {
 }
 
 /// How many results are kept.
-const KEPT_MAX: usize = 4096;
+const KEPT_MAX: usize = 8192;
 /// Results with longer keys or values than this are not kept.
 const BYTES_MAX: usize = 2048;
 /// For how many senders, with their separators and zones, results are kept at a time.
 const SENDERS_MAX: usize = 16;
 /// After so many tries it is decided whether a result is worth looking up, ...
 const TRIED: u16 = 1000;
-/// ... which it is if so many of them were known ...
-const WORTH: u16 = 100;
+/// ... which it is if so many of them were known, ...
+const WORTH: u16 = 250;
+/// ... or so many where resources are made ...
+const WORTH_MAKING: u16 = 25;
 /// ... and if not, it is left alone for so many times.
 const REST: u16 = 10_000;
 
@@ -163,14 +168,26 @@ impl Memo {
         self.sender = place as u32;
     }
 
-    fn is_worth(&mut self, id: u32) -> bool {
-        let tries = &mut self.tries[id as usize];
+    /// Keeps a result where nothing is kept, else in place of one that was not known of late. So the many that come once do not
+    /// drive out those that come again and again.
+    fn keep(&mut self, new: Kept) {
+        let places = &mut self.kept[places(new.hash)];
+        let free = places.iter().position(|kept| kept.as_ref().is_none_or(|kept| !kept.known));
+        for kept in places.iter_mut().flatten() {
+            kept.known &= free.is_some();
+        }
+        places[free.unwrap_or(0)] = Some(new);
+    }
+
+    fn is_worth(&mut self, remember: &Remember) -> bool {
+        let tries = &mut self.tries[remember.id as usize];
         if tries.rest > 0 {
             tries.rest -= 1;
             return false;
         }
         if tries.tried == TRIED {
-            let rest = if tries.known < WORTH { REST } else { 0 };
+            let worth = if remember.makes { WORTH_MAKING } else { WORTH };
+            let rest = if tries.known < worth { REST } else { 0 };
             *tries = Tries { rest, ..Tries::default() };
         }
         tries.tried += 1;
@@ -178,13 +195,20 @@ impl Memo {
     }
 }
 
+/// Where a result may be kept: two places side by side.
+fn places(hash: u64) -> Range<usize> {
+    let first = hash as usize % (KEPT_MAX / 2) * 2;
+    first..first + 2
+}
+
 impl Run<'_> {
     /// What was written when what stands here now was last read.
     pub(super) fn recall(&mut self, frame: &Frame<'_, '_>, remember: Option<&Remember>) -> Recall {
-        let Some(Remember { id, reads }) = remember else { return Recall::Never };
+        let Some(remember) = remember else { return Recall::Never };
+        let Remember { id, reads, .. } = remember;
         if self.quiet > 0
             || matches!(frame.item, Item::Segment(_) | Item::Instance(_))
-            || !self.memo.is_worth(*id)
+            || !self.memo.is_worth(remember)
         {
             return Recall::Never;
         }
@@ -204,11 +228,13 @@ impl Run<'_> {
         }
         let memo = &mut *self.memo;
         let hash = FixedState::default().hash_one(&*key);
-        let kept = memo.kept[hash as usize % KEPT_MAX].as_ref();
-        let Some(kept) = kept.filter(|kept| kept.hash == hash && *kept.key == *key) else {
+        let places = &mut memo.kept[places(hash)];
+        let same = |kept: &&mut Kept| kept.hash == hash && *kept.key == *key;
+        let Some(kept) = places.iter_mut().flatten().find(same) else {
             let (marks, made) = (self.marks.len(), self.made.len());
             return Recall::New(New { key, hash, elements, marks, made, told: self.told() });
         };
+        kept.known = true;
         memo.tries[*id as usize].known += 1;
         memo.keys.push(key);
         self.marks.extend(kept.marks.iter().map(|mark| {
@@ -228,7 +254,7 @@ impl Run<'_> {
         };
         let memo = &mut *self.memo;
         if let Some(kept) = kept {
-            memo.kept[new.hash as usize % KEPT_MAX] = Some(kept);
+            memo.keep(kept);
         }
         memo.keys.push(new.key);
     }
@@ -266,7 +292,15 @@ impl Run<'_> {
                 Some((read, leaf as u32 - start))
             }
         };
-        Some(Kept { hash: new.hash, key: new.key.as_slice().into(), outcome, made: made.into(), marks, last })
+        Some(Kept {
+            hash: new.hash,
+            key: new.key.as_slice().into(),
+            outcome,
+            made: made.into(),
+            marks,
+            last,
+            known: false,
+        })
     }
 
     /// How much was told about the message until now.
@@ -284,13 +318,19 @@ impl Run<'_> {
             Read::Presence { scope, name, field } => {
                 let segment = self.first_segment(frame, scope, *name);
                 let element = segment.map_or(absent, |segment| self.field(segment, *field));
-                if !element.is_absent() && !self.is_null(element) {
-                    key.push(VALUED);
+                if self.add_presence(element, key) {
                     return Some(absent);
                 }
                 element
             }
-            Read::Base => frame.base,
+            Read::Part(part) => self.down(frame.base, [*part, 0]),
+            Read::PartPresence(part) => {
+                let element = self.down(frame.base, [*part, 0]);
+                if self.add_presence(element, key) {
+                    return Some(absent);
+                }
+                element
+            }
             Read::Item => match frame.item {
                 Item::Element(element) => element,
                 Item::None => absent,
@@ -348,6 +388,15 @@ impl Run<'_> {
         };
         self.add_element(element, key);
         Some(element)
+    }
+
+    /// Adds that an element is valued, if it is.
+    fn add_presence(&self, element: Element, key: &mut Vec<u8>) -> bool {
+        let valued = !element.is_absent() && !self.is_null(element);
+        if valued {
+            key.push(VALUED);
+        }
+        valued
     }
 
     /// Adds an element: its text, and where in it the first leaf stands, as `A` and `^A` begin at the same letter.

@@ -436,13 +436,44 @@ impl<'r> Run<'r> {
         if start > body {
             out.push(',');
         }
+        self.beside.clear();
+        match self.recall(frame, field.remember.as_ref()) {
+            Recall::Known(Outcome::Elements(text, carried)) => {
+                out.push_str(&text);
+                self.carried += carried;
+                if text.is_empty() {
+                    out.truncate(start);
+                }
+                Ok(!text.is_empty())
+            }
+            Recall::Known(_) | Recall::Never => self.write_field_anew(frame, field, start, out),
+            Recall::New(new) => {
+                let (at, carried) = (out.len(), self.carried);
+                let wrote = self.write_field_anew(frame, field, start, out)?;
+                let text = out.get(at..).unwrap_or_default();
+                // What is written beside a list is its caller's to write.
+                let alone = self.beside.is_empty() && wrote != text.is_empty();
+                let elements = alone.then(|| Outcome::Elements(text.into(), self.carried - carried));
+                self.remember(new, elements);
+                Ok(wrote)
+            }
+        }
+    }
+
+    /// Writes one element, remembered or not. `start` is where it goes with the comma before it, which is there already.
+    fn write_field_anew(
+        &mut self,
+        frame: &Frame<'r, '_>,
+        field: &'r Field,
+        start: usize,
+        out: &mut String,
+    ) -> Result<bool, Halt> {
         let at_key = out.len();
         out.push_str(&field.key);
         if field.many {
             out.push('[');
         }
         let value = out.len();
-        self.beside.clear();
         let mut sink = Sink { out, count: 0, max: if field.many { u32::MAX } else { 1 } };
         let result = self.emit(frame, field.node, &mut sink);
         let count = sink.count;
