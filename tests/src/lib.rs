@@ -14,4 +14,5 @@ pub mod proxy;
 pub mod receiver;
 pub mod sender;
 pub mod services;
+pub mod subjects;
 pub mod webhook;

@@ -1,7 +1,7 @@
 //! Figures, each beside a floor that is measured in the same run: the least that the same machine needs for the same job.
 //!
 //! `cargo run --release -p tests --bin pons-bench -- parse|map|ack|end-to-end|memory|start|all`. Wall time moves with whatever
-//! else the machine does, so processor time, allocations, rows and WAL bytes a message stand beside it.
+//! else the machine does, so processor time, rows and WAL bytes a message stand beside it; `count-allocations` counts allocations.
 
 #![expect(clippy::print_stdout, reason = "a command for people")]
 
@@ -14,6 +14,10 @@ mod start;
 use anyhow::Result;
 use clap::{Parser, Subcommand, ValueEnum};
 use tests::generate::Kind;
+
+/// The gateway's, as its memory is part of what is measured.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// Benchmarks of Pons.
 #[derive(Parser)]
