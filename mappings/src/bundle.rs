@@ -112,7 +112,8 @@ fn missing(resource_type: &str, json: &str) -> Option<&'static str> {
 pub fn assemble(entries: &[Entry<'_>], about: &About<'_>) -> String {
     let length: usize = entries.iter().map(|entry| entry.json.len() + 200).sum();
     let mut out = String::with_capacity(length + 1500);
-    let here: HashSet<IdText, RandomState> = entries.iter().map(|entry| text_of(entry.id)).collect();
+    let ids: Vec<IdText> = entries.iter().map(|entry| IdText::of(entry.id)).collect();
+    let here: HashSet<&[u8], RandomState> = ids.iter().map(|id| id.as_str().as_bytes()).collect();
     let reference = memmem::Finder::new(REFERENCE);
     let _ = write!(
         out,
@@ -124,30 +125,26 @@ pub fn assemble(entries: &[Entry<'_>], about: &About<'_>) -> String {
         return out;
     }
     out.push_str(",\"entry\":[");
-    for entry in entries {
-        put(&mut out, entry.resource_type, entry.id, |out| {
-            find_references(entry.json, &reference, &here, out);
-        });
+    for (entry, id) in entries.iter().zip(&ids) {
+        put(&mut out, entry.resource_type, id, |out| find_references(entry.json, &reference, &here, out));
     }
-    let id = Uuid::new_v5(&about.message, b"provenance");
-    put(&mut out, "Provenance", id, |out| provenance(out, id, entries, about));
+    let id = IdText::of(Uuid::new_v5(&about.message, b"provenance"));
+    put(&mut out, "Provenance", &id, |out| provenance(out, &id, &ids, about));
     out.pop();
     out.push_str("]}");
     out
 }
 
 /// One entry with a comma after it.
-fn put(out: &mut String, kind: &str, id: Uuid, resource: impl FnOnce(&mut String)) {
-    let mut buffer = Uuid::encode_buffer();
-    let id = id.hyphenated().encode_lower(&mut buffer);
+fn put(out: &mut String, kind: &str, id: &IdText, resource: impl FnOnce(&mut String)) {
     out.push_str("{\"fullUrl\":\"urn:uuid:");
-    out.push_str(id);
+    out.push_str(id.as_str());
     out.push_str("\",\"resource\":");
     resource(out);
     out.push_str(",\"request\":{\"method\":\"PUT\",\"url\":\"");
     out.push_str(kind);
     out.push('/');
-    out.push_str(id);
+    out.push_str(id.as_str());
     out.push_str("\"}},");
 }
 
@@ -155,14 +152,14 @@ fn put(out: &mut String, kind: &str, id: Uuid, resource: impl FnOnce(&mut String
 ///
 /// # Source
 /// FHIR R4 Provenance; v2-to-FHIR guide, MSH[Provenance-Source] and MSH[Provenance-Transformation].
-fn provenance(out: &mut String, id: Uuid, entries: &[Entry<'_>], about: &About<'_>) {
-    let _ = write!(out, "{{\"resourceType\":\"Provenance\",\"id\":\"{id}\",\"target\":[");
-    for (index, entry) in entries.iter().enumerate() {
+fn provenance(out: &mut String, id: &IdText, targets: &[IdText], about: &About<'_>) {
+    let _ = write!(out, "{{\"resourceType\":\"Provenance\",\"id\":\"{}\",\"target\":[", id.as_str());
+    for (index, target) in targets.iter().enumerate() {
         if index > 0 {
             out.push(',');
         }
         out.push_str("{\"reference\":\"urn:uuid:");
-        out.push_str(entry.id.hyphenated().encode_lower(&mut Uuid::encode_buffer()));
+        out.push_str(target.as_str());
         out.push_str("\"}");
     }
     let _ = write!(out, "],\"recorded\":\"{}\",\"agent\":[{{\"type\":{{\"coding\":[{{", about.received_at);
@@ -184,12 +181,20 @@ fn provenance(out: &mut String, id: Uuid, entries: &[Entry<'_>], about: &About<'
 const REFERENCE: &str = "\"reference\":\"";
 
 /// An id as it stands in references: lower case, with hyphens.
-type IdText = [u8; 36];
+struct IdText([u8; IdText::LENGTH]);
 
-fn text_of(id: Uuid) -> IdText {
-    let mut text = [0; 36];
-    id.hyphenated().encode_lower(&mut text);
-    text
+impl IdText {
+    const LENGTH: usize = uuid::fmt::Hyphenated::LENGTH;
+
+    fn of(id: Uuid) -> IdText {
+        let mut text = [0; IdText::LENGTH];
+        id.hyphenated().encode_lower(&mut text);
+        IdText(text)
+    }
+
+    fn as_str(&self) -> &str {
+        str::from_utf8(&self.0).unwrap_or_default()
+    }
 }
 
 /// Copies a resource and turns `"reference":"Type/<uuid>"` into `"reference":"urn:uuid:<uuid>"` where the resource is in
@@ -197,7 +202,7 @@ fn text_of(id: Uuid) -> IdText {
 fn find_references(
     json: &str,
     reference: &memmem::Finder<'_>,
-    here: &HashSet<IdText, RandomState>,
+    here: &HashSet<&[u8], RandomState>,
     out: &mut String,
 ) {
     let mut rest = json;
@@ -206,13 +211,12 @@ fn find_references(
         out.push_str(before);
         let end = memchr::memchr(b'"', after.as_bytes()).unwrap_or(after.len());
         let (reference, after) = after.split_at(end);
-        let id = reference.split_once('/').map(|(_, id)| id);
-        match id.filter(|id| IdText::try_from(id.as_bytes()).is_ok_and(|id| here.contains(&id))) {
-            Some(id) => {
-                out.push_str("urn:uuid:");
-                out.push_str(id);
-            }
-            None => out.push_str(reference),
+        let id = reference.rfind('/').map_or("", |slash| &reference[slash + 1..]);
+        if here.contains(id.as_bytes()) {
+            out.push_str("urn:uuid:");
+            out.push_str(id);
+        } else {
+            out.push_str(reference);
         }
         rest = after;
     }

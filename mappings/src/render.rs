@@ -17,7 +17,7 @@ struct Part<'f> {
 
 impl<'f> Part<'f> {
     fn new(path: &'f str, fragment: &'f Fragment) -> Part<'f> {
-        let end = path.bytes().position(|byte| matches!(byte, b'.' | b'/')).unwrap_or(path.len());
+        let end = memchr::memchr2(b'.', b'/', path.as_bytes()).unwrap_or(path.len());
         let (name, rest) = path.split_at(end);
         Part { name, rest, fragment }
     }
@@ -58,29 +58,23 @@ pub(crate) fn resource<'f>(
 
 /// Writes the members of an object. Two rules for one single value: the first in order says it.
 fn members(parts: &[Part<'_>], mut comma: bool, out: &mut String) {
-    let mut written: SmallVec<[bool; 32]> = SmallVec::from_elem(false, parts.len());
     for (index, part) in parts.iter().enumerate() {
-        if written[index] {
-            continue;
-        }
-        let mut same: SmallVec<[&Part<'_>; 8]> = SmallVec::new();
-        for (other, written) in parts[index..].iter().zip(&mut written[index..]) {
-            if other.name == part.name {
-                *written = true;
-                same.push(other);
-            }
+        let same = |other: &&Part<'_>| other.name == part.name;
+        if parts[..index].iter().any(|other| same(&other)) {
+            continue; // written with the first of the name
         }
         if comma {
             out.push(',');
         }
         comma = true;
-        let mut leaves = same.iter().filter(|part| !part.rest.starts_with('.'));
+        let all = parts[index..].iter().filter(same);
+        let mut leaves = all.clone().filter(|part| !part.rest.starts_with('.'));
         let single = leaves.clone().find(|part| !part.fragment.list);
         out.push('"');
         out.push_str(part.name);
         if let Some(single) = single {
             // `value/Quantity` is `valueQuantity`.
-            out.push_str(single.rest.trim_start_matches('/'));
+            out.push_str(single.rest.strip_prefix('/').unwrap_or(single.rest));
             out.push_str("\":");
             out.push_str(&single.fragment.json);
         } else if let Some(first) = leaves.next() {
@@ -93,7 +87,7 @@ fn members(parts: &[Part<'_>], mut comma: bool, out: &mut String) {
             out.push(']');
         } else {
             out.push_str("\":{");
-            let inner: SmallVec<[Part<'_>; 8]> = same.iter().filter_map(|part| part.inner()).collect();
+            let inner: SmallVec<[Part<'_>; 8]> = all.filter_map(Part::inner).collect();
             members(&inner, false, out);
             out.push('}');
         }

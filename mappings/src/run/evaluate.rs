@@ -404,7 +404,7 @@ impl<'r> Run<'r> {
                 }
                 self.mark(leaf, State::Mapped);
                 let escape = self.message.separators().escape.unwrap_or(0);
-                let plain = leaf < 2 || !raw.as_bytes().contains(&escape);
+                let plain = leaf < 2 || memchr::memchr(escape, raw.as_bytes()).is_none();
                 Some(if plain { Cow::Borrowed(raw) } else { self.message.value(leaf) })
             }
             Val::Text(text) => Some(text),
