@@ -14,6 +14,7 @@ mod functions;
 mod identity;
 mod json;
 mod language;
+mod names;
 mod program;
 mod render;
 pub mod resource;

@@ -366,7 +366,7 @@ pub(crate) struct ChainLevel {
 #[derive(Debug)]
 pub(crate) struct Slot {
     /// Stable: `pid_patient/telecom/home`.
-    pub(crate) name: Arc<str>,
+    pub(crate) name: &'static str,
     pub(crate) path: SlotPath,
     pub(crate) order: u32,
     pub(crate) guards: Vec<ExprId>,
@@ -421,13 +421,13 @@ pub(crate) enum Read {
 #[derive(Clone, Debug)]
 pub(crate) struct SlotPath {
     /// `telecom`, `period.start`; of a choice element without its type.
-    pub(crate) text: Arc<str>,
+    pub(crate) text: &'static str,
     pub(crate) many: bool,
     pub(crate) choice: bool,
     /// Of a choice: the path of each of its types.
-    pub(crate) types: Vec<(&'static str, Arc<str>)>,
+    pub(crate) types: Vec<(&'static str, &'static str)>,
     /// Where extensions beside a primitive go: `_birthDate.extension`.
-    pub(crate) beside: Arc<str>,
+    pub(crate) beside: &'static str,
 }
 
 /// How an instance is recognised.

@@ -28,7 +28,7 @@ pub enum Existing {
 #[derive(Clone, PartialEq, Eq)]
 pub struct Contribution {
     /// `Patient`, ...
-    pub resource_type: Arc<str>,
+    pub resource_type: Cow<'static, str>,
     /// The id that follows from the first identifier; a known alias wins over it.
     pub id: Uuid,
     /// The identifiers by which it is known, as (system, value), in order of preference.
@@ -43,7 +43,7 @@ pub struct Contribution {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SlotWrite {
     /// The rule's stable name, such as `pid_patient/telecom/home`.
-    pub name: Arc<str>,
+    pub name: &'static str,
     /// Its place in the rendering: rules of lower order come first.
     pub order: u32,
     /// Goes before [`Contribution::on_existing`].
@@ -66,11 +66,22 @@ pub enum Write {
 pub struct Fragment {
     /// Elements from the resource's root, parted by dots: `birthDate`, `period.end`, `_birthDate`. The type of a choice
     /// stands after a slash: `value/Quantity` is `valueQuantity`, and no other type of `value[x]` is written beside it.
-    pub path: Arc<str>,
+    pub path: Cow<'static, str>,
     /// Whether `json` is the items of an array, parted by commas, to be appended to those of other slots.
     pub list: bool,
     /// The JSON text.
     pub json: String,
+}
+
+impl Contribution {
+    /// Adds the identifiers that are not among its own yet.
+    pub(crate) fn add_aliases(&mut self, more: &[(String, String)]) {
+        for alias in more {
+            if !self.aliases.contains(alias) {
+                self.aliases.push(alias.clone());
+            }
+        }
+    }
 }
 
 /// Shows who and how much; the identifiers are a patient's.
@@ -123,7 +134,7 @@ pub struct Applied {
     /// Whether only stamps moved: worth writing down, but no new version.
     pub touched: bool,
     /// The elements that were emptied; they travel with the event.
-    pub cleared: Vec<Arc<str>>,
+    pub cleared: Vec<Cow<'static, str>>,
     /// How many slots were left alone because what is known is newer or from an authority.
     pub skipped: usize,
 }
@@ -136,7 +147,7 @@ pub struct State {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Slot {
-    name: Arc<str>,
+    name: Cow<'static, str>,
     order: u32,
     /// Said by a thin copy: any authority's word replaces it.
     weak: bool,
@@ -179,12 +190,12 @@ impl State {
     /// `elements` are the top-level elements as (name, JSON text), without `resourceType`, `id` and `meta.versionId`.
     pub fn replace(&mut self, elements: &[(String, String)], stamp: &Stamp, message: Uuid) -> Applied {
         let before = self.rendered();
-        let cleared: Vec<Arc<str>> = self
+        let cleared: Vec<Cow<'static, str>> = self
             .slots
             .iter()
             .flat_map(|slot| &*slot.fragments)
-            .map(|fragment| Arc::from(&*root(&fragment.path)))
-            .filter(|path: &Arc<str>| !elements.iter().any(|(name, _)| **name == **path))
+            .map(|fragment| Cow::Owned(root(&fragment.path).into_owned()))
+            .filter(|path: &Cow<'static, str>| !elements.iter().any(|(name, _)| **name == **path))
             .collect();
         self.slots = elements
             .iter()
@@ -196,7 +207,7 @@ impl State {
                 stamp: stamp.clone(),
                 message,
                 fragments: Arc::new([Fragment {
-                    path: name.as_str().into(),
+                    path: Cow::Owned(name.clone()),
                     list: false,
                     json: json.clone(),
                 }]),
@@ -236,7 +247,7 @@ impl State {
         }
         let known = self.slots.iter_mut().find(|slot| slot.name == write.name);
         let slot = Slot {
-            name: write.name.clone(),
+            name: Cow::Borrowed(write.name),
             order: write.order,
             weak,
             stamp: stamp.clone(),
@@ -273,7 +284,7 @@ impl State {
                     if slot.fragments.is_empty() {
                         applied.cleared.extend(known.fragments.iter().map(|fragment| {
                             match fragment.path.contains('/') {
-                                true => Arc::from(fragment.path.replace('/', "")),
+                                true => Cow::Owned(fragment.path.replace('/', "")),
                                 false => fragment.path.clone(),
                             }
                         }));
@@ -393,7 +404,7 @@ impl State {
         let count = read.number()?;
         let mut slots = Vec::new();
         for _ in 0..count {
-            let name = read.text()?.into();
+            let name = Cow::Owned(read.text()?.to_owned());
             let order = u32::try_from(read.number()?).map_err(|_| NotAState)?;
             let weak = read.byte()? != 0;
             let sender = read.text()?.into();
@@ -402,7 +413,7 @@ impl State {
             let message = Uuid::from_slice(read.take(16)?).map_err(|_| NotAState)?;
             let mut fragments = Vec::new();
             for _ in 0..read.number()? {
-                let path = read.text()?.into();
+                let path = Cow::Owned(read.text()?.to_owned());
                 let list = read.byte()? != 0;
                 fragments.push(Fragment { path, list, json: read.text()?.to_owned() });
             }
@@ -559,6 +570,7 @@ impl<'b> Decoder<'b> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::names;
     use proptest::prelude::*;
 
     fn stamp(sender: &str, at: i64, seq: i64) -> Stamp {
@@ -566,12 +578,17 @@ mod tests {
     }
 
     fn valued(name: &str, order: u32, path: &str, list: bool, json: &str) -> SlotWrite {
-        let fragment = Fragment { path: path.into(), list, json: json.to_owned() };
-        SlotWrite { name: name.into(), order, on_existing: None, write: Write::Valued(Arc::new([fragment])) }
+        let fragment = Fragment { path: path.to_owned().into(), list, json: json.to_owned() };
+        SlotWrite {
+            name: names::name(name),
+            order,
+            on_existing: None,
+            write: Write::Valued(Arc::new([fragment])),
+        }
     }
 
     fn cleared(name: &str, order: u32) -> SlotWrite {
-        SlotWrite { name: name.into(), order, on_existing: None, write: Write::Cleared }
+        SlotWrite { name: names::name(name), order, on_existing: None, write: Write::Cleared }
     }
 
     fn patient(on_existing: Existing, slots: Vec<SlotWrite>) -> Contribution {
@@ -668,7 +685,7 @@ mod tests {
             &stamp("a", 9, 2),
             message(2),
         );
-        assert_eq!(applied.cleared, ["gender".into()]);
+        assert_eq!(applied.cleared, ["gender"]);
         assert_eq!(body(&state), "{}");
         let (late, between) = sex(3, 5);
         let applied = state.apply(&late, &between, message(3));
@@ -703,7 +720,7 @@ mod tests {
         assert_eq!(body(&state), r#"{"valueQuantity":{"value":1}}"#);
         let other = vec![cleared("obx/value", 2)];
         let applied = state.apply(&patient(Existing::Merge, other), &stamp("a", 2, 2), message(2));
-        assert_eq!(applied.cleared, ["valueQuantity".into()]);
+        assert_eq!(applied.cleared, ["valueQuantity"]);
         assert_eq!(body(&state), r#"{"valueString":"1"}"#);
     }
 
@@ -744,7 +761,7 @@ mod tests {
         let elements =
             [("gender".to_owned(), "\"male\"".to_owned()), ("active".to_owned(), "true".to_owned())];
         let applied = state.replace(&elements, &stamp("b", 1, 2), message(2));
-        assert_eq!(applied.cleared, ["birthDate".into()]);
+        assert_eq!(applied.cleared, ["birthDate"]);
         assert_eq!(body(&state), r#"{"gender":"male","active":true}"#);
         let (gender, later) = part(3, 9, "gender", "\"female\"");
         state.apply(&gender, &later, message(3));
@@ -775,7 +792,7 @@ mod tests {
         let about = |kind: &str, who: u128| {
             let reference = format!("{{\"reference\":\"Patient/{}\"}}", Uuid::from_u128(who));
             let slots = vec![valued("set/subject", 1, "subject", false, &reference)];
-            Contribution { resource_type: kind.into(), ..patient(Existing::Merge, slots) }
+            Contribution { resource_type: kind.to_owned().into(), ..patient(Existing::Merge, slots) }
         };
         let mut state = State::default();
         assert_eq!(state.patients(&about("Observation", 1)), None, "nothing is known yet");

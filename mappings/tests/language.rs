@@ -239,7 +239,12 @@ const PV1: &str = "segment_map: pv1\nfrom: PV1\nto: Encounter\nrules:
                       {id: consulting, each: PV1-9, set: {individual: {make: practitioner, use: xcn_practitioner}}}]}\n";
 
 fn visit() -> Catalog {
-    let pid = format!("segment_map: pid\nfrom: PID\nto: Patient\nrules:\n{NAME}");
+    visit_with("")
+}
+
+/// With more rules for the patient.
+fn visit_with(rules: &str) -> Catalog {
+    let pid = format!("segment_map: pid\nfrom: PID\nto: Patient\nrules:\n{NAME}{rules}");
     let mapping = format!(
         "mapping: adt\nversion: 1\nsource: {{format: hl7v2, structure: ADT_A01, events: [A01]}}\nresources:{PATIENT}
 - {{id: encounter, type: Encounter, from: PV1, identity: {{keys: [{{each: PV1-19}}], use: cx_key, else: message}}, parts: [{{use: pv1, from: PV1}}], set: {{subject: {{ref: patient}}}}}}"
@@ -259,6 +264,17 @@ fn a_person_is_made_once_and_one_without_an_id_is_only_named() {
     assert_eq!(made["name"][0]["given"][0], "DOC", "the first says it");
     let patient = resource(&bundle, "Patient")["id"].as_str().expect("an id");
     assert_eq!(encounter["subject"]["reference"], format!("urn:uuid:{patient}"));
+}
+
+#[test]
+fn who_was_made_for_one_resource_stays_when_another_is_left_out() {
+    let catalog = visit_with("  birthDate: {value: date(PID-7), on_error: fail}\n");
+    let (bundle, issues) = map(&catalog, "PID|||T1||TEST||1970-01-31\nPV1|||||||D1^TEST^DOC");
+    assert!(issues.iter().any(|issue| issue == "resource-left-out PID-7"), "{issues:?}");
+    assert_eq!(resource(&bundle, "Patient"), &Value::Null);
+    let attending = &resource(&bundle, "Encounter")["participant"][0]["individual"]["reference"];
+    let made = resource(&bundle, "Practitioner")["id"].as_str().expect("an id");
+    assert_eq!(attending, &format!("urn:uuid:{made}"));
 }
 
 #[test]

@@ -94,7 +94,7 @@ impl Reader<'_> {
             None => id_of(self.namespace, kind, "urn:pons:message", &format!("{}#{index}", self.open.id)),
         });
         let on_existing = if write.update { Existing::Merge } else { Existing::Keep };
-        Contribution { resource_type: kind.into(), id, aliases, on_existing, slots: Vec::new() }
+        Contribution { resource_type: kind.to_owned().into(), id, aliases, on_existing, slots: Vec::new() }
     }
 
     /// The system under which a client's own ids are kept apart from everybody else's.

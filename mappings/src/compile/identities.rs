@@ -220,7 +220,7 @@ impl<'a> Compiler<'a> {
         let mut set = self.slots(env, &rule.set, resource, &owner, true);
         let replaced =
             |path: &str| rule.set.iter().any(|(word, _)| top(path) == word.text.trim_end_matches("[x]"));
-        make.slots.retain(|slot| !replaced(&slot.path.text));
+        make.slots.retain(|slot| !replaced(slot.path.text));
         let after = make.slots.last().map_or(0, |slot| slot.order + 1);
         for slot in &mut set {
             slot.order += after;
@@ -228,7 +228,7 @@ impl<'a> Compiler<'a> {
         make.slots.extend(set);
         for missing in target::required(resource) {
             let bare = missing.trim_end_matches("[x]");
-            if !make.slots.iter().any(|slot| top(&slot.path.text) == bare) {
+            if !make.slots.iter().any(|slot| top(slot.path.text) == bare) {
                 self.wrong(
                     rule.place,
                     name,

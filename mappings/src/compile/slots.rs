@@ -6,9 +6,9 @@ use super::{Compiler, Env, reads};
 use crate::functions::is_strict;
 use crate::language::ast::{Does, Formula, OnExisting, Rule, Word};
 use crate::language::expression::{Expr, PathExpr, Root};
+use crate::names;
 use crate::program::{ExprId, Op, Scope, Slot, SlotPath};
 use schemas::hl7v2::path::SegmentName;
-use std::sync::Arc;
 
 /// Where the walk through nested rules is.
 #[derive(Clone)]
@@ -110,17 +110,17 @@ impl<'a> Compiler<'a> {
         outer: bool,
         slots: &mut Vec<Slot>,
     ) {
-        if slots.iter().any(|slot| *slot.name == *name) {
+        if slots.iter().any(|slot| slot.name == name) {
             self.wrong(rule.place, &name, "two slots have this name");
         }
         let bare = element.trim_end_matches("[x]");
         let text = format!("{}{bare}", at.path);
-        let beside = Arc::from(format!("{}_{bare}.extension", at.path));
+        let beside = names::name(&format!("{}_{bare}.extension", at.path));
         let types = match want.choice {
             true => want
                 .types
                 .iter()
-                .map(|of| (suffix(of), Arc::from(format!("{text}/{}", suffix(of)))))
+                .map(|of| (suffix(of), names::name(&format!("{text}/{}", suffix(of)))))
                 .collect(),
             false => Vec::new(),
         };
@@ -138,8 +138,8 @@ impl<'a> Compiler<'a> {
         let clear = rule.clear.as_ref().map(|formula| self.condition(env, formula));
         let idle = clear.is_none() && idle(env, rule);
         let mut slot = Slot {
-            name: name.into(),
-            path: SlotPath { text: text.into(), many: want.many, choice: want.choice, types, beside },
+            name: names::name(&name),
+            path: SlotPath { text: names::name(&text), many: want.many, choice: want.choice, types, beside },
             order: 0,
             guards: at.guards,
             node,

@@ -160,7 +160,7 @@ impl<'a> Compiler<'a> {
             .iter()
             .flat_map(|part: &PartCode| part.slots.iter())
             .chain(&set)
-            .map(|slot| top(&slot.path.text))
+            .map(|slot| top(slot.path.text))
             .collect();
         let missing: Vec<_> = target::required(kind)
             .into_iter()

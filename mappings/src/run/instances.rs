@@ -11,7 +11,7 @@ use schemas::hl7v2::grammar::InstanceId;
 use schemas::hl7v2::{Element, Level};
 use schemas::issue::{Issue, Severity};
 use smallvec::SmallVec;
-use std::sync::Arc;
+use std::borrow::Cow;
 
 /// Instances of one resource.
 pub(super) type Related = SmallVec<[usize; 1]>;
@@ -204,7 +204,7 @@ impl<'r> Run<'r> {
         let (id, aliases) = (instance.id, std::mem::take(&mut instance.aliases));
         let on_existing = self.existing(&resource.existing);
         let (entry, fresh) = self.entry(Contribution {
-            resource_type: Arc::from(resource.kind),
+            resource_type: Cow::Borrowed(resource.kind),
             id,
             aliases,
             on_existing,

@@ -223,13 +223,13 @@ impl<'r> Run<'r> {
         keys.dedup();
         let keys = if dependent { Vec::new() } else { keys };
         let made = self.made.len();
-        self.made.push(Contribution {
-            resource_type: Arc::from(make.kind),
+        self.made.push(Arc::new(Contribution {
+            resource_type: Cow::Borrowed(make.kind),
             id,
             aliases: keys,
             on_existing: make.existing,
             slots: Vec::with_capacity(make.slots.len() + 1),
-        });
+        }));
         let marks = self.marks.len();
         let callee = Frame { owner: inner.owner, ..*inner };
         for slot in &make.slots {
@@ -239,11 +239,11 @@ impl<'r> Run<'r> {
         if let Some(parent) = parent {
             let mut json = String::new();
             write_reference(&mut json, make.kind, parent, None);
-            let fragment = Fragment { path: Arc::from("partOf"), list: false, json };
+            let fragment = Fragment { path: Cow::Borrowed("partOf"), list: false, json };
             let order = ORDER_STEP - 1;
             let write = Write::Valued(Arc::new([fragment]));
-            let write = SlotWrite { name: Arc::from("chain/partOf"), order, on_existing: None, write };
-            self.made[made].slots.push(write);
+            let write = SlotWrite { name: "chain/partOf", order, on_existing: None, write };
+            Arc::make_mut(&mut self.made[made]).slots.push(write);
         }
         // What a made resource carries stays with the resource that refers to it.
         debug_assert!(self.marks.len() >= marks, "marks of slots are only added");
@@ -259,12 +259,7 @@ impl<'r> Run<'r> {
         match self.entry_of.entry(contribution.id) {
             hash_map::Entry::Occupied(known) => {
                 let index = *known.get();
-                let known = &mut self.entries[index].aliases;
-                for alias in contribution.aliases {
-                    if !known.contains(&alias) {
-                        known.push(alias);
-                    }
-                }
+                self.entries[index].add_aliases(&contribution.aliases);
                 (index, false)
             }
             hash_map::Entry::Vacant(vacant) => {

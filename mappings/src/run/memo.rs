@@ -55,7 +55,7 @@ struct Kept {
     key: Box<[u8]>,
     outcome: Outcome,
     /// The resources that were made beside it.
-    made: Box<[Contribution]>,
+    made: Box<[Arc<Contribution>]>,
     marks: Box<[Relative]>,
     last: Option<(u8, u32)>,
     /// Whether it was known of late: what never was gives way first.
@@ -270,7 +270,7 @@ impl Run<'_> {
             Outcome::Slots(writes) => writes.iter().map(|(_, write)| of_write(write) + 64).sum(),
             Outcome::Reference(text) | Outcome::Elements(text, _) => text.len(),
         };
-        let slots = made.iter().flat_map(|contribution| &contribution.slots);
+        let slots = made.iter().flat_map(|made| &made.slots);
         if size + new.key.len() + slots.map(|slot| of_write(&slot.write) + 64).sum::<usize>() > BYTES_MAX {
             return None;
         }

@@ -6,7 +6,8 @@ use super::write::Sink;
 use super::{Frame, Halt, Run};
 use crate::language::ast::OnExisting;
 use crate::program::{Remember, Slot};
-use crate::resource::{Existing, Fragment, SlotWrite, Write};
+use crate::resource::{Contribution, Existing, Fragment, SlotWrite, Write};
+use std::borrow::Cow;
 use std::sync::Arc;
 
 /// The slots of a part of a resource lie this far behind those of the part before.
@@ -87,10 +88,10 @@ impl<'r> Run<'r> {
     fn put(&mut self, slot: &'r Slot, write: Write, place: Place, part: u32, again: Again) {
         let on_existing = slot.existing.as_ref().map(|existing| self.existing(existing));
         let order = part * ORDER_STEP + slot.order;
-        let write = SlotWrite { name: slot.name.clone(), order, on_existing, write };
+        let write = SlotWrite { name: slot.name, order, on_existing, write };
         let contribution = match place {
             Place::Entry(entry) => &mut self.entries[entry],
-            Place::Made(made) => &mut self.made[made],
+            Place::Made(made) => Arc::make_mut(&mut self.made[made]), // nobody else has it yet
         };
         keep(&mut contribution.slots, write, again);
     }
@@ -115,19 +116,23 @@ impl<'r> Run<'r> {
         if count > 0 {
             let path = if slot.path.choice {
                 let known = slot.path.types.iter().find(|(of, _)| *of == self.suffix);
-                known.map_or_else(|| slot.path.text.clone(), |(_, path)| path.clone())
+                known.map_or(slot.path.text, |(_, path)| path)
             } else {
-                slot.path.text.clone()
+                slot.path.text
             };
-            value = Some(Fragment { path, list: slot.path.many, json: json.as_str().to_owned() });
+            value = Some(Fragment {
+                path: Cow::Borrowed(path),
+                list: slot.path.many,
+                json: json.as_str().to_owned(),
+            });
         }
         let mut extension = None;
         if !beside.is_empty() && !slot.path.many {
             let path = if slot.path.choice {
                 // `value[x]` without a value has no type to stand beside.
-                if count == 0 { None } else { Some(Arc::from(beside_choice(&slot.path.text, self.suffix))) }
+                if count == 0 { None } else { Some(Cow::Owned(beside_choice(slot.path.text, self.suffix))) }
             } else {
-                Some(slot.path.beside.clone())
+                Some(Cow::Borrowed(slot.path.beside))
             };
             extension = path.map(|path| Fragment { path, list: true, json: beside });
         }
@@ -169,16 +174,24 @@ impl<'r> Run<'r> {
 
     /// Puts what was made for a slot beside the other resources: what is made of the same thing twice is one.
     fn settle(&mut self) {
-        for mut made in std::mem::take(&mut self.made) {
-            let slots = std::mem::take(&mut made.slots);
-            let (entry, fresh) = self.entry(made);
-            let known = &mut self.entries[entry].slots;
-            if fresh {
-                *known = slots;
-            } else {
-                slots.into_iter().for_each(|slot| keep(known, slot, Again::Made));
+        let mut all = std::mem::take(&mut self.made);
+        for made in all.drain(..) {
+            if self.settled.iter().any(|settled| Arc::ptr_eq(settled, &made)) {
+                continue;
             }
+            match self.entry_of.get(&made.id) {
+                None => {
+                    self.entry(Contribution::clone(&made));
+                }
+                Some(known) => {
+                    let known = &mut self.entries[*known];
+                    known.add_aliases(&made.aliases);
+                    made.slots.iter().for_each(|slot| keep(&mut known.slots, slot.clone(), Again::Made));
+                }
+            }
+            self.settled.push(made);
         }
+        self.made = all;
     }
 
     /// How a rule meets what is known, for this trigger event.
