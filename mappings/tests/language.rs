@@ -126,7 +126,7 @@ fn nth<'b>(bundle: &'b Value, kind: &str, n: usize) -> &'b Value {
 }
 
 fn slot<'m>(mapped: &'m Mapped, name: &str) -> Option<&'m SlotWrite> {
-    mapped.contributions.iter().flat_map(|c| &c.slots).find(|slot| &*slot.name == name)
+    mapped.contributions.iter().flat_map(|c| &c.slots).find(|slot| slot.name == name)
 }
 
 const NAME: &str = "  name: {all: [{id: legal, each: PID-5, use: xpn_name}, {id: old, each: PID-9, use: xpn_name, with: {use: old}}]}\n";
