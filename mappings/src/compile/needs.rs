@@ -2,12 +2,16 @@
 //! Most parts of a name or an identifier are empty, so most of its rules need not be looked at.
 
 use crate::functions::FUNCTIONS;
+use crate::language::expression::Comparison;
 use crate::program::{Action, Base, Code, ExprId, Field, Node, NodeId, Op, Parts};
 
 /// The parts without which a node writes nothing; `None` if it may write all the same.
 pub(super) fn of_node(code: &Code, node: &Node) -> Option<Parts> {
     if let Some(each) = node.each {
         return path(code, each);
+    }
+    if let Some(parts) = node.when.and_then(|when| condition(code, when)) {
+        return Some(parts);
     }
     let beside = all(node.extension.iter().map(|id| of_id(code, *id)))?;
     Some(of_action(code, &node.does)?.and(beside))
@@ -60,6 +64,22 @@ fn value(code: &Code, id: ExprId) -> Option<Parts> {
             }
         }
         _ => path(code, id),
+    }
+}
+
+/// Of a condition that does not hold without them.
+fn condition(code: &Code, id: ExprId) -> Option<Parts> {
+    match code.op(id) {
+        Op::And(a, b) => condition(code, *a).or_else(|| condition(code, *b)),
+        Op::Or(a, b) => Some(condition(code, *a)?.and(condition(code, *b)?)),
+        Op::OneOf { negated: false, item, .. } | Op::In { negated: false, item, .. } => value(code, *item),
+        Op::Compare(Comparison::Unequal, ..) => None,
+        Op::Compare(_, a, b) => value(code, *a).or_else(|| value(code, *b)),
+        Op::Call { function, args } => match FUNCTIONS[*function].name {
+            "valued" | "is_null" | "is_number" | "has_comparator" => value(code, *args.first()?),
+            _ => None,
+        },
+        _ => None,
     }
 }
 
