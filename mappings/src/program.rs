@@ -506,6 +506,8 @@ pub(crate) struct ResourceCode {
 /// One entry of `parts:`.
 #[derive(Debug)]
 pub(crate) struct PartCode {
+    /// Under which results of several of its slots together are remembered, as [`Remember::id`].
+    pub(crate) id: u32,
     /// The path of the group from the resource's own.
     pub(crate) groups: Box<str>,
     pub(crate) segment: SegmentName,

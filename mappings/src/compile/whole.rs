@@ -249,7 +249,10 @@ impl<'a> Compiler<'a> {
             self.condition(&env, formula)
         });
         let Part { slots, ignore } = self.segment_map(map);
-        Some(PartCode { groups: path.into(), segment: SegmentName::new(segment)?, when, with, slots, ignore })
+        let segment = SegmentName::new(segment)?;
+        let id = self.code.remembered;
+        self.code.remembered += 1;
+        Some(PartCode { id, groups: path.into(), segment, when, with, slots, ignore })
     }
 
     /// Parts `GROUP.GROUP.SEG` into its groups and its segment, and checks that it stands so in the structure.

@@ -4,7 +4,7 @@ use super::made::Keys;
 use super::slots::{Again, Place};
 use super::{Frame, Halt, Instance, Item, Run};
 use crate::language::ast::Otherwise;
-use crate::program::{PartCode, Parts, ResourceCode, Slot};
+use crate::program::{PartCode, Parts, ResourceCode};
 use crate::resource::Contribution;
 use schemas::hl7v2::definitions::NodeId;
 use schemas::hl7v2::grammar::InstanceId;
@@ -228,12 +228,7 @@ impl<'r> Run<'r> {
                 let call = self.call_of_part(&frame, part);
                 let frame = Frame { call: Some(&call), ..frame };
                 self.ignored.push((segment, &part.ignore));
-                let leaves = &self.message.leaves()[self.message.segments()[segment as usize].leaves()];
-                let present = leaves.iter().fold(0u128, |all, leaf| all | 1 << leaf.field.min(127));
-                let spoken = |slot: &&Slot| slot.fields == 0 || slot.fields & present != 0;
-                for slot in part.slots.iter().filter(spoken) {
-                    self.write_slot(&frame, slot, Place::Entry(entry), place, again)?;
-                }
+                self.write_part(&frame, part, segment, Place::Entry(entry), place, again)?;
             }
         }
         let again = if fresh { Again::Never } else { Again::Made };

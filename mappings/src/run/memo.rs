@@ -5,13 +5,14 @@
 
 use super::coverage::{Mark, State};
 use super::{Context, Frame, Item, Run, Val};
-use crate::program::{Code, Read, Remember, Target};
+use crate::program::{Code, PartCode, Read, Remember, Target};
 use crate::resource::{Contribution, Write};
-use foldhash::fast::FixedState;
+use foldhash::fast::{FixedState, RandomState};
 use schemas::hl7v2::separators::Separators;
 use schemas::hl7v2::time::Zone;
 use schemas::hl7v2::{Element, Level};
 use smallvec::SmallVec;
+use std::collections::HashMap;
 use std::fmt;
 use std::hash::BuildHasher;
 use std::ops::Range;
@@ -27,6 +28,10 @@ pub(crate) struct Memo {
     /// Found by hash, in one of two places; see [`Memo::keep`].
     kept: Vec<Option<Kept>>,
     tries: Vec<Tries>,
+    /// For each part of a resource the slots that are remembered together.
+    parts: HashMap<u32, Part, RandomState>,
+    /// How many messages there were.
+    messages: u32,
     /// Buffers for keys.
     keys: Vec<Vec<u8>>,
 }
@@ -58,6 +63,8 @@ struct Kept {
     made: Box<[Arc<Contribution>]>,
     marks: Box<[Relative]>,
     last: Option<(u8, u32)>,
+    /// In which message it was new.
+    message: u32,
     /// Whether it was known of late: what never was gives way first.
     known: bool,
 }
@@ -78,6 +85,37 @@ struct Tries {
     tried: u16,
     known: u16,
     rest: u16,
+    /// How often of late a result was known from an earlier message: a moving average, [`u16::MAX`] stands for always.
+    again: u16,
+}
+
+impl Tries {
+    fn tell(&mut self, again: bool) {
+        let now = if again { i32::from(u16::MAX) } else { 0 };
+        let next = i32::from(self.again) + (now - i32::from(self.again)) / 64;
+        self.again = next.try_into().unwrap_or_default();
+    }
+}
+
+/// The slots of a part that are the same message after message: they are looked up all at once.
+#[derive(Default)]
+struct Part {
+    /// How often the part was written since it was last seen which slots these are.
+    written: u16,
+    steady: Steady,
+    /// What they read together: a slot, and which of its reads.
+    reads: Vec<(u8, u8)>,
+}
+
+/// Some of the first slots of a part, a bit each.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Steady(u128);
+
+impl Steady {
+    /// Whether the slot of this number is among them.
+    pub(super) fn has(self, index: u32) -> bool {
+        index < u128::BITS && self.0 >> index & 1 == 1
+    }
 }
 
 /// How many results are kept.
@@ -94,6 +132,10 @@ const WORTH: u16 = 250;
 const WORTH_MAKING: u16 = 25;
 /// ... and if not, it is left alone for so many times.
 const REST: u16 = 10_000;
+/// Slots are looked up together if their results are known from earlier messages as often as this, ...
+const STEADY: u16 = u16::MAX / 100 * 95;
+/// ... and if there are so many of them.
+const TOGETHER: u32 = 3;
 
 /// The elements that are read; absent ones where something else is read.
 type Elements = SmallVec<[Element; 6]>;
@@ -119,6 +161,21 @@ pub(super) enum Recall {
     New(New),
     /// It is not remembered.
     Never,
+}
+
+/// What several slots wrote, each as it remembered it.
+#[derive(Default)]
+pub(super) struct Together {
+    writes: Vec<(u32, Write)>,
+    marks: Vec<Mark>,
+}
+
+impl Together {
+    /// Adds what the slot of a number wrote.
+    pub(super) fn add(&mut self, index: u32, write: &Option<Write>, marks: &[Mark]) {
+        self.writes.extend(write.iter().map(|write| (index, write.clone())));
+        self.marks.extend_from_slice(marks);
+    }
 }
 
 /// What must be known to keep a result.
@@ -166,6 +223,38 @@ impl Memo {
             self.senders.len() - 1
         });
         self.sender = place as u32;
+        self.messages = self.messages.wrapping_add(1);
+    }
+
+    /// The slots of a part that are looked up together. Which they are is seen from time to time, while each is looked up by
+    /// itself.
+    pub(super) fn steady(&mut self, code: &PartCode) -> Steady {
+        let part = self.parts.entry(code.id).or_default();
+        part.written += 1;
+        match part.written {
+            TRIED => {
+                let often = |remember: &&Remember| {
+                    !remember.makes && self.tries[remember.id as usize].again >= STEADY
+                };
+                let mut reads: Vec<&Read> = Vec::new();
+                for (index, slot) in (0..128).zip(&*code.slots) {
+                    let Some(remember) = slot.remember.as_ref().filter(often) else { continue };
+                    part.steady.0 |= 1 << index;
+                    for (number, read) in (0..=u8::MAX).zip(&remember.reads) {
+                        if !reads.contains(&read) {
+                            reads.push(read);
+                            part.reads.push((index, number));
+                        }
+                    }
+                }
+                if part.steady.0.count_ones() < TOGETHER {
+                    part.steady = Steady::default();
+                }
+            }
+            REST => *part = Part::default(),
+            _ => {}
+        }
+        part.steady
     }
 
     /// Keeps a result where nothing is kept, else in place of one that was not known of late. So the many that come once do not
@@ -179,16 +268,18 @@ impl Memo {
         places[free.unwrap_or(0)] = Some(new);
     }
 
-    fn is_worth(&mut self, remember: &Remember) -> bool {
-        let tries = &mut self.tries[remember.id as usize];
+    fn is_worth(&mut self, id: u32, makes: bool) -> bool {
+        let tries = &mut self.tries[id as usize];
         if tries.rest > 0 {
             tries.rest -= 1;
             return false;
         }
         if tries.tried == TRIED {
-            let worth = if remember.makes { WORTH_MAKING } else { WORTH };
-            let rest = if tries.known < worth { REST } else { 0 };
-            *tries = Tries { rest, ..Tries::default() };
+            let worth = if makes { WORTH_MAKING } else { WORTH };
+            *tries = match tries.known < worth {
+                true => Tries { rest: REST, ..Tries::default() },
+                false => Tries { again: tries.again, ..Tries::default() },
+            };
         }
         tries.tried += 1;
         true
@@ -205,10 +296,41 @@ impl Run<'_> {
     /// What was written when what stands here now was last read.
     pub(super) fn recall(&mut self, frame: &Frame<'_, '_>, remember: Option<&Remember>) -> Recall {
         let Some(remember) = remember else { return Recall::Never };
-        let Remember { id, reads, .. } = remember;
+        self.recall_reads(frame, (remember.id, Steady::default()), remember.makes, remember.reads.iter())
+    }
+
+    /// What the steady slots of a part wrote, as [`Outcome::Slots`].
+    pub(super) fn recall_together(
+        &mut self,
+        frame: &Frame<'_, '_>,
+        part: &PartCode,
+        steady: Steady,
+    ) -> Recall {
+        if steady.0 == 0 {
+            return Recall::Never;
+        }
+        let Some(known) = self.memo.parts.get_mut(&part.id) else { return Recall::Never };
+        let places = std::mem::take(&mut known.reads);
+        let read = |(slot, number): &(u8, u8)| {
+            part.slots[usize::from(*slot)].remember.as_ref()?.reads.get(usize::from(*number))
+        };
+        let recall = self.recall_reads(frame, (part.id, steady), false, places.iter().filter_map(read));
+        if let Some(known) = self.memo.parts.get_mut(&part.id) {
+            known.reads = places;
+        }
+        recall
+    }
+
+    fn recall_reads<'c>(
+        &mut self,
+        frame: &Frame<'_, '_>,
+        (id, steady): (u32, Steady),
+        makes: bool,
+        reads: impl Iterator<Item = &'c Read>,
+    ) -> Recall {
         if self.quiet > 0
             || matches!(frame.item, Item::Segment(_) | Item::Instance(_))
-            || !self.memo.is_worth(remember)
+            || !self.memo.is_worth(id, makes)
         {
             return Recall::Never;
         }
@@ -216,6 +338,10 @@ impl Run<'_> {
         key.clear();
         key.extend_from_slice(&id.to_ne_bytes());
         key.extend_from_slice(&self.memo.sender.to_ne_bytes());
+        if steady.0 != 0 {
+            // Which slots these are may have been seen anew.
+            key.extend_from_slice(&steady.0.to_ne_bytes());
+        }
         let mut elements = Elements::new();
         for read in reads {
             match self.add_read(frame, read, &mut key) {
@@ -230,12 +356,15 @@ impl Run<'_> {
         let hash = FixedState::default().hash_one(&*key);
         let places = &mut memo.kept[places(hash)];
         let same = |kept: &&mut Kept| kept.hash == hash && *kept.key == *key;
+        let tries = &mut memo.tries[id as usize];
         let Some(kept) = places.iter_mut().flatten().find(same) else {
+            tries.tell(false);
             let (marks, made) = (self.marks.len(), self.made.len());
             return Recall::New(New { key, hash, elements, marks, made, told: self.told() });
         };
         kept.known = true;
-        memo.tries[*id as usize].known += 1;
+        tries.known += 1;
+        tries.tell(kept.message != memo.messages);
         memo.keys.push(key);
         self.marks.extend(kept.marks.iter().map(|mark| {
             let first = elements[usize::from(mark.read)].first;
@@ -249,9 +378,22 @@ impl Run<'_> {
     /// Keeps what was written, if anything may be, and unless something was told about it that has to be told each time.
     pub(super) fn remember(&mut self, new: New, outcome: Option<Outcome>) {
         let kept = match outcome {
-            Some(outcome) if new.told == self.told() => self.result(&new, outcome),
+            Some(outcome) if new.told == self.told() => {
+                self.result(&new, outcome, &self.marks[new.marks..], &self.made[new.made..], self.last_leaf)
+            }
             _ => None,
         };
+        self.keep(new, kept);
+    }
+
+    /// Keeps what several slots wrote together.
+    pub(super) fn remember_together(&mut self, new: New, together: Together) {
+        let outcome = Outcome::Slots(together.writes.into());
+        let kept = self.result(&new, outcome, &together.marks, &[], None);
+        self.keep(new, kept);
+    }
+
+    fn keep(&mut self, new: New, kept: Option<Kept>) {
         let memo = &mut *self.memo;
         if let Some(kept) = kept {
             memo.keep(kept);
@@ -259,8 +401,14 @@ impl Run<'_> {
         memo.keys.push(new.key);
     }
 
-    fn result(&self, new: &New, outcome: Outcome) -> Option<Kept> {
-        let made = &self.made[new.made..];
+    fn result(
+        &self,
+        new: &New,
+        outcome: Outcome,
+        marks: &[Mark],
+        made: &[Arc<Contribution>],
+        last_leaf: Option<usize>,
+    ) -> Option<Kept> {
         let of_write = |write: &Write| match write {
             Write::Valued(fragments) => fragments.iter().map(|fragment| fragment.json.len()).sum(),
             Write::Cleared => 0,
@@ -284,8 +432,8 @@ impl Run<'_> {
             let (read, start) = inside(mark.first, mark.end)?;
             Some(Relative { read, state: mark.state, first: mark.first - start, end: mark.end - start })
         };
-        let marks = self.marks[new.marks..].iter().map(relative).collect::<Option<_>>()?;
-        let last = match self.last_leaf {
+        let marks = marks.iter().map(relative).collect::<Option<_>>()?;
+        let last = match last_leaf {
             None => None,
             Some(leaf) => {
                 let (read, start) = inside(leaf as u32, leaf as u32 + 1)?;
@@ -299,6 +447,7 @@ impl Run<'_> {
             made: made.into(),
             marks,
             last,
+            message: self.memo.messages,
             known: false,
         })
     }

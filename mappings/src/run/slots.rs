@@ -1,11 +1,11 @@
 //! Slots: what a rule of a resource says of it, kept apart so that each can be replaced and emptied by itself.
 
 use super::coverage::{Mark, State};
-use super::memo::{Outcome, Recall};
+use super::memo::{Outcome, Recall, Together};
 use super::write::Sink;
 use super::{Frame, Halt, Run};
 use crate::language::ast::OnExisting;
-use crate::program::{Remember, Slot};
+use crate::program::{PartCode, Remember, Slot};
 use crate::resource::{Contribution, Existing, Fragment, SlotWrite, Write};
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -14,6 +14,60 @@ use std::sync::Arc;
 pub(super) const ORDER_STEP: u32 = 1000;
 
 impl<'r> Run<'r> {
+    /// Writes the slots of a part of a resource that stands on a segment.
+    pub(super) fn write_part(
+        &mut self,
+        frame: &Frame<'r, '_>,
+        part: &'r PartCode,
+        segment: u32,
+        place: Place,
+        number: u32,
+        again: Again,
+    ) -> Result<(), Halt> {
+        let leaves = &self.message.leaves()[self.message.segments()[segment as usize].leaves()];
+        let present = leaves.iter().fold(0u128, |all, leaf| all | 1 << leaf.field.min(127));
+        let spoken = |slot: &Slot| slot.fields == 0 || slot.fields & present != 0;
+        let steady = self.memo.steady(part);
+        let (known, mut new) = match self.recall_together(frame, part, steady) {
+            Recall::Known(Outcome::Slots(writes)) => (Some(writes), None),
+            Recall::New(new) => (None, Some((new, Together::default()))),
+            Recall::Known(_) | Recall::Never => (None, None),
+        };
+        let mut known = known.as_deref().map(|writes| writes.iter().peekable());
+        for (index, slot) in (0..).zip(&*part.slots) {
+            if !steady.has(index) {
+                if spoken(slot) {
+                    self.write_slot(frame, slot, place, number, again)?;
+                }
+            } else if let Some(writes) = &mut known {
+                if let Some((_, write)) = writes.next_if(|(of, _)| *of == index) {
+                    self.put(slot, write.clone(), place, number, again);
+                }
+            } else {
+                let marks = self.marks.len();
+                let said = self.said(frame, slot)?;
+                match &mut new {
+                    // Together only what each remembered by itself.
+                    Some((_, together)) if said.known => {
+                        together.add(index, &said.write, &self.marks[marks..])
+                    }
+                    _ => {
+                        if let Some((new, _)) = new.take() {
+                            self.remember(new, None);
+                        }
+                    }
+                }
+                if let Some(write) = said.write {
+                    self.put(slot, write, place, number, again);
+                }
+            }
+        }
+        if let Some((new, together)) = new {
+            self.remember_together(new, together);
+        }
+        Ok(())
+    }
+
     /// Writes one slot of a resource. `frame` is that of the map, `outer` that of where the resource is made.
     pub(super) fn write_slot(
         &mut self,
@@ -23,7 +77,7 @@ impl<'r> Run<'r> {
         part: u32,
         again: Again,
     ) -> Result<(), Halt> {
-        let write = self.said(frame, slot)?;
+        let write = self.said(frame, slot)?.write;
         if let Place::Entry(_) = place {
             self.settle();
         }
@@ -48,7 +102,7 @@ impl<'r> Run<'r> {
             Recall::New(new) => {
                 let mut writes = Vec::with_capacity(slots.len());
                 for (slot, index) in slots.iter().zip(0..) {
-                    writes.extend(self.said(frame, slot)?.map(|write| (index, write)));
+                    writes.extend(self.said(frame, slot)?.write.map(|write| (index, write)));
                 }
                 let writes: Arc<[(u32, Write)]> = writes.into();
                 self.remember(new, Some(Outcome::Slots(writes.clone())));
@@ -66,20 +120,20 @@ impl<'r> Run<'r> {
     }
 
     /// What a slot says, remembered or not.
-    fn said(&mut self, frame: &Frame<'r, '_>, slot: &'r Slot) -> Result<Option<Write>, Halt> {
+    fn said(&mut self, frame: &Frame<'r, '_>, slot: &'r Slot) -> Result<Said, Halt> {
         self.step()?;
         self.failed = false;
         self.last_leaf = None;
         if slot.idle && !self.any_present(frame, &slot.sources) {
-            return Ok(None);
+            return Ok(Said { write: None, known: true });
         }
         match self.recall(frame, slot.remember.as_ref()) {
-            Recall::Known(Outcome::Slot(write)) => Ok(write),
-            Recall::Known(_) | Recall::Never => self.say(frame, slot),
+            Recall::Known(Outcome::Slot(write)) => Ok(Said { write, known: true }),
+            Recall::Known(_) | Recall::Never => Ok(Said { write: self.say(frame, slot)?, known: false }),
             Recall::New(new) => {
                 let write = self.say(frame, slot)?;
                 self.remember(new, Some(Outcome::Slot(write.clone())));
-                Ok(write)
+                Ok(Said { write, known: false })
             }
         }
     }
@@ -204,6 +258,14 @@ impl<'r> Run<'r> {
                 .map_or(*otherwise, |(_, existing)| *existing),
         }
     }
+}
+
+/// What a slot says.
+struct Said {
+    /// `None`: nothing.
+    write: Option<Write>,
+    /// Whether it says so for the same values whenever they come.
+    known: bool,
 }
 
 /// Where a resource is being put together.
