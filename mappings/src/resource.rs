@@ -7,6 +7,7 @@
 use crate::bundle::Rendered;
 use std::borrow::Cow;
 use std::fmt;
+use std::ops::Deref;
 use std::sync::Arc;
 use uuid::Uuid;
 
@@ -71,6 +72,39 @@ pub struct Fragment {
     pub list: bool,
     /// The JSON text.
     pub json: String,
+}
+
+/// A contribution of this message alone, or one that was remembered from an earlier message and is shared.
+#[derive(Clone, Debug)]
+pub enum Contributed {
+    /// Of this message.
+    Own(Contribution),
+    /// The same as before: a doctor, a ward.
+    Shared(Arc<Contribution>),
+}
+
+impl Deref for Contributed {
+    type Target = Contribution;
+
+    fn deref(&self) -> &Contribution {
+        match self {
+            Contributed::Own(contribution) => contribution,
+            Contributed::Shared(contribution) => contribution,
+        }
+    }
+}
+
+impl Contributed {
+    /// To change it; a shared one is copied before.
+    pub(crate) fn own(&mut self) -> &mut Contribution {
+        if let Contributed::Shared(shared) = self {
+            *self = Contributed::Own(Contribution::clone(shared));
+        }
+        match self {
+            Contributed::Own(contribution) => contribution,
+            Contributed::Shared(shared) => Arc::make_mut(shared),
+        }
+    }
 }
 
 impl Contribution {

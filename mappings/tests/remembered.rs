@@ -60,7 +60,7 @@ fn assert_same((remembers, forgets): &(Catalog, Catalog), text: &str, sender: &s
                 for (known, new) in known.slots.iter().zip(&new.slots) {
                     assert!(known == new, "slot {} of {text}", new.name);
                 }
-                assert!(known == new, "{} of {text}", new.resource_type);
+                assert!(**known == **new, "{} of {text}", new.resource_type);
             }
             assert_eq!(known.issues, new.issues, "{text}");
             assert_eq!(known.effects, new.effects, "{text}");

@@ -23,7 +23,7 @@ use crate::telemetry::metrics::Metrics;
 use crate::telemetry::trace::{self, Verb};
 use futures_util::future;
 use lanes::Held;
-use mappings::resource::{Contribution, Stamp};
+use mappings::resource::{Contributed, Contribution, Stamp};
 use mappings::{Catalog, Context, Effect};
 use plan::{Keyed, Plan, plan};
 use schemas::hl7v2::time::Zone;
@@ -93,7 +93,7 @@ pub struct Facts {
 #[derive(Debug)]
 pub enum What {
     /// Slots, by a mapping.
-    Slots(Contribution),
+    Slots(Contributed),
     /// The whole resource, by a FHIR update: its identity, and its elements as (name, JSON text).
     Whole(Contribution, Vec<(String, String)>),
 }
@@ -101,7 +101,8 @@ pub enum What {
 impl What {
     fn contribution(&self) -> &Contribution {
         match self {
-            What::Slots(contribution) | What::Whole(contribution, _) => contribution,
+            What::Slots(contribution) => contribution,
+            What::Whole(contribution, _) => contribution,
         }
     }
 }

@@ -8,7 +8,7 @@ use super::{ChainState, Frame, Halt, Item, Run, Val};
 use crate::json::{self, Primitive};
 use crate::language::ast::Otherwise;
 use crate::program::{ExprId, IdentityRule, Key, Make, Node, Target};
-use crate::resource::{Contribution, Fragment, SlotWrite, Write};
+use crate::resource::{Contributed, Contribution, Fragment, SlotWrite, Write};
 use schemas::hl7v2::{Element, Level};
 use std::borrow::Cow;
 use std::collections::hash_map;
@@ -259,12 +259,12 @@ impl<'r> Run<'r> {
         match self.entry_of.entry(contribution.id) {
             hash_map::Entry::Occupied(known) => {
                 let index = *known.get();
-                self.entries[index].add_aliases(&contribution.aliases);
+                self.entries[index].own().add_aliases(&contribution.aliases);
                 (index, false)
             }
             hash_map::Entry::Vacant(vacant) => {
                 vacant.insert(index);
-                self.entries.push(contribution);
+                self.entries.push(Contributed::Own(contribution));
                 (index, true)
             }
         }

@@ -15,7 +15,7 @@ mod write;
 pub(crate) use memo::Memo;
 
 use crate::program::{Code, IgnoreRule, MappingCode, Parts, TableUse};
-use crate::resource::{Contribution, Stamp};
+use crate::resource::{Contributed, Contribution, Stamp};
 use foldhash::fast::RandomState;
 use schemas::hl7v2::grammar::{Groups, InstanceId};
 use schemas::hl7v2::time::{Ts, Zone};
@@ -56,7 +56,7 @@ pub struct Context<'c> {
 #[derive(Clone, Debug)]
 pub struct Mapped {
     /// What it says about each resource, in the order of the mapping and of the message.
-    pub contributions: Vec<Contribution>,
+    pub contributions: Vec<Contributed>,
     /// What is to be done beside writing resources.
     pub effects: Vec<Effect>,
     /// What could not be taken as it stood. Unmapped fields are among them (`unmapped-field`).
@@ -208,7 +208,7 @@ pub(crate) struct Run<'r> {
     zone: Zone,
     trigger: Cow<'r, str>,
     /// The resources that are being written.
-    entries: Vec<Contribution>,
+    entries: Vec<Contributed>,
     /// By id, from which the type follows: it is part of what the id is computed from.
     entry_of: HashMap<Uuid, usize, RandomState>,
     instances: Vec<Instance>,

@@ -6,7 +6,7 @@ use super::write::Sink;
 use super::{Frame, Halt, Run};
 use crate::language::ast::OnExisting;
 use crate::program::{PartCode, Remember, Slot};
-use crate::resource::{Contribution, Existing, Fragment, SlotWrite, Write};
+use crate::resource::{Contributed, Existing, Fragment, SlotWrite, Write};
 use std::borrow::Cow;
 use std::sync::Arc;
 
@@ -144,7 +144,7 @@ impl<'r> Run<'r> {
         let order = part * ORDER_STEP + slot.order;
         let write = SlotWrite { name: slot.name, order, on_existing, write };
         let contribution = match place {
-            Place::Entry(entry) => &mut self.entries[entry],
+            Place::Entry(entry) => self.entries[entry].own(),
             Place::Made(made) => Arc::make_mut(&mut self.made[made]), // nobody else has it yet
         };
         keep(&mut contribution.slots, write, again);
@@ -235,10 +235,11 @@ impl<'r> Run<'r> {
             }
             match self.entry_of.get(&made.id) {
                 None => {
-                    self.entry(Contribution::clone(&made));
+                    self.entry_of.insert(made.id, self.entries.len());
+                    self.entries.push(Contributed::Shared(made.clone()));
                 }
                 Some(known) => {
-                    let known = &mut self.entries[*known];
+                    let known = self.entries[*known].own();
                     known.add_aliases(&made.aliases);
                     made.slots.iter().for_each(|slot| keep(&mut known.slots, slot.clone(), Again::Made));
                 }
