@@ -105,6 +105,9 @@ fn missing(resource_type: &str, json: &str) -> Option<&'static str> {
     lacking.first().map(|(name, _)| *name)
 }
 
+/// How long an id is in references: lower case, with hyphens.
+const ID_LENGTH: usize = uuid::fmt::Hyphenated::LENGTH;
+
 /// Writes a transaction Bundle: a PUT for each entry, and a Provenance that says from which message they come.
 ///
 /// `fullUrl` is `urn:uuid:<id>`. A reference to a resource of the Bundle is written so, too, and resolves in it; one to a
@@ -112,8 +115,12 @@ fn missing(resource_type: &str, json: &str) -> Option<&'static str> {
 pub fn assemble(entries: &[Entry<'_>], about: &About<'_>) -> String {
     let length: usize = entries.iter().map(|entry| entry.json.len() + 200).sum();
     let mut out = String::with_capacity(length + 1500);
-    let ids: Vec<IdText> = entries.iter().map(|entry| IdText::of(entry.id)).collect();
-    let here: HashSet<&[u8], RandomState> = ids.iter().map(|id| id.as_str().as_bytes()).collect();
+    let mut ids = String::with_capacity(entries.len() * ID_LENGTH);
+    for entry in entries {
+        ids.push_str(entry.id.hyphenated().encode_lower(&mut Uuid::encode_buffer()));
+    }
+    let ids: Vec<&str> = (0..entries.len()).map(|entry| &ids[entry * ID_LENGTH..][..ID_LENGTH]).collect();
+    let here: HashSet<&str, RandomState> = ids.iter().copied().collect();
     let reference = memmem::Finder::new(REFERENCE);
     let _ = write!(
         out,
@@ -128,7 +135,7 @@ pub fn assemble(entries: &[Entry<'_>], about: &About<'_>) -> String {
     for (entry, id) in entries.iter().zip(&ids) {
         put(&mut out, entry.resource_type, id, |out| find_references(entry.json, &reference, &here, out));
     }
-    let id = IdText::of(Uuid::new_v5(&about.message, b"provenance"));
+    let id = Uuid::new_v5(&about.message, b"provenance").to_string();
     put(&mut out, "Provenance", &id, |out| provenance(out, &id, &ids, about));
     out.pop();
     out.push_str("]}");
@@ -136,15 +143,15 @@ pub fn assemble(entries: &[Entry<'_>], about: &About<'_>) -> String {
 }
 
 /// One entry with a comma after it.
-fn put(out: &mut String, kind: &str, id: &IdText, resource: impl FnOnce(&mut String)) {
+fn put(out: &mut String, kind: &str, id: &str, resource: impl FnOnce(&mut String)) {
     out.push_str("{\"fullUrl\":\"urn:uuid:");
-    out.push_str(id.as_str());
+    out.push_str(id);
     out.push_str("\",\"resource\":");
     resource(out);
     out.push_str(",\"request\":{\"method\":\"PUT\",\"url\":\"");
     out.push_str(kind);
     out.push('/');
-    out.push_str(id.as_str());
+    out.push_str(id);
     out.push_str("\"}},");
 }
 
@@ -152,14 +159,14 @@ fn put(out: &mut String, kind: &str, id: &IdText, resource: impl FnOnce(&mut Str
 ///
 /// # Source
 /// FHIR R4 Provenance; v2-to-FHIR guide, MSH[Provenance-Source] and MSH[Provenance-Transformation].
-fn provenance(out: &mut String, id: &IdText, targets: &[IdText], about: &About<'_>) {
-    let _ = write!(out, "{{\"resourceType\":\"Provenance\",\"id\":\"{}\",\"target\":[", id.as_str());
+fn provenance(out: &mut String, id: &str, targets: &[&str], about: &About<'_>) {
+    let _ = write!(out, "{{\"resourceType\":\"Provenance\",\"id\":\"{id}\",\"target\":[");
     for (index, target) in targets.iter().enumerate() {
         if index > 0 {
             out.push(',');
         }
         out.push_str("{\"reference\":\"urn:uuid:");
-        out.push_str(target.as_str());
+        out.push_str(target);
         out.push_str("\"}");
     }
     let _ = write!(out, "],\"recorded\":\"{}\",\"agent\":[{{\"type\":{{\"coding\":[{{", about.received_at);
@@ -180,29 +187,12 @@ fn provenance(out: &mut String, id: &IdText, targets: &[IdText], about: &About<'
 /// Where a reference begins in JSON text. Values of a message cannot look like it: their quotes are escaped.
 const REFERENCE: &str = "\"reference\":\"";
 
-/// An id as it stands in references: lower case, with hyphens.
-struct IdText([u8; IdText::LENGTH]);
-
-impl IdText {
-    const LENGTH: usize = uuid::fmt::Hyphenated::LENGTH;
-
-    fn of(id: Uuid) -> IdText {
-        let mut text = [0; IdText::LENGTH];
-        id.hyphenated().encode_lower(&mut text);
-        IdText(text)
-    }
-
-    fn as_str(&self) -> &str {
-        str::from_utf8(&self.0).unwrap_or_default()
-    }
-}
-
 /// Copies a resource and turns `"reference":"Type/<uuid>"` into `"reference":"urn:uuid:<uuid>"` where the resource is in
 /// the Bundle.
 fn find_references(
     json: &str,
     reference: &memmem::Finder<'_>,
-    here: &HashSet<&[u8], RandomState>,
+    here: &HashSet<&str, RandomState>,
     out: &mut String,
 ) {
     let mut rest = json;
@@ -211,8 +201,9 @@ fn find_references(
         out.push_str(before);
         let end = memchr::memchr(b'"', after.as_bytes()).unwrap_or(after.len());
         let (reference, after) = after.split_at(end);
-        let id = reference.rfind('/').map_or("", |slash| &reference[slash + 1..]);
-        if here.contains(id.as_bytes()) {
+        let id =
+            reference.len().checked_sub(ID_LENGTH).and_then(|start| reference.get(start..)).unwrap_or("");
+        if here.contains(id) {
             out.push_str("urn:uuid:");
             out.push_str(id);
         } else {

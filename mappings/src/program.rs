@@ -147,6 +147,12 @@ impl Parts {
         Parts(1 << number.min(63))
     }
 
+    /// The parts from one number to another, both included.
+    pub(crate) fn range(first: u16, last: u16) -> Parts {
+        let (first, last) = (u32::from(first).min(63), u32::from(last).min(63));
+        Parts(u64::MAX >> (63 - last) & u64::MAX << first)
+    }
+
     /// Both.
     pub(crate) fn and(self, other: Parts) -> Parts {
         Parts(self.0 | other.0)

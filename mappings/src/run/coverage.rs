@@ -1,7 +1,7 @@
 //! What became of each leaf of the message: mapped, narrowed, ignored, failed or unmapped. No field disappears.
 
 use super::{Frame, Run};
-use crate::program::IgnoreRule;
+use crate::program::{IgnoreRule, Parts};
 use schemas::hl7v2::path::Path;
 use schemas::hl7v2::{Leaf, Level};
 use schemas::issue::{Issue, Severity};
@@ -88,6 +88,9 @@ impl<'r> Run<'r> {
     pub(super) fn ignore(&mut self, rules: &[IgnoreRule], frame: &Frame<'r, '_>) {
         let before = self.marks.len();
         for rule in rules {
+            if rule.segment.is_none() && Parts::range(rule.first, rule.last).lack(frame.parts) {
+                continue;
+            }
             let range = match (rule.segment, frame.anchor) {
                 (None, _) => frame.base.range(),
                 (Some(name), Some(anchor)) => {

@@ -3,7 +3,7 @@
 use super::coverage::{Mark, State};
 use super::{Frame, Item, Run, Val};
 use crate::language::expression::Comparison;
-use crate::program::{Base, ExprId, Op, Pick, Scope};
+use crate::program::{Base, ExprId, Op, Parts, Pick, Scope};
 use schemas::hl7v2::grammar::InstanceId;
 use schemas::hl7v2::time::{TsError, Written, Zone};
 use schemas::hl7v2::{Element, Leaf, Level, SegmentName};
@@ -171,6 +171,7 @@ impl<'r> Run<'r> {
                 };
                 self.down(picked, *steps)
             }
+            Op::Part { base: Base::Map, steps } => self.part_of_base(frame, *steps),
             Op::Part { base, steps } => {
                 let element = self.base(frame, *base);
                 self.down(element, *steps)
@@ -194,7 +195,15 @@ impl<'r> Run<'r> {
         }
     }
 
-    pub(super) fn down(&self, element: Element, steps: [u16; 2]) -> Element {
+    /// A part of the element on which the map was called; most are not there.
+    pub(super) fn part_of_base(&self, frame: &Frame<'_, '_>, steps: [u16; 2]) -> Element {
+        if steps[0] > 0 && Parts::one(steps[0].into()).lack(frame.parts) {
+            return Element::absent(Level::Component);
+        }
+        self.down(frame.base, steps)
+    }
+
+    fn down(&self, element: Element, steps: [u16; 2]) -> Element {
         let mut element = element;
         for step in steps {
             if step == 0 || element.is_absent() {

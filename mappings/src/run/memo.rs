@@ -472,9 +472,9 @@ impl Run<'_> {
                 }
                 element
             }
-            Read::Part(part) => self.down(frame.base, [*part, 0]),
+            Read::Part(part) => self.part_of_base(frame, [*part, 0]),
             Read::PartPresence(part) => {
-                let element = self.down(frame.base, [*part, 0]);
+                let element = self.part_of_base(frame, [*part, 0]);
                 if self.add_presence(element, key) {
                     return Some(absent);
                 }
