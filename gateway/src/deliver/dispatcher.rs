@@ -34,6 +34,11 @@ const PAUSE: Duration = Duration::from_millis(500);
 const CONNECT_PAUSE_MAX: Duration = Duration::from_secs(5);
 /// The shortest pause between two readings of what is open.
 const READ_PAUSE_MIN: Duration = Duration::from_millis(5);
+/// After fewer outcomes than this in one transaction the next ones gather for a moment: nobody waits for them, and a transaction
+/// costs more than an outcome.
+const GATHER_BELOW: usize = 64;
+/// How long they gather.
+const GATHER: Duration = Duration::from_millis(20);
 /// Batches at the bus at once.
 const PUBLISHING_MAX: usize = 2;
 /// How many dead letters are known at most; beyond, the newest are not, and are passed without a marker.
@@ -207,7 +212,10 @@ impl<'a> Tenure<'a> {
             if let Some(end) = self.end {
                 return end;
             }
-            let wake = self.window.wakes_at().map_or(next_tick, |at| at.min(next_tick));
+            let mut wake = self.window.wakes_at().map_or(next_tick, |at| at.min(next_tick));
+            if self.window.has_changes() && !self.writing {
+                wake = wake.min(self.write_at);
+            }
             tokio::select! {
                 () = stop.cancelled(), if self.stopping.is_none() => {
                     self.stopping = Some(Instant::now() + self.settings.grace);
@@ -566,7 +574,13 @@ impl<'a> Tenure<'a> {
     fn wrote(&mut self, batch: Batch, result: Result<(), StoreError>, now: Instant) {
         self.writing = false;
         match result {
-            Ok(()) => self.window.written(batch, self.reading),
+            Ok(()) => {
+                // An attempt that has to be written down before it begins is waited for.
+                if batch.is_small(GATHER_BELOW) {
+                    self.write_at = now + GATHER;
+                }
+                self.window.written(batch, self.reading);
+            }
             Err(error) => {
                 self.store_failed(&error);
                 self.unwritten = Some(batch);

@@ -141,6 +141,13 @@ pub(super) struct Batch {
     begin: Vec<i64>,
 }
 
+impl Batch {
+    /// Whether nothing waits for it and few outcomes are in it, so that the next ones may gather.
+    pub(super) fn is_small(&self, below: usize) -> bool {
+        self.changes.len() < below && self.begin.is_empty()
+    }
+}
+
 /// A delivery to try.
 pub(super) struct ToTry {
     pub(super) number: i64,

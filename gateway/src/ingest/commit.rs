@@ -1,4 +1,5 @@
-//! Group commit: while one transaction commits, the next batch gathers; nobody waits for a timer.
+//! Group commit: while one transaction commits, the next batch gathers. Where several senders send at once, transactions begin some
+//! milliseconds apart; a sender that waits for each acknowledgement is not held up by that.
 
 use crate::store::{Appended, NewMessage, Store, StoreError};
 use crate::telemetry::metrics::Metrics;
@@ -14,6 +15,11 @@ const BATCH_MESSAGES: usize = 256;
 const BATCH_BYTES: usize = 8 << 20;
 /// How many messages may wait for their transaction; senders beyond that wait unread.
 const WAITING_MAX: usize = 1024;
+
+/// How far apart transactions begin while more than one message gathers in that time: a transaction costs more than a message.
+const APART: Duration = Duration::from_millis(5);
+/// After a message that gathered no others, so many transactions begin at once.
+const AT_ONCE: u32 = 64;
 
 /// What became of one message, or why it could not be written in time.
 pub type Written = Result<Appended, String>;
@@ -66,13 +72,23 @@ struct Batches {
 
 async fn run(batches: Batches, mut waiting: mpsc::Receiver<Waiting>) {
     let mut pending = Vec::new();
+    let (mut next, mut at_once) = (Instant::now(), 0u32);
     while let Some(first) = waiting.recv().await {
         let mut bytes = 0;
         pending.push(first);
+        let gathers = at_once == 0 && Instant::now() < next;
+        if gathers {
+            tokio::time::sleep_until(next.into()).await;
+        }
+        at_once = at_once.saturating_sub(1);
+        next = Instant::now() + APART;
         while pending.len() < BATCH_MESSAGES && bytes < BATCH_BYTES {
-            let Ok(next) = waiting.try_recv() else { break };
-            bytes += next.message.bytes.len();
-            pending.push(next);
+            let Ok(more) = waiting.try_recv() else { break };
+            bytes += more.message.bytes.len();
+            pending.push(more);
+        }
+        if gathers && pending.len() == 1 {
+            at_once = AT_ONCE;
         }
         commit(&batches, &mut pending, &mut waiting).await;
     }

@@ -122,8 +122,8 @@ impl Steady {
 const KEPT_MAX: usize = 8192;
 /// Results with longer keys or values than this are not kept.
 const BYTES_MAX: usize = 2048;
-/// For how many senders, with their separators and zones, results are kept at a time.
-const SENDERS_MAX: usize = 16;
+/// For how many senders, with their separators and zones, results are kept at a time. All begin anew with one more.
+const SENDERS_MAX: usize = 256;
 /// After so many tries it is decided whether a result is worth looking up, ...
 const TRIED: u16 = 1000;
 /// ... which it is if so many of them were known, ...
