@@ -1,4 +1,4 @@
-//! Group commit: while one transaction commits, the next batch gathers. Where several senders send at once, transactions begin some
+//! Group commit: while one transaction commits, the next batch gathers. Where a few senders send at once, transactions begin some
 //! milliseconds apart; a sender that waits for each acknowledgement is not held up by that.
 
 use crate::store::{Appended, NewMessage, Store, StoreError};
@@ -18,6 +18,8 @@ const WAITING_MAX: usize = 1024;
 
 /// How far apart transactions begin while more than one message gathers in that time: a transaction costs more than a message.
 const APART: Duration = Duration::from_millis(5);
+/// So many are enough to begin without waiting.
+const ENOUGH: usize = 8;
 /// After a message that gathered no others, so many transactions begin at once.
 const AT_ONCE: u32 = 64;
 
@@ -77,8 +79,10 @@ async fn run(batches: Batches, mut waiting: mpsc::Receiver<Waiting>) {
         let mut bytes = 0;
         pending.push(first);
         let gathers = at_once == 0 && Instant::now() < next;
-        if gathers {
-            tokio::time::sleep_until(next.into()).await;
+        while gathers && pending.len() < ENOUGH {
+            let Ok(Some(more)) = tokio::time::timeout_at(next.into(), waiting.recv()).await else { break };
+            bytes += more.message.bytes.len();
+            pending.push(more);
         }
         at_once = at_once.saturating_sub(1);
         next = Instant::now() + APART;
