@@ -72,28 +72,56 @@ struct Batches {
     metrics: Arc<Metrics>,
 }
 
+/// When transactions begin.
+struct Pace {
+    /// The earliest moment for the next one, if it waits for more messages.
+    next: Instant,
+    /// How many of the next ones do not wait.
+    at_once: u32,
+}
+
+impl Pace {
+    fn new(now: Instant) -> Pace {
+        Pace { next: now, at_once: 0 }
+    }
+
+    /// Until when the messages that come are gathered into one transaction; `None`: it begins now.
+    fn gathers_until(&self, now: Instant) -> Option<Instant> {
+        (self.at_once == 0 && now < self.next).then_some(self.next)
+    }
+
+    /// A transaction of so many messages begins.
+    fn begins(&mut self, messages: usize, gathered: bool, now: Instant) {
+        self.next = now + APART;
+        self.at_once = match gathered {
+            true if messages == 1 => AT_ONCE,
+            _ => self.at_once.saturating_sub(1),
+        };
+    }
+}
+
 async fn run(batches: Batches, mut waiting: mpsc::Receiver<Waiting>) {
     let mut pending = Vec::new();
-    let (mut next, mut at_once) = (Instant::now(), 0u32);
+    let mut pace = Pace::new(Instant::now());
     while let Some(first) = waiting.recv().await {
         let mut bytes = 0;
         pending.push(first);
-        let gathers = at_once == 0 && Instant::now() < next;
-        while gathers && pending.len() < ENOUGH {
-            let Ok(Some(more)) = tokio::time::timeout_at(next.into(), waiting.recv()).await else { break };
-            bytes += more.message.bytes.len();
-            pending.push(more);
-        }
-        at_once = at_once.saturating_sub(1);
-        next = Instant::now() + APART;
+        let until = pace.gathers_until(Instant::now());
         while pending.len() < BATCH_MESSAGES && bytes < BATCH_BYTES {
-            let Ok(more) = waiting.try_recv() else { break };
-            bytes += more.message.bytes.len();
-            pending.push(more);
+            let next = match (waiting.try_recv(), until) {
+                (Ok(next), _) => next,
+                (Err(_), Some(until)) if pending.len() < ENOUGH => {
+                    match tokio::time::timeout_at(until.into(), waiting.recv()).await {
+                        Ok(Some(next)) => next,
+                        Ok(None) | Err(_) => break,
+                    }
+                }
+                (Err(_), _) => break,
+            };
+            bytes += next.message.bytes.len();
+            pending.push(next);
         }
-        if gathers && pending.len() == 1 {
-            at_once = AT_ONCE;
-        }
+        pace.begins(pending.len(), until.is_some(), Instant::now());
         commit(&batches, &mut pending, &mut waiting).await;
     }
 }
@@ -144,5 +172,37 @@ async fn commit(batches: &Batches, pending: &mut Vec<Waiting>, waiting: &mut mps
                 pause = (pause * 2).min(Duration::from_secs(1));
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// How many of so many transactions waited, when each began some time after the one before and found some messages.
+    fn waits(transactions: u32, every: Duration, messages: usize) -> u32 {
+        let mut now = Instant::now();
+        let mut pace = Pace::new(now);
+        let mut waited = 0;
+        for _ in 0..transactions {
+            let until = pace.gathers_until(now);
+            now = until.unwrap_or(now);
+            waited += u32::from(until.is_some());
+            pace.begins(messages, until.is_some(), now);
+            now += every;
+        }
+        waited
+    }
+
+    #[test]
+    fn a_sender_that_waits_for_each_acknowledgement_is_not_held_up() {
+        let waited = waits(1000, APART / 5, 1);
+        assert!((1..=1000 / AT_ONCE + 1).contains(&waited), "{waited} of 1000");
+    }
+
+    #[test]
+    fn messages_of_several_senders_gather() {
+        assert_eq!(waits(1000, APART / 5, 3), 999, "but for the first");
+        assert_eq!(waits(1000, APART, 3), 0, "nothing waits where they come slowly");
     }
 }
