@@ -19,14 +19,7 @@ pub(super) struct Row {
     pub(super) repeat_hash: Option<i64>,
     pub(super) reused: bool,
     pub(super) packed: Vec<u8>,
-    fate: Fate,
-}
-
-enum Fate {
-    New,
-    /// An earlier one has its control id but not its bytes, as far as is known.
-    Reused,
-    Repeat(First),
+    repeats: Option<First>,
 }
 
 /// The message that another one repeats.
@@ -37,10 +30,10 @@ struct First {
     rejected: Option<Refused>,
 }
 
-/// A stored message whose hash is that of a new one.
+/// A stored message whose hash, or whose id, is that of a new one.
 pub(super) struct Earlier {
-    pub(super) new_seq: i64,
     pub(super) id: MessageId,
+    pub(super) repeat_hash: Option<i64>,
     pub(super) received_us: i64,
     pub(super) sender: String,
     pub(super) control_id: String,
@@ -85,18 +78,16 @@ impl Batch {
             }
             batch.places.push((batch.rows.len(), false));
             let packed = pack::squeeze(&message.bytes);
-            batch.rows.push(Row { message, seq: 0, repeat_hash, reused, packed, fate: Fate::New });
+            batch.rows.push(Row { message, seq: 0, repeat_hash, reused, packed, repeats: None });
         }
         batch
     }
 
-    /// Numbers the rows upwards from the number after `last`. What was met before has to be met again.
+    /// Numbers the rows that are to be written upwards from the number after `last`.
     pub(super) fn number(&mut self, last: i64) {
-        for (row, seq) in self.rows.iter_mut().zip(last + 1..) {
+        let to_write = self.rows.iter_mut().filter(|row| row.repeats.is_none());
+        for (row, seq) in to_write.zip(last + 1..) {
             row.seq = seq;
-            if matches!(row.fate, Fate::Reused) {
-                row.fate = Fate::New;
-            }
         }
     }
 
@@ -106,59 +97,48 @@ impl Batch {
         pack::id_floor(oldest - REPEAT_DAYS * 86_400_000)
     }
 
-    /// Takes notice of an earlier message; the row was not written. One with the row's own id is the row itself, appended by a batch
-    /// whose answer was lost.
+    /// Takes notice of an earlier message. One with the id of a row is that row, appended by a batch whose answer was lost.
     pub(super) fn met(&mut self, earlier: &Earlier) -> Result<(), StoreError> {
-        let Ok(place) = self.rows.binary_search_by_key(&earlier.new_seq, |row| row.seq) else {
-            return Ok(());
-        };
-        let row = &mut self.rows[place];
-        if matches!(row.fate, Fate::Repeat(_)) {
-            return Ok(());
+        let floor = self.repeat_floor();
+        for row in self.rows.iter_mut().filter(|row| row.repeats.is_none()) {
+            let itself = row.message.id == earlier.id;
+            let same_id = earlier.id.0 >= floor
+                && row.repeat_hash.is_some()
+                && row.repeat_hash == earlier.repeat_hash
+                && *row.message.sender == *earlier.sender
+                && *pack::text(&row.message.control_id) == *earlier.control_id;
+            row.reused |= same_id && !itself;
+            if itself || same_id && pack::expand(&earlier.bytes)? == row.message.bytes {
+                row.repeats = Some(First {
+                    id: earlier.id,
+                    received_at: pack::time(earlier.received_us)?,
+                    rejected: earlier.rejected.clone(),
+                });
+            }
         }
-        let same_id = *row.message.sender == *earlier.sender
-            && *pack::text(&row.message.control_id) == *earlier.control_id;
-        let itself = row.message.id == earlier.id;
-        row.reused |= same_id && !itself;
-        row.fate = if itself || same_id && pack::expand(&earlier.bytes)? == row.message.bytes {
-            Fate::Repeat(First {
-                id: earlier.id,
-                received_at: pack::time(earlier.received_us)?,
-                rejected: earlier.rejected.clone(),
-            })
-        } else {
-            Fate::Reused
-        };
         Ok(())
-    }
-
-    /// Every row that is to be written although something alike was met.
-    pub(super) fn met_but_new(&self) -> impl Iterator<Item = &Row> {
-        self.rows.iter().filter(|row| matches!(row.fate, Fate::Reused))
     }
 
     /// Every row that is to be written.
     pub(super) fn to_write(&self) -> impl Iterator<Item = &Row> {
-        self.rows.iter().filter(|row| !matches!(row.fate, Fate::Repeat(_)))
+        self.rows.iter().filter(|row| row.repeats.is_none())
     }
 
     /// What to tell of each message, in the order given.
     pub(super) fn answers(self) -> Vec<Appended> {
         let answer = |(place, within): &(usize, bool)| {
             let row = &self.rows[*place];
-            match &row.fate {
-                Fate::Repeat(first) => {
+            match &row.repeats {
+                Some(first) => {
                     let First { id, received_at, rejected } = first.clone();
                     Appended::Repeat { id, received_at, rejected }
                 }
-                Fate::New | Fate::Reused if *within => Appended::Repeat {
+                None if *within => Appended::Repeat {
                     id: row.message.id,
                     received_at: row.message.received_at,
                     rejected: row.message.rejected.clone(),
                 },
-                Fate::New | Fate::Reused => {
-                    Appended::New { seq: Seq(row.seq), control_id_reused: row.reused }
-                }
+                None => Appended::New { seq: Seq(row.seq), control_id_reused: row.reused },
             }
         };
         self.places.iter().map(answer).collect()

@@ -1,4 +1,4 @@
-//! Intake: a batch in one transaction of three round trips, and the reading of what waits.
+//! Intake: a batch in one call of one transaction, and the reading of what waits.
 
 use super::Postgres;
 use crate::store::recent::{Arrived, Waiting};
@@ -12,32 +12,14 @@ use std::fmt::Write;
 use std::sync::{Arc, Mutex, PoisonError};
 use uuid::Uuid;
 
-/// Inserts what no earlier row resembles; answers the earlier rows of the others, whose bytes then decide. `OFFSET 0` keeps the lookup a
-/// lookup for each row: turned into a join it reads all of the week once it is planned on an empty day.
-const INSERT: &str = "
-WITH new AS MATERIALIZED (
-    SELECT * FROM unnest($1::uuid[], $2::bigint[], $3::bigint[], $4::bigint[], $5::smallint[], $6::boolean[], $7::text[], $8::text[],
-        $9::text[], $10::text[], $11::text[], $12::bytea[], $13::text[], $14::text[], $15::text[], $16::bytea[], $17::bigint[],
-        $18::integer[])
-    AS u(id, seq, received_us, repeat_hash, format, reused, sender, source, control_id, message_type, version, keys, patient_hashes,
-         rejected, context, bytes, lanes, size)
-), earlier AS MATERIALIZED (
-    SELECT new.seq AS new_seq, m.id, m.received_us, m.sender, m.control_id, m.rejected, m.bytes
-    FROM new CROSS JOIN LATERAL (
-        SELECT * FROM message WHERE message.repeat_hash = new.repeat_hash AND message.id >= $19 OFFSET 0
-    ) AS m
-), written AS (
-    INSERT INTO message (id, seq, received_us, repeat_hash, format, reused, sender, source, control_id, message_type, version, keys,
-        patient_hashes, rejected, context, bytes)
-    SELECT id, seq, received_us, repeat_hash, format, reused, sender, source, control_id, message_type, version, keys,
-        patient_hashes::bigint[], rejected, context, bytes
-    FROM new WHERE NOT EXISTS (SELECT 1 FROM earlier WHERE earlier.new_seq = new.seq)
-), waiting AS (
-    INSERT INTO inbox (seq, id, lanes, revision, size, keys)
-    SELECT seq, id, lanes, 0, size, keys
-    FROM new WHERE rejected IS NULL AND NOT EXISTS (SELECT 1 FROM earlier WHERE earlier.new_seq = new.seq)
-)
-SELECT id, received_us, sender, control_id, rejected, bytes, new_seq FROM earlier ORDER BY new_seq, received_us, id";
+/// How often a batch is compared with earlier messages before it is given up: each time, another replica wrote one meanwhile.
+const COMPARED_MAX: usize = 5;
+
+/// Writes all of it, and answers the last number; or writes nothing, because an earlier message has the hash of one of them and is
+/// not among those that it was compared with. The function lies in the schema, so that the whole transaction is one round trip.
+const APPEND: &str = "SELECT append($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20)";
+
+const EARLIER: &str = "SELECT id, received_us, sender, control_id, rejected, bytes, repeat_hash FROM message";
 
 const READ_OPEN: &str = "
 SELECT seq, id, revision, keys FROM (
@@ -77,7 +59,7 @@ impl Postgres {
             Some(conn) => conn,
             None => PgConnection::connect_with(&self.tuned).await?,
         };
-        // If this fails or is given up, the connection is dropped with its open transaction.
+        // If this fails or is given up, the connection is dropped: nobody knows whether it has committed, as after a lost answer.
         append(&mut conn, batch, &self.senders).await?;
         *place = Some(conn);
         Ok(())
@@ -85,17 +67,9 @@ impl Postgres {
 
     async fn meet_itself(&self, batch: &mut intake::Batch) -> Result<(), StoreError> {
         let ids: Vec<Uuid> = batch.rows.iter().map(|row| row.message.id.0).collect();
-        let rows = sqlx::query(
-            "SELECT id, received_us, sender, control_id, rejected, bytes FROM message WHERE id = ANY($1)",
-        )
-        .bind(ids)
-        .fetch_all(&self.path)
-        .await?;
-        for row in &rows {
-            let id = MessageId(row.try_get(0)?);
-            if let Some(new_seq) = batch.rows.iter().find(|row| row.message.id == id).map(|row| row.seq) {
-                batch.met(&earlier(row, new_seq)?)?;
-            }
+        let query = sqlx::query(AssertSqlSafe(format!("{EARLIER} WHERE id = ANY($1)"))).bind(ids);
+        for row in &query.fetch_all(&self.path).await? {
+            batch.met(&earlier(row)?)?;
         }
         Ok(())
     }
@@ -172,46 +146,44 @@ async fn append(
     batch: &mut intake::Batch,
     senders: &Senders,
 ) -> Result<(), StoreError> {
-    // One round trip: the row's lock is what keeps sequence order and commit order the same. The number is ours, not input.
-    let places = batch.rows.len();
-    let begin = format!("BEGIN; UPDATE intake SET last_seq = last_seq + {places} RETURNING last_seq");
-    let last: i64 = sqlx::raw_sql(AssertSqlSafe(begin)).fetch_one(&mut *conn).await?.try_get(0)?;
-    batch.number(last - i64::try_from(places).expect("a batch is small"));
-
-    let rows: Vec<&intake::Row> = batch.to_write().collect();
-    let unknown = senders.unknown(&rows);
-    let met = insert(conn, &rows, batch.repeat_floor()).await?;
-    for row in &met {
-        batch.met(&earlier(row, row.try_get(6)?)?)?;
+    let mut compared: Vec<Uuid> = Vec::new();
+    for _ in 0..=COMPARED_MAX {
+        let rows: Vec<&intake::Row> = batch.to_write().collect();
+        if rows.is_empty() {
+            return Ok(());
+        }
+        let unknown = senders.unknown(&rows);
+        if let Some(last) = write(conn, &rows, batch.repeat_floor(), &compared, &unknown).await? {
+            let written = i64::try_from(rows.len()).expect("a batch is small");
+            batch.number(last - written);
+            senders.learn(unknown);
+            return Ok(());
+        }
+        let hashes: Vec<i64> = rows.iter().filter_map(|row| row.repeat_hash).collect();
+        let query = format!("{EARLIER} WHERE repeat_hash = ANY($1) AND id >= $2 ORDER BY received_us, id");
+        let query = sqlx::query(AssertSqlSafe(query)).bind(hashes).bind(batch.repeat_floor());
+        for row in &query.fetch_all(&mut *conn).await? {
+            let earlier = earlier(row)?;
+            compared.push(earlier.id.0);
+            batch.met(&earlier)?;
+        }
     }
-    let late: Vec<&intake::Row> = batch.met_but_new().collect();
-    if !met.is_empty() && !late.is_empty() {
-        // Nothing is earlier than the highest id: this time they are written.
-        insert(conn, &late, Uuid::max()).await?;
-    }
-    if !unknown.is_empty() {
-        sqlx::query("INSERT INTO sender SELECT name FROM unnest($1::text[]) AS u(name) ORDER BY name ON CONFLICT DO NOTHING")
-            .bind(unknown.iter().map(|name| pack::text(name)).collect::<Vec<_>>())
-            .execute(&mut *conn)
-            .await?;
-    }
-    sqlx::raw_sql("COMMIT").execute(&mut *conn).await?;
-    senders.learn(unknown);
-    Ok(())
+    Err(StoreError::Conflict)
 }
 
-async fn insert(
+async fn write(
     conn: &mut PgConnection,
     rows: &[&intake::Row],
     repeat_floor: Uuid,
-) -> Result<Vec<PgRow>, StoreError> {
+    compared: &[Uuid],
+    unknown: &BTreeSet<Arc<str>>,
+) -> Result<Option<i64>, StoreError> {
     let each = || rows.iter();
     let texts = |text: fn(&NewMessage) -> &str| -> Vec<Cow<'_, str>> {
         each().map(|row| pack::text(text(&row.message))).collect()
     };
-    let rows = sqlx::query(INSERT)
+    let row = sqlx::query(APPEND)
         .bind(each().map(|row| row.message.id.0).collect::<Vec<_>>())
-        .bind(each().map(|row| row.seq).collect::<Vec<_>>())
         .bind(each().map(|row| pack::micros(row.message.received_at)).collect::<Vec<_>>())
         .bind(each().map(|row| row.repeat_hash).collect::<Vec<_>>())
         .bind(each().map(|row| intake::format_to(row.message.format)).collect::<Vec<_>>())
@@ -229,9 +201,11 @@ async fn insert(
         .bind(each().map(|row| row.lanes()).collect::<Vec<_>>())
         .bind(each().map(|row| row.size()).collect::<Vec<_>>())
         .bind(repeat_floor)
-        .fetch_all(conn)
+        .bind(compared)
+        .bind(unknown.iter().map(|name| pack::text(name)).collect::<Vec<_>>())
+        .fetch_one(conn)
         .await?;
-    Ok(rows)
+    Ok(row.try_get(0)?)
 }
 
 /// Several numbers as the text of one array: PostgreSQL has no arrays of arrays of different lengths.
@@ -245,15 +219,15 @@ fn array(keys: &[OrderKey]) -> String {
     text
 }
 
-fn earlier(row: &PgRow, new_seq: i64) -> Result<intake::Earlier, StoreError> {
+fn earlier(row: &PgRow) -> Result<intake::Earlier, StoreError> {
     Ok(intake::Earlier {
-        new_seq,
         id: MessageId(row.try_get(0)?),
         received_us: row.try_get(1)?,
         sender: row.try_get(2)?,
         control_id: row.try_get(3)?,
         rejected: intake::refused_from(row.try_get(4)?)?,
         bytes: row.try_get(5)?,
+        repeat_hash: row.try_get(6)?,
     })
 }
 

@@ -87,14 +87,14 @@ fn arrived_from(row: &SqliteRow) -> Result<Arrived, StoreError> {
 
 async fn append(tx: &mut Writing, batch: &mut intake::Batch) -> Result<(), StoreError> {
     let conn = &mut tx.conn;
-    let places = i64::try_from(batch.rows.len()).expect("a batch is small");
+    meet_earlier(conn, batch).await?;
+    let places = i64::try_from(batch.to_write().count()).expect("a batch is small");
     let last: i64 = sqlx::query("UPDATE intake SET last_seq = last_seq + ? RETURNING last_seq")
         .bind(places)
         .fetch_one(&mut *conn)
         .await?
         .try_get(0)?;
     batch.number(last - places);
-    meet_earlier(conn, batch).await?;
 
     let rows: Vec<&intake::Row> = batch.to_write().collect();
     let head = "INSERT INTO message (seq, id, received_us, repeat_hash, format, reused, sender, source, control_id, message_type, version, keys, rejected, context, bytes) VALUES ";
@@ -159,11 +159,9 @@ async fn append(tx: &mut Writing, batch: &mut intake::Batch) -> Result<(), Store
 async fn meet_earlier(conn: &mut SqliteConnection, batch: &mut intake::Batch) -> Result<(), StoreError> {
     const COLUMNS: &str =
         "SELECT id, received_us, sender, control_id, rejected, bytes, repeat_hash FROM message";
-    let floor = batch.repeat_floor();
-    let hashes: Vec<(i64, i64)> =
-        batch.rows.iter().filter_map(|row| Some((row.repeat_hash?, row.seq))).collect();
+    let hashes: Vec<i64> = batch.rows.iter().filter_map(|row| row.repeat_hash).collect();
     let mut found = Rows::new(&hashes)
-        .one_each(conn, &format!("{COLUMNS} WHERE repeat_hash IN ("), ") ORDER BY seq", |query, (hash, _)| {
+        .one_each(conn, &format!("{COLUMNS} WHERE repeat_hash IN ("), ") ORDER BY seq", |query, hash| {
             query.bind(hash)
         })
         .await?;
@@ -174,24 +172,15 @@ async fn meet_earlier(conn: &mut SqliteConnection, batch: &mut intake::Batch) ->
             .await?,
     );
     for row in &found {
-        let id = MessageId(row.try_get(0)?);
-        let hash: Option<i64> = row.try_get(6)?;
-        let itself = batch.rows.iter().find(|row| row.message.id == id).map(|row| row.seq);
-        let alike = hashes.iter().filter(|(each, _)| Some(*each) == hash).map(|(_, seq)| *seq);
-        for new_seq in alike.chain(itself) {
-            if id.0 < floor && Some(new_seq) != itself {
-                continue;
-            }
-            batch.met(&intake::Earlier {
-                new_seq,
-                id,
-                received_us: row.try_get(1)?,
-                sender: row.try_get(2)?,
-                control_id: row.try_get(3)?,
-                rejected: intake::refused_from(row.try_get(4)?)?,
-                bytes: row.try_get(5)?,
-            })?;
-        }
+        batch.met(&intake::Earlier {
+            id: MessageId(row.try_get(0)?),
+            received_us: row.try_get(1)?,
+            sender: row.try_get(2)?,
+            control_id: row.try_get(3)?,
+            rejected: intake::refused_from(row.try_get(4)?)?,
+            bytes: row.try_get(5)?,
+            repeat_hash: row.try_get(6)?,
+        })?;
     }
     Ok(())
 }

@@ -184,3 +184,41 @@ CREATE TABLE message_rest PARTITION OF message DEFAULT WITH (toast_tuple_target 
 CREATE TABLE result_rest PARTITION OF result DEFAULT WITH (toast_tuple_target = 8160);
 CREATE TABLE delivery_rest PARTITION OF delivery DEFAULT WITH (fillfactor = 50);
 CREATE TABLE attempt_rest PARTITION OF attempt DEFAULT;
+
+-- Takes in a batch and answers its last sequence number; or writes nothing and answers NULL, because an earlier message since
+-- `repeat_floor` has the hash of one of them and is not among `compared`. The row of `intake` is locked first, so that the statements
+-- after it see every batch before this one. `OFFSET 0` keeps the lookup a lookup for each row: turned into a join it reads all of
+-- the week once it is planned on an empty day.
+CREATE FUNCTION append(ids uuid[], received_us bigint[], repeat_hashes bigint[], formats smallint[], reused boolean[], senders text[],
+    sources text[], control_ids text[], message_types text[], versions text[], keys bytea[], patient_hashes text[], rejected text[],
+    contexts text[], bytes bytea[], lanes bigint[], sizes integer[], repeat_floor uuid, compared uuid[], new_senders text[])
+RETURNS bigint LANGUAGE plpgsql AS $$
+DECLARE
+    last bigint;
+    before bigint;
+BEGIN
+    UPDATE intake SET last_seq = last_seq + cardinality(ids) RETURNING last_seq, last_seq - cardinality(ids) INTO last, before;
+    PERFORM FROM unnest(repeat_hashes) AS new(hash) CROSS JOIN LATERAL (
+        SELECT FROM message AS m
+        WHERE m.repeat_hash = new.hash AND m.id >= repeat_floor AND m.id <> ALL (compared) OFFSET 0
+    ) AS earlier LIMIT 1;
+    IF FOUND THEN
+        RETURN NULL;
+    END IF;
+    INSERT INTO message (id, seq, received_us, repeat_hash, format, reused, sender, source, control_id, message_type, version, keys,
+        patient_hashes, rejected, context, bytes)
+    SELECT n.id, before + n.place, n.received_us, n.repeat_hash, n.format, n.reused, n.sender, n.source, n.control_id, n.message_type,
+        n.version, n.keys, n.patient_hashes::bigint[], n.rejected, n.context, n.bytes
+    FROM unnest(ids, received_us, repeat_hashes, formats, reused, senders, sources, control_ids, message_types, versions, keys,
+        patient_hashes, rejected, contexts, bytes) WITH ORDINALITY
+        AS n(id, received_us, repeat_hash, format, reused, sender, source, control_id, message_type, version, keys, patient_hashes,
+        rejected, context, bytes, place);
+    INSERT INTO inbox (seq, id, lanes, revision, size, keys)
+    SELECT before + n.place, n.id, n.lanes, 0, n.size, n.keys
+    FROM unnest(ids, lanes, sizes, keys, rejected) WITH ORDINALITY AS n(id, lanes, size, keys, rejected, place)
+    WHERE n.rejected IS NULL;
+    IF cardinality(new_senders) > 0 THEN
+        INSERT INTO sender SELECT n.name FROM unnest(new_senders) AS n(name) ORDER BY n.name ON CONFLICT DO NOTHING;
+    END IF;
+    RETURN last;
+END $$;
