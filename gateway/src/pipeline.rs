@@ -17,6 +17,7 @@ use crate::bus::{Bus, Embedded, RabbitMq, RabbitMqSettings};
 use crate::config::{Config, ConfiguredSource, To};
 use crate::deliver::{self, AmqpQueue, Counters, OnParked, Routed};
 use crate::ingest::commit::Committer;
+use crate::ingest::pressure::Pressure;
 use crate::ingest::senders::Senders;
 use crate::ingest::{Ingest, Takes};
 use crate::lifecycle::RetryPolicy;
@@ -130,11 +131,13 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
 
     // ingest: made durable, then answered
     let (wake, woken) = watch::channel(Seq(0));
+    let pressure = Arc::new(Pressure::default());
     let committer = Committer::start(
         store.clone(),
         health.room.clone(),
         config.store_hold,
         wake.clone(),
+        pressure.clone(),
         metrics.clone(),
     );
     let takes: Arc<dyn Takes> = mapper.clone();
@@ -177,6 +180,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         mapper,
         router,
         waiters: waiters.clone(),
+        pressure,
         metrics: metrics.clone(),
         hand_on: Arc::new(move |recorded| hand_on(&feeds, recorded)),
     };

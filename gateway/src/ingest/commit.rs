@@ -1,6 +1,7 @@
 //! Group commit: while one transaction commits, the next batch gathers. Where a few senders send at once, transactions begin some
 //! milliseconds apart; a sender that waits for each acknowledgement is not held up by that.
 
+use super::pressure::Pressure;
 use crate::store::{Appended, NewMessage, Store, StoreError};
 use crate::telemetry::metrics::Metrics;
 use schemas::message::Seq;
@@ -47,10 +48,11 @@ impl Committer {
         room: Arc<AtomicBool>,
         hold: Duration,
         wake: watch::Sender<Seq>,
+        pressure: Arc<Pressure>,
         metrics: Arc<Metrics>,
     ) -> Self {
         let (queue, waiting) = mpsc::channel(WAITING_MAX);
-        tokio::spawn(run(Batches { store, room, hold, wake, metrics }, waiting));
+        tokio::spawn(run(Batches { store, room, hold, wake, pressure, metrics }, waiting));
         Committer { queue }
     }
 
@@ -69,6 +71,7 @@ struct Batches {
     room: Arc<AtomicBool>,
     hold: Duration,
     wake: watch::Sender<Seq>,
+    pressure: Arc<Pressure>,
     metrics: Arc<Metrics>,
 }
 
@@ -128,7 +131,7 @@ async fn run(batches: Batches, mut waiting: mpsc::Receiver<Waiting>) {
 
 /// Writes one batch, trying again while the store is away, and answers each once it is decided.
 async fn commit(batches: &Batches, pending: &mut Vec<Waiting>, waiting: &mut mpsc::Receiver<Waiting>) {
-    let Batches { store, room, hold, wake, metrics } = batches;
+    let Batches { store, room, hold, wake, pressure, metrics } = batches;
     let mut pause = Duration::from_millis(20);
     loop {
         let batch = pending.iter().map(|waiting| waiting.message.clone()).collect();
@@ -139,7 +142,9 @@ async fn commit(batches: &Batches, pending: &mut Vec<Waiting>, waiting: &mut mps
         };
         match written {
             Ok(appended) => {
-                metrics.committed(appended.len(), began.elapsed());
+                let ended = Instant::now();
+                metrics.committed(appended.len(), ended - began);
+                pressure.note(appended.len(), ended - began, ended);
                 let newest = appended.iter().filter_map(|one| match one {
                     Appended::New { seq, .. } => Some(*seq),
                     Appended::Repeat { .. } => None,

@@ -5,6 +5,7 @@
 
 pub mod commit;
 pub mod keys;
+pub mod pressure;
 pub mod senders;
 
 use crate::normalize::waiters::{Changed, Done, Waiters};

@@ -17,11 +17,13 @@ pub mod waiters;
 pub use record::Recorded;
 
 use crate::ingest::Takes;
+use crate::ingest::pressure::Pressure;
 use crate::route::Router;
 use crate::store::{Format, OpenMessage, Store, StoreError};
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::trace::{self, Verb};
 use futures_util::future;
+use jiff::{SignedDuration, Timestamp};
 use lanes::Held;
 use mappings::resource::{Contributed, Contribution, Stamp};
 use mappings::{Catalog, Context, Effect};
@@ -58,6 +60,13 @@ const CONFLICTS_MAX: usize = 5;
 const GATHER_BELOW: usize = 24;
 /// How long they gather.
 const GATHER: Duration = Duration::from_millis(4);
+/// While intake is under pressure and so many messages wait here, normalizing gives way to it: with a backlog, what is done first only
+/// decides who waits.
+const BACKLOG: usize = WINDOW / 2;
+/// No message waits longer than this for that.
+const GIVE_WAY_MAX: SignedDuration = SignedDuration::from_secs(10);
+/// How long it gives way before it looks again.
+const GIVE_WAY: Duration = Duration::from_millis(10);
 /// How often the store is asked although nobody called: other replicas and replays write there too.
 const POLL_EVERY: Duration = Duration::from_millis(200);
 
@@ -250,6 +259,19 @@ impl Keyed for OpenMessage {
     }
 }
 
+/// What one turn of the worker came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Worked {
+    /// So many messages were recorded.
+    On(usize),
+    /// Nothing may go now.
+    Nothing,
+    /// There is something, but intake goes first.
+    GaveWay,
+    /// The store did not take it; it stays open.
+    Failed,
+}
+
 /// One worker over the lanes that this replica holds.
 pub struct Normalizer {
     /// Where messages are open.
@@ -260,6 +282,8 @@ pub struct Normalizer {
     pub router: Arc<Router>,
     /// Those who wait for a result.
     pub waiters: Arc<Waiters>,
+    /// How hard intake works.
+    pub pressure: Arc<Pressure>,
     /// What is counted.
     pub metrics: Arc<Metrics>,
     /// Where what was recorded goes next; what does not fit is found in the store.
@@ -293,40 +317,48 @@ impl Normalizer {
                     if !matches!(error, StoreError::Conflict) {
                         pause(Duration::from_millis(500), &stop).await;
                     }
-                    usize::MAX
+                    Worked::Failed
                 }
             };
             if stop.is_cancelled() {
                 return;
             }
-            if worked > 0 && worked < GATHER_BELOW {
-                pause(GATHER, &stop).await;
-            } else if worked == 0 {
-                tokio::select! {
+            match worked {
+                Worked::Nothing => tokio::select! {
                     () = stop.cancelled() => return,
                     _ = wake.changed() => {}
                     _ = held.changed() => {}
                     () = tokio::time::sleep(POLL_EVERY) => {}
+                },
+                Worked::GaveWay => {
+                    pause(GIVE_WAY, &stop).await;
+                    self.metrics.gave_way(GIVE_WAY);
+                    polled = tokio::time::Instant::now();
                 }
+                Worked::On(messages) if messages < GATHER_BELOW => pause(GATHER, &stop).await,
+                Worked::On(_) | Worked::Failed => {}
             }
         }
     }
 
-    /// Takes what may go now and records it; answers how many messages that were.
+    /// Takes what may go now and records it.
     async fn work(
         &self,
         ours: &Held,
         open: &mut Vec<OpenMessage>,
         after: &mut Seq,
-    ) -> Result<usize, StoreError> {
+    ) -> Result<Worked, StoreError> {
         if ours.leases.is_empty() {
-            return Ok(0);
+            return Ok(Worked::Nothing);
         }
         if open.len() < WINDOW / 2 {
             let more =
                 self.store.open_messages(ours.lanes, *after, WINDOW - open.len(), WINDOW_BYTES).await?;
             *after = more.last().map_or(*after, |last| last.seq);
             open.extend(more);
+        }
+        if self.pressure.is_high(Instant::now()) && may_wait(open, Timestamp::now()) {
+            return Ok(Worked::GaveWay);
         }
         let mut cleared = HashSet::new();
         let mut planned = plan(open, ours.lanes, &cleared);
@@ -335,7 +367,7 @@ impl Normalizer {
         }
         let worked = planned.go.len();
         if worked == 0 {
-            return Ok(0);
+            return Ok(Worked::Nothing);
         }
         let mut going: Vec<OpenMessage> = Vec::with_capacity(planned.go.len());
         let chosen: HashSet<usize> = planned.go.into_iter().collect();
@@ -352,7 +384,7 @@ impl Normalizer {
         let recorded =
             future::join_all(columns.into_iter().map(|column| self.record_all(ours, column))).await;
         recorded.into_iter().collect::<Result<(), StoreError>>()?;
-        Ok(worked)
+        Ok(Worked::On(worked))
     }
 
     /// Records messages in batches, one after the other; while one is recorded, the next is mapped.
@@ -499,6 +531,12 @@ impl Normalizer {
         }
         (self.hand_on)(recorded);
     }
+}
+
+/// Whether what waits here is a backlog that may wait a little longer.
+fn may_wait(open: &[OpenMessage], now: Timestamp) -> bool {
+    let oldest = open.iter().map(|message| message.received_at).min();
+    open.len() >= BACKLOG && oldest.is_some_and(|oldest| now.duration_since(oldest) < GIVE_WAY_MAX)
 }
 
 async fn pause(time: Duration, stop: &CancellationToken) {

@@ -94,6 +94,7 @@ pub struct Metrics {
     record_seconds: Histogram<f64>,
     attempt_seconds: Histogram<f64>,
     latency_seconds: Histogram<f64>,
+    gave_way_seconds: Counter<f64>,
     issues: Counter<u64>,
     codes: Mutex<HashSet<String>>,
 }
@@ -158,6 +159,10 @@ impl Metrics {
             .u64_counter("pons_normalize_issues_total")
             .with_description("findings about messages, by their code")
             .build();
+        let gave_way_seconds = meter
+            .f64_counter("pons_normalize_gave_way_seconds_total")
+            .with_description("how long normalizing waited so that intake could take in a burst")
+            .build();
         let waits = |name, help| seconds(name, help, &WAITS);
         Ok(Metrics {
             batch_messages,
@@ -170,6 +175,7 @@ impl Metrics {
             record_seconds: waits("pons_normalize_record_seconds", "how long recording a batch took"),
             attempt_seconds: waits("pons_deliver_attempt_seconds", "how long one attempt to deliver took"),
             latency_seconds: waits("pons_deliver_latency_seconds", "from receipt to delivery"),
+            gave_way_seconds,
             issues,
             codes: Mutex::default(),
             counts,
@@ -220,6 +226,11 @@ impl Metrics {
         for (count, add) in self.counts.normalized.iter().zip([messages - quarantined, quarantined]) {
             count.fetch_add(add as u64, Ordering::Relaxed);
         }
+    }
+
+    /// Normalizing gave way to intake.
+    pub fn gave_way(&self, time: Duration) {
+        self.gave_way_seconds.add(time.as_secs_f64(), &[]);
     }
 
     /// What a batch of messages gave rise to say.

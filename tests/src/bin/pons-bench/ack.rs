@@ -103,7 +103,7 @@ async fn measure(to: SocketAddr, arguments: &Arguments, seed: u64) -> (f64, Vec<
 async fn rest(database: &str) -> Result<()> {
     let client = connect(database).await?;
     let mut last = -1;
-    for _ in 0..120 {
+    for _ in 0..600 {
         let row = client.query_one("select (pg_current_wal_insert_lsn() - '0/0')::bigint", &[]).await?;
         let now: i64 = row.get(0);
         if now - last < 64 * 1024 {
