@@ -1,0 +1,262 @@
+//! Recording: results, resources and identifiers under leases, deliveries with their numbers.
+
+use super::*;
+
+behaviours! {
+    recording_closes_messages_and_numbers_deliveries,
+    a_message_is_recorded_once,
+    an_old_fence_writes_nothing,
+    a_lease_has_one_holder_and_its_fence_grows,
+    replicas_that_live_are_counted,
+    a_resource_that_changed_meanwhile_is_a_conflict,
+    an_alias_is_made_once_and_moves_by_a_merge,
+    event_numbers_are_dense_over_replicas,
+    quarantine_flags_the_keys_until_it_is_resolved,
+}
+
+async fn recording_closes_messages_and_numbers_deliveries(place: Place) {
+    let store = place.open().await;
+    append(&store, many(80)).await;
+    let open = all_open(&store).await;
+    let mut recording = Recording { results: open.iter().map(routed).collect(), ..Recording::default() };
+    for message in &open {
+        recording.deliveries.push(delivery(message, "lab"));
+        if message.seq.0 % 2 == 0 {
+            recording.deliveries.push(NewDelivery {
+                suppressed: Some("no agreement".to_owned()),
+                ..delivery(message, "insurer")
+            });
+        }
+    }
+    let given = recording.deliveries.clone();
+    let numbers = record(&store, recording).await.unwrap();
+    for name in ["lab", "insurer"] {
+        let of_name: Vec<i64> = given
+            .iter()
+            .zip(&numbers)
+            .filter(|(delivery, _)| *delivery.subscription == *name)
+            .map(|(_, number)| *number)
+            .collect();
+        assert_eq!(of_name, (1..=of_name.len() as i64).collect::<Vec<_>>(), "{name}");
+    }
+    assert!(all_open(&store).await.is_empty());
+    let lab = deliveries(&store, "lab").await;
+    assert_eq!(lab.len(), 80);
+    assert_eq!((lab[3].number, lab[3].message, lab[3].key), (4, open[3].id, open[3].keys[0]));
+    assert_eq!(lab[3].topics, ["encounter-start", "patient-merged"]);
+    assert_eq!((lab[3].state, lab[3].attempts, lab[3].rest), (DeliveryState::Pending, 0, Duration::ZERO));
+    assert!(deliveries(&store, "insurer").await.is_empty(), "suppressed is final");
+    assert!(deliveries(&store, "nobody").await.is_empty());
+    let after = store.open_deliveries("lab", 10, 5).await.unwrap();
+    assert_eq!(after.iter().map(|each| each.number).collect::<Vec<_>>(), [11, 12, 13, 14, 15]);
+    let books = balanced(&store).await;
+    assert_eq!((books[0].routed_open, books[0].routed_final), (80, 0));
+}
+
+async fn a_message_is_recorded_once(place: Place) {
+    let store = place.open().await;
+    append(&store, many(2)).await;
+    let open = all_open(&store).await;
+    let recording = Recording { results: vec![routed(&open[0])], ..Recording::default() };
+    record(&store, recording.clone()).await.unwrap();
+    let both = Recording { results: open.iter().map(routed).collect(), ..Recording::default() };
+    assert!(matches!(record(&store, both).await, Err(StoreError::Fenced)));
+    assert_eq!(store.still_open(&[open[1].seq]).await.unwrap(), [open[1].seq], "nothing of it was written");
+    balanced(&store).await;
+}
+
+async fn an_old_fence_writes_nothing(place: Place) {
+    let [ours, theirs] = place.replicas().await;
+    append(&ours, many(1)).await;
+    let open = all_open(&ours).await;
+    let old = lease(&ours, 1, "lane:3").await;
+    let held_back = ours.begin_record(std::slice::from_ref(&old)).await.unwrap();
+    ours.release(Uuid::from_u128(1), &["lane:3".to_owned()]).await.unwrap();
+    let new = lease(&theirs, 2, "lane:3").await;
+    assert!(new.fence > old.fence);
+    let recording = Recording { results: vec![routed(&open[0])], ..Recording::default() };
+    assert!(matches!(held_back.commit(recording.clone()).await, Err(StoreError::Fenced)));
+    assert!(matches!(ours.begin_record(&[old]).await.err(), Some(StoreError::Fenced)));
+    assert_eq!(all_open(&ours).await.len(), 1);
+    theirs.begin_record(&[new]).await.unwrap().commit(recording).await.unwrap();
+
+    append(&ours, vec![message("X", "P1")]).await;
+    route_all(&ours, &["lab"]).await;
+    let lab = deliveries(&ours, "lab").await;
+    let old = lease(&ours, 1, "subscription:lab").await;
+    ours.release(Uuid::from_u128(1), &["subscription:lab".to_owned()]).await.unwrap();
+    let new = lease(&theirs, 2, "subscription:lab").await;
+    let parked = vec![change(&lab[0], DeliveryState::Parked)];
+    assert!(matches!(ours.change_deliveries(&old, parked).await, Err(StoreError::Fenced)));
+    assert_eq!(states(&ours, lab[0].message).await, [(DeliveryState::Pending, 0)]);
+    assert!(ours.timeline(lab[0].message).await.unwrap().unwrap().deliveries[0].attempts.is_empty());
+    theirs.change_deliveries(&new, vec![change(&lab[0], DeliveryState::Delivered)]).await.unwrap();
+    assert_eq!(states(&ours, lab[0].message).await, [(DeliveryState::Delivered, 1)]);
+}
+
+async fn a_lease_has_one_holder_and_its_fence_grows(place: Place) {
+    let [ours, theirs] = place.replicas().await;
+    let (we, they) = (Uuid::from_u128(1), Uuid::from_u128(2));
+    let names = ["lane:1".to_owned(), "lane:2".to_owned()];
+    let first = ours.lease(we, &names, MINUTE).await.unwrap();
+    assert_eq!(first.len(), 2);
+    assert_eq!(ours.lease(we, &names, MINUTE).await.unwrap(), first, "renewing keeps the fence");
+    assert!(theirs.lease(they, &names, MINUTE).await.unwrap().is_empty());
+    ours.lease(we, &names[..1], Duration::ZERO).await.unwrap();
+    let taken = until_some(async || theirs.lease(they, &names, MINUTE).await.unwrap()).await;
+    assert_eq!(taken.len(), 1, "only the one that is over");
+    assert_eq!((taken[0].name.as_str(), taken[0].fence), ("lane:1", first[0].fence + 1));
+    ours.release(we, &names).await.unwrap();
+    let both = theirs.lease(they, &names, MINUTE).await.unwrap();
+    assert_eq!(both.len(), 2, "given back, and never another's");
+    ours.release(we, &names).await.unwrap();
+    assert_eq!(theirs.lease(they, &names, MINUTE).await.unwrap(), both);
+}
+
+/// Asks until there is an answer, which is due at once.
+async fn until_some<T>(ask: impl AsyncFn() -> Vec<T>) -> Vec<T> {
+    let asking = async {
+        loop {
+            let answer = ask().await;
+            if !answer.is_empty() {
+                return answer;
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(MINUTE, asking).await.expect("there is an answer within a minute")
+}
+
+async fn replicas_that_live_are_counted(place: Place) {
+    let [ours, theirs] = place.replicas().await;
+    assert_eq!(ours.heartbeat(Uuid::from_u128(1), MINUTE).await.unwrap(), 1);
+    assert_eq!(theirs.heartbeat(Uuid::from_u128(2), MINUTE).await.unwrap(), 2);
+    assert_eq!(ours.heartbeat(Uuid::from_u128(1), MINUTE).await.unwrap(), 2);
+}
+
+fn resource(id: u128, follows: i64, state: &str) -> ResourceWrite {
+    ResourceWrite {
+        id: Uuid::from_u128(id),
+        resource_type: "Patient".to_owned(),
+        follows,
+        state: state.repeat(100).into_bytes(),
+        replaced_by: None,
+        message: MessageId(Uuid::from_u128(9)),
+    }
+}
+
+async fn load(store: &Arc<dyn Store>, ids: &[u128]) -> Vec<(u128, i64, String)> {
+    let leases = lanes(store).await;
+    let ids: Vec<Uuid> = ids.iter().map(|id| Uuid::from_u128(*id)).collect();
+    let loaded = store.begin_record(&leases).await.unwrap().load(&ids).await.unwrap();
+    let state = |state: Vec<u8>| String::from_utf8(state).unwrap().chars().next().unwrap().to_string();
+    loaded.into_iter().map(|each| (each.id.as_u128(), each.version, state(each.state))).collect()
+}
+
+async fn a_resource_that_changed_meanwhile_is_a_conflict(place: Place) {
+    let [ours, theirs] = place.replicas().await;
+    let write = async |store: &Arc<dyn Store>, resources: Vec<ResourceWrite>| {
+        record(store, Recording { resources, ..Recording::default() }).await
+    };
+    let many = (10..90).map(|id| resource(id, 0, "m")).collect();
+    write(&ours, many).await.unwrap();
+    write(&ours, vec![resource(2, 0, "a"), resource(1, 0, "a"), resource(1, 1, "b")]).await.unwrap();
+    let expected = vec![(1, 2, "b".to_owned()), (2, 1, "a".to_owned())];
+    assert_eq!(load(&ours, &[2, 1, 77_777]).await, expected);
+    assert!(matches!(write(&theirs, vec![resource(1, 0, "x")]).await, Err(StoreError::Conflict)));
+    assert!(matches!(write(&theirs, vec![resource(1, 1, "x")]).await, Err(StoreError::Conflict)));
+    assert!(matches!(write(&theirs, vec![resource(3, 1, "x")]).await, Err(StoreError::Conflict)));
+    let mixed = vec![resource(4, 0, "x"), resource(2, 7, "x")];
+    assert!(matches!(write(&theirs, mixed).await, Err(StoreError::Conflict)));
+    assert_eq!(load(&ours, &[1, 2, 3, 4]).await, expected, "nothing of it was written");
+    let merged = ResourceWrite { replaced_by: Some(Uuid::from_u128(2)), ..resource(1, 2, "c") };
+    write(&theirs, vec![merged]).await.unwrap();
+    let leases = lanes(&ours).await;
+    let loaded = ours.begin_record(&leases).await.unwrap().load(&[Uuid::from_u128(1)]).await.unwrap();
+    assert_eq!((loaded[0].version, loaded[0].replaced_by), (3, Some(Uuid::from_u128(2))));
+    assert_eq!(loaded[0].resource_type, "Patient");
+}
+
+async fn an_alias_is_made_once_and_moves_by_a_merge(place: Place) {
+    let [ours, theirs] = place.replicas().await;
+    let (a, b) = (Uuid::from_u128(1), Uuid::from_u128(2));
+    let naming = |aliases: Vec<(Alias, Uuid)>| Recording { aliases, ..Recording::default() };
+    // Both find that nothing has the name; the second to say otherwise has to look again.
+    let (our_leases, their_leases) = (lanes(&ours).await, lanes(&theirs).await);
+    let mut our = ours.begin_record(&our_leases).await.unwrap();
+    let mut their = theirs.begin_record(&their_leases).await.unwrap();
+    assert!(our.resolve(&[alias("MRN1")]).await.unwrap().is_empty());
+    assert!(their.resolve(&[alias("MRN1")]).await.unwrap().is_empty());
+    our.commit(naming(vec![(alias("MRN1"), a), (alias("SSN1"), a)])).await.unwrap();
+    assert!(matches!(their.commit(naming(vec![(alias("MRN1"), b)])).await, Err(StoreError::Conflict)));
+    // Naming the same again is nothing new, asked for or not.
+    record(&ours, naming(vec![(alias("MRN1"), a), (alias("MRN2"), b)])).await.unwrap();
+
+    // A merge moves what it has seen; a second one that saw the same comes too late.
+    let mut our = ours.begin_record(&our_leases).await.unwrap();
+    let mut their = theirs.begin_record(&their_leases).await.unwrap();
+    let seen = our.resolve(&[alias("MRN1"), alias("MRN2"), alias("MRN3")]).await.unwrap();
+    assert_eq!((seen.len(), seen[&alias("MRN1")], seen[&alias("MRN2")]), (2, a, b));
+    their.resolve(&[alias("MRN1")]).await.unwrap();
+    our.commit(naming(vec![(alias("MRN1"), b), (alias("SSN1"), b)])).await.unwrap();
+    let late = Uuid::from_u128(3);
+    assert!(matches!(their.commit(naming(vec![(alias("MRN1"), late)])).await, Err(StoreError::Conflict)));
+    let mut read = theirs.begin_record(&their_leases).await.unwrap();
+    let seen = read.resolve(&[alias("MRN1"), alias("SSN1")]).await.unwrap();
+    assert_eq!((seen[&alias("MRN1")], seen[&alias("SSN1")]), (b, b));
+}
+
+async fn event_numbers_are_dense_over_replicas(place: Place) {
+    let replicas = place.replicas().await;
+    append(&replicas[0], many(60)).await;
+    let open = all_open(&replicas[0]).await;
+    let work = |replica: usize| {
+        let (store, open) = (Arc::clone(&replicas[replica]), open.clone());
+        async move {
+            let mut numbers = Vec::new();
+            for message in open.iter().skip(replica).step_by(2) {
+                let deliveries = vec![delivery(message, "lab"), delivery(message, "insurer")];
+                let recording =
+                    Recording { results: vec![routed(message)], deliveries, ..Recording::default() };
+                loop {
+                    match record(&store, recording.clone()).await {
+                        Ok(given) => break numbers.push(given[0]),
+                        Err(StoreError::Conflict) => {}
+                        Err(error) => panic!("{error:?}"),
+                    }
+                }
+            }
+            numbers
+        }
+    };
+    let (ours, theirs) = tokio::join!(work(0), work(1));
+    assert!(ours.is_sorted() && theirs.is_sorted());
+    let mut all = [ours, theirs].concat();
+    all.sort();
+    assert_eq!(all, (1..=60).collect::<Vec<_>>());
+    assert_eq!(deliveries(&replicas[1], "insurer").await.len(), 60);
+}
+
+async fn quarantine_flags_the_keys_until_it_is_resolved(place: Place) {
+    let store = place.open().await;
+    let (a, b, c) = (OrderKey(1), OrderKey(2), OrderKey(3));
+    let merge = NewMessage { keys: vec![a, b], ..message("C1", "P1") };
+    append(&store, vec![merge, message("C2", "P2")]).await;
+    let open = all_open(&store).await;
+    assert!(store.quarantined(&[a, b, c]).await.unwrap().is_empty());
+    let results = vec![quarantined(&open[0])];
+    record(&store, Recording { results, ..Recording::default() }).await.unwrap();
+    assert_eq!(store.quarantined(&[c, b, a]).await.unwrap(), [a, b]);
+    store.request("admin", &[Request::Normalize(open[0].id)]).await.unwrap();
+    store.carry_out_requests(1).await.unwrap();
+    assert_eq!(store.quarantined(&[a]).await.unwrap(), [a], "until it is recorded");
+    let again = all_open(&store).await;
+    let results = vec![quarantined(&again[0])];
+    record(&store, Recording { results, ..Recording::default() }).await.unwrap();
+    assert_eq!(store.quarantined(&[a]).await.unwrap(), [a], "in vain");
+    store.request("admin", &[Request::Normalize(open[0].id)]).await.unwrap();
+    store.carry_out_requests(1).await.unwrap();
+    route_all(&store, &[]).await;
+    assert!(store.quarantined(&[a, b, c]).await.unwrap().is_empty());
+    balanced(&store).await;
+}
