@@ -381,14 +381,21 @@ impl Normalizer {
             !goes
         });
         let columns = plan::columns(going, RECORDERS, COLUMN_MIN);
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let threads = cores.div_ceil(columns.len().max(1));
         let recorded =
-            future::join_all(columns.into_iter().map(|column| self.record_all(ours, column))).await;
+            future::join_all(columns.into_iter().map(|column| self.record_all(ours, column, threads))).await;
         recorded.into_iter().collect::<Result<(), StoreError>>()?;
         Ok(Worked::On(worked))
     }
 
-    /// Records messages in batches, one after the other; while one is recorded, the next is mapped.
-    async fn record_all(&self, ours: &Held, messages: Vec<OpenMessage>) -> Result<(), StoreError> {
+    /// Records messages in batches, one after the other; while one is recorded, the next is mapped on so many threads.
+    async fn record_all(
+        &self,
+        ours: &Held,
+        messages: Vec<OpenMessage>,
+        threads: usize,
+    ) -> Result<(), StoreError> {
         let mut messages = messages.into_iter().peekable();
         let mut next = || {
             let mut batch: Vec<OpenMessage> = Vec::new();
@@ -399,7 +406,7 @@ impl Normalizer {
             }) {
                 batch.push(message);
             }
-            (!batch.is_empty()).then(|| self.map(batch))
+            (!batch.is_empty()).then(|| self.map(batch, threads))
         };
         let mut mapping = next();
         while let Some(mapped) = mapping {
@@ -441,11 +448,10 @@ impl Normalizer {
         Ok(plan(open, ours.lanes, cleared))
     }
 
-    /// Maps a batch on the threads for blocking work, spread over the cores.
-    fn map(&self, batch: Vec<OpenMessage>) -> impl Future<Output = Vec<Prepared>> + use<> {
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let share = batch.len().div_ceil(cores).max(1);
-        let mut parts = Vec::with_capacity(cores);
+    /// Maps a batch on so many of the threads for blocking work.
+    fn map(&self, batch: Vec<OpenMessage>, threads: usize) -> impl Future<Output = Vec<Prepared>> + use<> {
+        let share = batch.len().div_ceil(threads).max(1);
+        let mut parts = Vec::with_capacity(threads);
         let mut rest = batch.into_iter().peekable();
         while rest.peek().is_some() {
             let part: Vec<OpenMessage> = rest.by_ref().take(share).collect();

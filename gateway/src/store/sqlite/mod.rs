@@ -44,6 +44,9 @@ use clock;
 const READERS: u32 = 4;
 /// How long a statement waits for another process that writes a request.
 const BUSY: Duration = Duration::from_secs(5);
+/// The pages that a connection keeps, in KiB as SQLite wants it; the system keeps the file's pages anyway.
+const WRITER_CACHE: &str = "-8000";
+const READER_CACHE: &str = "-1000";
 /// Pages of the log after which it is copied into the file.
 const CHECKPOINT_PAGES: &str = "4000";
 
@@ -105,7 +108,7 @@ impl Sqlite {
             .foreign_keys(false)
             .pragma("wal_autocheckpoint", CHECKPOINT_PAGES)
             .pragma("temp_store", "memory")
-            .pragma("cache_size", "-16000")
+            .pragma("cache_size", WRITER_CACHE)
             .statement_cache_capacity(200);
         let unreadable = |error: sqlx::Error| match StoreError::from(error) {
             StoreError::Full => StoreError::Full,
@@ -116,7 +119,7 @@ impl Sqlite {
         let readers = SqlitePoolOptions::new()
             .max_connections(READERS)
             .test_before_acquire(false)
-            .connect_lazy_with(options.clone().pragma("query_only", "on"));
+            .connect_lazy_with(options.clone().pragma("query_only", "on").pragma("cache_size", READER_CACHE));
         Ok(Sqlite {
             path: path.to_owned(),
             options,
