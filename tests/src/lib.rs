@@ -6,6 +6,7 @@
 
 pub mod amqp;
 pub mod checker;
+pub mod command;
 pub mod disk;
 pub mod gateway;
 pub mod generate;

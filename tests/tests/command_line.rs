@@ -1,13 +1,13 @@
-//! The verbs as scripts use them: every form of input, every option of a search, every way to end.
+//! The verbs as scripts use them: what is data and what is diagnostics, every form of input, every option of a search, every way
+//! to end.
 
 #![expect(clippy::unwrap_used, reason = "a test may fail anywhere")]
 
 use serde_json::Value;
-use std::io::Write;
 use std::path::Path;
-use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
-use tests::gateway::{Gateway, Setup, Subscription, binary};
+use tests::command::Ended;
+use tests::gateway::{Gateway, Setup, Subscription};
 use tests::generate::{Kind, Population, Run};
 use tests::receiver::Receiver;
 use tests::sender::Connection;
@@ -15,27 +15,9 @@ use tests::webhook::{Behaviour, Webhook};
 
 const WAIT: Duration = Duration::from_secs(20);
 
-/// How a run of `pons` ended: exit code, standard output, standard error.
-type Ended = (Option<i32>, String, String);
-
 /// Runs `pons` in a folder, with something on its standard input.
 async fn pons(folder: &Path, arguments: &[&str], input: &[u8]) -> Ended {
-    let mut child = Command::new(binary().await.unwrap())
-        .args(arguments)
-        .current_dir(folder)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut stdin = child.stdin.take().unwrap();
-    let input = input.to_vec();
-    // A program that reads nothing closes the pipe, which is no failure of the test.
-    let writer = std::thread::spawn(move || drop(stdin.write_all(&input)));
-    let output = tokio::task::spawn_blocking(move || child.wait_with_output()).await.unwrap().unwrap();
-    writer.join().unwrap();
-    let text = |bytes| String::from_utf8(bytes).unwrap();
-    (output.status.code(), text(output.stdout), text(output.stderr))
+    tests::command::pons(folder, arguments, input).await.unwrap()
 }
 
 /// Some messages of one stay, and the strings that may not be shown.
@@ -359,4 +341,76 @@ async fn a_gateway_that_cannot_start_says_why_and_harms_no_other() {
     let (_, messages) = stay();
     send(&gateway, &messages).await;
     assert_eq!(until(&gateway, &["--state", "routed"], 4).await.len(), 4, "the first one goes on");
+}
+
+#[tokio::test]
+async fn map_writes_one_bundle_a_message_and_each_is_fhir() {
+    let (canaries, messages) = stay();
+    let folder = tempfile::tempdir().unwrap();
+    let (code, out, error) = pons(folder.path(), &["map", "-"], &messages.concat()).await;
+    assert_eq!(code, Some(0), "{error}");
+    let bundles: Vec<&str> = out.lines().collect();
+    assert_eq!(bundles.len(), 4);
+    for bundle in bundles {
+        schemas::fhir::typed::check(bundle.as_bytes()).unwrap();
+        let bundle: Value = serde_json::from_str(bundle).unwrap();
+        assert_eq!(schemas::fhir::validate(&bundle), []);
+        assert_eq!(bundle["type"], "transaction");
+    }
+    for line in error.lines() {
+        serde_json::from_str::<Value>(line).unwrap();
+        assert!(canaries.iter().all(|canary| !line.contains(canary)), "a value in a diagnostic");
+    }
+}
+
+#[tokio::test]
+async fn wrong_arguments_end_with_2_and_a_wrong_configuration_with_78() {
+    let folder = tempfile::tempdir().unwrap();
+    for wrong in [&["nonsense"][..], &["map"], &["map", "--nonsense", "-"], &["search", "--state", "rooted"]]
+    {
+        let (code, out, _) = pons(folder.path(), wrong, b"").await;
+        assert_eq!((code, out.as_str()), (Some(2), ""), "{wrong:?}");
+    }
+    let bad = "stroe: embedded\nhttp: {listen: nowhere}\nsources:\n  - {name: main, adapter: mlpp}\n";
+    std::fs::write(folder.path().join("bad.yaml"), bad).unwrap();
+    for verb in ["check", "run", "search"] {
+        let (code, _, error) = pons(folder.path(), &[verb, "--config", "bad.yaml"], b"").await;
+        assert_eq!(code, Some(78), "{verb}: {error}");
+        for part in ["bad.yaml:1:", "`store`", "bad.yaml:2:", "bad.yaml:4:", "`mllp`"] {
+            assert!(error.contains(part), "{verb} says {part}: {error}");
+        }
+    }
+    assert_eq!(pons(folder.path(), &["run", "--config", "missing.yaml"], b"").await.0, Some(78));
+}
+
+#[tokio::test]
+async fn a_store_that_is_not_there_is_unavailable() {
+    let folder = tempfile::tempdir().unwrap();
+    let (code, out, error) = pons(folder.path(), &["search"], b"").await;
+    assert_eq!((code, out.as_str()), (Some(69), ""), "{error}");
+    std::fs::write(folder.path().join("away.yaml"), "store: postgres://postgres@127.0.0.1:1/postgres\n")
+        .unwrap();
+    let (code, _, error) = pons(folder.path(), &["search", "--config", "away.yaml"], b"").await;
+    assert_eq!(code, Some(69), "{error}");
+}
+
+#[tokio::test]
+async fn help_and_version_are_data() {
+    let folder = tempfile::tempdir().unwrap();
+    for arguments in [&["--help"][..], &["map", "--help"], &["version"]] {
+        let (code, out, error) = pons(folder.path(), arguments, b"").await;
+        assert_eq!(code, Some(0));
+        assert!(!out.is_empty() && error.is_empty());
+    }
+}
+
+#[tokio::test]
+async fn the_demo_tells_its_story_to_the_end() {
+    let folder = tempfile::tempdir().unwrap();
+    let (code, out, error) = pons(folder.path(), &["demo", "--exit"], b"").await;
+    assert_eq!(code, Some(0), "{out}\n{error}");
+    let story = format!("{out}{error}").to_lowercase();
+    for part in ["admi", "result", "discharge", "insurer"] {
+        assert!(story.contains(part), "the story tells of `{part}`");
+    }
 }

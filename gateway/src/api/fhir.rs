@@ -280,7 +280,7 @@ async fn one(
     let done = if stored.repeat {
         tokio::time::timeout(api.http.timeout, api.ingest.result(stored.message)).await.ok().flatten()
     } else {
-        tokio::time::timeout(api.http.timeout, waiting).await.ok().and_then(Result::ok)
+        tokio::time::timeout(api.http.timeout, api.ingest.told(stored.message, waiting)).await.ok().flatten()
     };
     match done {
         Some(Done { quarantined: Some(why), .. }) => Err(outcome::answer(

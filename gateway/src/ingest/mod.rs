@@ -20,6 +20,8 @@ use schemas::message::MessageId;
 use senders::{Known, Senders};
 use std::borrow::Cow;
 use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::oneshot;
 use uuid::Uuid;
 
 /// Says whether there is a mapping for a message, so that what cannot be used is refused while its sender listens.
@@ -114,19 +116,42 @@ impl Ingest {
     pub async fn result(&self, message: MessageId) -> Option<Done> {
         let waiting = self.waiters.register(message);
         // It may have been done before we began to wait.
+        match self.recorded(message).await? {
+            Some(done) => Some(done),
+            None => self.told(message, waiting).await,
+        }
+    }
+
+    /// As [`Ingest::result`], for somebody who registered before the message was stored.
+    pub async fn told(&self, message: MessageId, mut waiting: oneshot::Receiver<Done>) -> Option<Done> {
+        let mut look = LOOK;
+        loop {
+            match tokio::time::timeout(look, &mut waiting).await {
+                Ok(told) => return told.ok(),
+                // Another replica may have done it.
+                Err(_) => match self.recorded(message).await? {
+                    Some(done) => return Some(done),
+                    None => look *= 2,
+                },
+            }
+        }
+    }
+
+    /// The result in the store, if there is one yet. `None` if the message is not known.
+    async fn recorded(&self, message: MessageId) -> Option<Option<Done>> {
         match self.store.timeline(message).await {
             Ok(Some(timeline)) => {
-                if let Some((_, result)) = timeline.results.into_iter().next_back() {
-                    let created = timeline.summary.message_type.starts_with("POST");
+                let created = timeline.summary.message_type.starts_with("POST");
+                let newest = timeline.results.into_iter().next_back();
+                Some(newest.map(|(_, result)| {
                     let resources = resources_of(&result.bundle, created);
-                    return Some(Done { quarantined: result.quarantined, resources });
-                }
-                waiting.await.ok()
+                    Done { quarantined: result.quarantined, resources }
+                }))
             }
             Ok(None) => None,
             Err(error) => {
                 tracing::warn!(message_id = %message, error = %crate::chain(&error), "a result could not be looked up");
-                waiting.await.ok()
+                Some(None)
             }
         }
     }
@@ -344,6 +369,8 @@ fn unnamed(received: &Received, rejection: &Rejection, answered: bool) -> NewMes
     }
 }
 
+/// How long a result may stay untold before it is looked for in the store; then twice as long, and so on.
+const LOOK: Duration = Duration::from_millis(250);
 /// How much of what never became a message is kept, in bytes.
 const KEPT_MAX: usize = 64 << 10;
 

@@ -6,6 +6,7 @@
 //! Invariant: a message is recorded when it is the lowest in sequence on all its keys. Whatever is not recorded stays
 //! open in the store, so recovery is the normal poll.
 
+mod courtesy;
 pub mod fhir;
 pub mod lanes;
 pub mod plan;
@@ -22,8 +23,8 @@ use crate::route::Router;
 use crate::store::{Format, OpenMessage, Store, StoreError};
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::trace::{self, Verb};
+use courtesy::Courtesy;
 use futures_util::future;
-use jiff::{SignedDuration, Timestamp};
 use lanes::Held;
 use mappings::resource::{Contributed, Contribution, Stamp};
 use mappings::{Catalog, Context, Effect};
@@ -60,13 +61,6 @@ const CONFLICTS_MAX: usize = 5;
 const GATHER_BELOW: usize = 24;
 /// How long they gather.
 const GATHER: Duration = Duration::from_millis(4);
-/// While intake is under pressure and so many messages wait here, normalizing gives way to it: with a backlog, what is done first only
-/// decides who waits.
-const BACKLOG: usize = WINDOW / 2;
-/// No message waits longer than this for that.
-const GIVE_WAY_MAX: SignedDuration = SignedDuration::from_secs(10);
-/// How long it gives way before it looks again.
-const GIVE_WAY: Duration = Duration::from_millis(10);
 /// How often the store is asked although nobody called: other replicas and replays write there too.
 const POLL_EVERY: Duration = Duration::from_millis(200);
 
@@ -199,7 +193,7 @@ impl Mapper {
         let trigger = message.header().trigger().unwrap_or_default().into_owned();
         let catalog = self.catalog();
         let Some(program) = catalog.program_of(&message) else {
-            return quarantine(format!("there is no mapping for {}", open.message_type), issues);
+            return quarantine("there is no mapping for its type (MSH-9)".to_owned(), issues);
         };
         let context = Context {
             message_id: open.id.0,
@@ -301,6 +295,7 @@ impl Normalizer {
         let mut open: Vec<OpenMessage> = Vec::new();
         let mut after = Seq(i64::MIN);
         let mut polled = tokio::time::Instant::now();
+        let mut courtesy = Courtesy::default();
         loop {
             if held.has_changed().unwrap_or(false) || polled.elapsed() >= POLL_EVERY {
                 // Look at everything anew: lanes came or went, or a replay opened an old message again.
@@ -309,7 +304,7 @@ impl Normalizer {
                 polled = tokio::time::Instant::now();
             }
             let ours = held.borrow_and_update().clone();
-            let worked = match self.work(&ours, &mut open, &mut after).await {
+            let worked = match self.work(&ours, &mut open, &mut after, &mut courtesy).await {
                 Ok(worked) => worked,
                 Err(error) => {
                     tracing::warn!(error = %crate::chain(&error), "a batch could not be recorded; it stays open");
@@ -331,9 +326,12 @@ impl Normalizer {
                     () = tokio::time::sleep(POLL_EVERY) => {}
                 },
                 Worked::GaveWay => {
-                    pause(GIVE_WAY, &stop).await;
-                    self.metrics.gave_way(GIVE_WAY);
-                    polled = tokio::time::Instant::now();
+                    let began = Instant::now();
+                    pause(courtesy::GIVE_WAY, &stop).await;
+                    let took = began.elapsed();
+                    courtesy.shown(took);
+                    self.metrics.gave_way(took);
+                    polled += took;
                 }
                 Worked::On(messages) if messages < GATHER_BELOW => pause(GATHER, &stop).await,
                 Worked::On(_) | Worked::Failed => {}
@@ -347,6 +345,7 @@ impl Normalizer {
         ours: &Held,
         open: &mut Vec<OpenMessage>,
         after: &mut Seq,
+        courtesy: &mut Courtesy,
     ) -> Result<Worked, StoreError> {
         if ours.leases.is_empty() {
             return Ok(Worked::Nothing);
@@ -357,7 +356,9 @@ impl Normalizer {
             *after = more.last().map_or(*after, |last| last.seq);
             open.extend(more);
         }
-        if self.pressure.is_high(Instant::now()) && may_wait(open, Timestamp::now()) {
+        // Somebody who waits for a result must not wait for others' acknowledgements.
+        let pressed = self.pressure.is_high(Instant::now()) && !self.waiters.anybody();
+        if courtesy.gives_way(open.len() >= WINDOW / 2, pressed) {
             return Ok(Worked::GaveWay);
         }
         let mut cleared = HashSet::new();
@@ -382,7 +383,7 @@ impl Normalizer {
         });
         let columns = plan::columns(going, RECORDERS, COLUMN_MIN);
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let threads = cores.div_ceil(columns.len().max(1));
+        let threads = (cores / columns.len().max(1)).max(1);
         let recorded =
             future::join_all(columns.into_iter().map(|column| self.record_all(ours, column, threads))).await;
         recorded.into_iter().collect::<Result<(), StoreError>>()?;
@@ -537,12 +538,6 @@ impl Normalizer {
         }
         (self.hand_on)(recorded);
     }
-}
-
-/// Whether what waits here is a backlog that may wait a little longer.
-fn may_wait(open: &[OpenMessage], now: Timestamp) -> bool {
-    let oldest = open.iter().map(|message| message.received_at).min();
-    open.len() >= BACKLOG && oldest.is_some_and(|oldest| now.duration_since(oldest) < GIVE_WAY_MAX)
 }
 
 async fn pause(time: Duration, stop: &CancellationToken) {

@@ -1,12 +1,11 @@
 //! Messages through mapping and recording into a real SQLite store.
 
 use super::lanes::Held;
-use super::{BACKLOG, GIVE_WAY_MAX, Mapper, Prepared, Recorded, may_wait, record};
+use super::{Mapper, Prepared, Recorded, record};
 use crate::ingest::keys::of_hl7v2;
 use crate::ingest::senders::Senders;
 use crate::route::Router;
-use crate::store::{self, Format, NewMessage, OpenMessage, Role, Store};
-use bytes::Bytes;
+use crate::store::{self, Format, NewMessage, Role, Store};
 use mappings::Catalog;
 use mappings::resource::State;
 use schemas::hl7v2::{Limits, Message};
@@ -291,29 +290,4 @@ async fn the_same_message_gives_the_same_bytes() {
         bundle["entry"].to_string()
     };
     assert_eq!(bundles().await, bundles().await);
-}
-
-#[test]
-fn a_backlog_may_wait_for_intake_but_not_for_long() {
-    let now = jiff::Timestamp::now();
-    let waiting = |messages: usize, received_at| {
-        let one = OpenMessage {
-            seq: Seq(1),
-            id: MessageId(Uuid::now_v7()),
-            received_at: now,
-            sender: "HOSP".into(),
-            format: Format::Hl7v2,
-            message_type: "ADT^A01".to_owned(),
-            bytes: Bytes::new(),
-            keys: Vec::new(),
-            context: String::new(),
-            revision: 0,
-        };
-        let mut all = vec![one; messages];
-        all.last_mut().expect("one at least").received_at = received_at;
-        all
-    };
-    assert!(may_wait(&waiting(BACKLOG, now), now));
-    assert!(!may_wait(&waiting(BACKLOG - 1, now), now), "these are done in no time");
-    assert!(!may_wait(&waiting(BACKLOG, now - GIVE_WAY_MAX), now), "one has waited long enough");
 }

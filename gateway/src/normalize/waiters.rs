@@ -52,6 +52,12 @@ impl Waiters {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner).contains_key(&message)
     }
 
+    /// Whether anybody waits for any message.
+    pub fn anybody(&self) -> bool {
+        let waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        waiting.values().flatten().any(|one| !one.is_closed())
+    }
+
     /// Tells everybody who waits for this message.
     pub fn tell(&self, message: MessageId, done: &Done) {
         let who = self.waiting.lock().unwrap_or_else(PoisonError::into_inner).remove(&message);
@@ -73,13 +79,14 @@ mod tests {
         let done = Done { quarantined: None, resources: Vec::new() };
         let (mut first, second) = (waiters.register(id), waiters.register(id));
         drop(second);
-        assert!(waiters.awaited(id));
+        assert!(waiters.awaited(id) && waiters.anybody());
         waiters.tell(id, &done);
         assert_eq!(first.try_recv(), Ok(done));
-        assert!(!waiters.awaited(id));
+        assert!(!waiters.awaited(id) && !waiters.anybody());
         for n in 0..1000 {
             drop(waiters.register(MessageId(Uuid::from_u128(n))));
         }
         assert!(waiters.waiting.lock().expect("held by nobody").len() <= 512);
+        assert!(!waiters.anybody(), "they all gave up");
     }
 }

@@ -6,7 +6,7 @@
 use crate::store::{Appended, Format, NewMessage, Refused, StoreError, pack};
 use jiff::Timestamp;
 use schemas::message::{LaneSet, MessageId, OrderKey, Seq};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use uuid::Uuid;
 
 /// How far back a control id is remembered.
@@ -17,6 +17,8 @@ pub(super) struct Row {
     pub(super) message: NewMessage,
     pub(super) seq: i64,
     pub(super) repeat_hash: Option<i64>,
+    /// Of a row with a `repeat_hash`.
+    pub(super) content_hash: Option<i64>,
     pub(super) reused: bool,
     pub(super) packed: Vec<u8>,
     repeats: Option<First>,
@@ -30,10 +32,9 @@ struct First {
     rejected: Option<Refused>,
 }
 
-/// A stored message whose hash, or whose id, is that of a new one.
+/// A stored message whose hashes, or whose id, are those of a new one.
 pub(super) struct Earlier {
     pub(super) id: MessageId,
-    pub(super) repeat_hash: Option<i64>,
     pub(super) received_us: i64,
     pub(super) sender: String,
     pub(super) control_id: String,
@@ -78,7 +79,16 @@ impl Batch {
             }
             batch.places.push((batch.rows.len(), false));
             let packed = pack::squeeze(&message.bytes);
-            batch.rows.push(Row { message, seq: 0, repeat_hash, reused, packed, repeats: None });
+            let content_hash = repeat_hash.map(|_| pack::content_hash(&message.bytes));
+            batch.rows.push(Row {
+                message,
+                seq: 0,
+                repeat_hash,
+                content_hash,
+                reused,
+                packed,
+                repeats: None,
+            });
         }
         batch
     }
@@ -97,18 +107,25 @@ impl Batch {
         pack::id_floor(oldest - REPEAT_DAYS * 86_400_000)
     }
 
+    /// Takes notice that earlier messages have these hashes of sender and control id.
+    pub(super) fn reused(&mut self, repeat_hashes: &HashSet<i64>) {
+        for row in &mut self.rows {
+            row.reused |= row.repeat_hash.is_some_and(|hash| repeat_hashes.contains(&hash));
+        }
+    }
+
     /// Takes notice of an earlier message. One with the id of a row is that row, appended by a batch whose answer was lost.
     pub(super) fn met(&mut self, earlier: &Earlier) -> Result<(), StoreError> {
         let floor = self.repeat_floor();
         for row in self.rows.iter_mut().filter(|row| row.repeats.is_none()) {
-            let itself = row.message.id == earlier.id;
-            let same_id = earlier.id.0 >= floor
-                && row.repeat_hash.is_some()
-                && row.repeat_hash == earlier.repeat_hash
-                && *row.message.sender == *earlier.sender
-                && *pack::text(&row.message.control_id) == *earlier.control_id;
-            row.reused |= same_id && !itself;
-            if itself || same_id && pack::expand(&earlier.bytes)? == row.message.bytes {
+            let repeats = |row: &Row| {
+                let same_id = earlier.id.0 >= floor
+                    && !row.message.control_id.is_empty()
+                    && *row.message.sender == *earlier.sender
+                    && *pack::text(&row.message.control_id) == *earlier.control_id;
+                Ok::<_, StoreError>(same_id && pack::expand(&earlier.bytes)? == row.message.bytes)
+            };
+            if row.message.id == earlier.id || repeats(row)? {
                 row.repeats = Some(First {
                     id: earlier.id,
                     received_at: pack::time(earlier.received_us)?,

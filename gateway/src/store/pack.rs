@@ -5,6 +5,7 @@
 
 use crate::store::{DeliveryState, Request, StoreError};
 use bytes::Bytes;
+use crc::{CRC_64_XZ, Crc, Table};
 use jiff::Timestamp;
 use lz4_flex::block::CompressTable;
 use schemas::issue::Issue;
@@ -168,6 +169,12 @@ pub(super) fn state_named(word: &str) -> Option<DeliveryState> {
 /// By which repeats are found: sender and control id. `None` without a control id: such a message is never a repeat.
 pub(super) fn repeat_hash(sender: &str, control_id: &str) -> Option<i64> {
     (!control_id.is_empty()).then(|| OrderKey::of(&[sender, control_id]).0)
+}
+
+/// By which the repeats of a message are told from others with its control id: CRC-64/XZ of its bytes. Frozen: stored rows depend on it.
+pub(super) fn content_hash(bytes: &[u8]) -> i64 {
+    static CRC: Crc<u64, Table<16>> = Crc::<u64, Table<16>>::new(&CRC_64_XZ);
+    CRC.checksum(bytes).cast_signed()
 }
 
 /// By which an identifier's bare value is found, the same as a message's patient hashes.

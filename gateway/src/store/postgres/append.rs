@@ -5,21 +5,36 @@ use crate::store::recent::{Arrived, Waiting};
 use crate::store::{Appended, NewMessage, OpenMessage, StoreError, intake, pack};
 use schemas::message::{LaneSet, MessageId, OrderKey, Seq};
 use sqlx::postgres::{PgConnection, PgRow};
-use sqlx::{AssertSqlSafe, Connection, Row};
+use sqlx::{Connection, Row};
 use std::borrow::Cow;
 use std::collections::{BTreeSet, HashSet};
 use std::fmt::Write;
 use std::sync::{Arc, Mutex, PoisonError};
 use uuid::Uuid;
 
-/// How often a batch is compared with earlier messages before it is given up: each time, another replica wrote one meanwhile.
+/// How often a batch is compared with earlier messages before it is tried anew: each time, another replica took in one of its messages.
 const COMPARED_MAX: usize = 5;
 
-/// Writes all of it, and answers the last number; or writes nothing, because an earlier message has the hash of one of them and is
-/// not among those that it was compared with. The function lies in the schema, so that the whole transaction is one round trip.
-const APPEND: &str = "SELECT append($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20)";
+/// Takes in the whole batch and answers its last number, or NULL: it has to be compared first. The function lies in the schema, so that
+/// the whole transaction is one round trip.
+const APPEND: &str = "SELECT append($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21)";
 
-const EARLIER: &str = "SELECT id, received_us, sender, control_id, rejected, bytes, repeat_hash FROM message";
+/// The newest number, and which control ids are in use. Sequence order is commit order, so every row up to that number is seen.
+const IN_USE: &str = "
+SELECT last_seq, ARRAY(
+    SELECT new.hash FROM unnest($1::bigint[]) AS new(hash) CROSS JOIN LATERAL (
+        SELECT FROM message AS m WHERE m.repeat_hash = new.hash AND m.id >= $2 LIMIT 1
+    ) AS earlier)
+FROM intake";
+
+const ALIKE: &str = "
+SELECT m.id, m.received_us, m.sender, m.control_id, m.rejected, m.bytes
+FROM unnest($1::bigint[], $2::bigint[]) AS new(hash, content) CROSS JOIN LATERAL (
+    SELECT * FROM message WHERE message.repeat_hash = new.hash AND message.content_hash = new.content AND message.id >= $3 OFFSET 0
+) AS m ORDER BY m.received_us, m.id";
+
+const BY_ID: &str =
+    "SELECT id, received_us, sender, control_id, rejected, bytes FROM message WHERE id = ANY($1)";
 
 const READ_OPEN: &str = "
 SELECT seq, id, revision, keys FROM (
@@ -57,7 +72,7 @@ impl Postgres {
         let mut place = self.appender.lock().await;
         let mut conn = match place.take() {
             Some(conn) => conn,
-            None => PgConnection::connect_with(&self.tuned).await?,
+            None => self.connect_appender().await?,
         };
         // If this fails or is given up, the connection is dropped: nobody knows whether it has committed, as after a lost answer.
         append(&mut conn, batch, &self.senders).await?;
@@ -65,10 +80,20 @@ impl Postgres {
         Ok(())
     }
 
+    async fn connect_appender(&self) -> Result<PgConnection, StoreError> {
+        let mut conn = PgConnection::connect_with(&self.tuned).await?;
+        // A batch whose connection broke while it waits for its turn is given up by the server too. Where its system cannot tell, the
+        // batch may come late, as after any lost answer.
+        let notice = sqlx::raw_sql("SET client_connection_check_interval = '1s'").execute(&mut conn).await;
+        if let Err(error @ sqlx::Error::Io(_)) = notice {
+            return Err(error.into());
+        }
+        Ok(conn)
+    }
+
     async fn meet_itself(&self, batch: &mut intake::Batch) -> Result<(), StoreError> {
         let ids: Vec<Uuid> = batch.rows.iter().map(|row| row.message.id.0).collect();
-        let query = sqlx::query(AssertSqlSafe(format!("{EARLIER} WHERE id = ANY($1)"))).bind(ids);
-        for row in &query.fetch_all(&self.path).await? {
+        for row in &sqlx::query(BY_ID).bind(ids).fetch_all(&self.path).await? {
             batch.met(&earlier(row)?)?;
         }
         Ok(())
@@ -146,36 +171,44 @@ async fn append(
     batch: &mut intake::Batch,
     senders: &Senders,
 ) -> Result<(), StoreError> {
-    let mut compared: Vec<Uuid> = Vec::new();
+    let mut compared_to = None;
     for _ in 0..=COMPARED_MAX {
         let rows: Vec<&intake::Row> = batch.to_write().collect();
         if rows.is_empty() {
             return Ok(());
         }
         let unknown = senders.unknown(&rows);
-        if let Some(last) = write(conn, &rows, batch.repeat_floor(), &compared, &unknown).await? {
+        if let Some(last) = write(conn, &rows, batch.repeat_floor(), compared_to, &unknown).await? {
             let written = i64::try_from(rows.len()).expect("a batch is small");
             batch.number(last - written);
             senders.learn(unknown);
             return Ok(());
         }
-        let hashes: Vec<i64> = rows.iter().filter_map(|row| row.repeat_hash).collect();
-        let query = format!("{EARLIER} WHERE repeat_hash = ANY($1) AND id >= $2 ORDER BY received_us, id");
-        let query = sqlx::query(AssertSqlSafe(query)).bind(hashes).bind(batch.repeat_floor());
-        for row in &query.fetch_all(&mut *conn).await? {
-            let earlier = earlier(row)?;
-            compared.push(earlier.id.0);
-            batch.met(&earlier)?;
-        }
+        compared_to = Some(compare(conn, batch).await?);
     }
     Err(StoreError::Conflict)
+}
+
+/// Compares a batch with the earlier messages; answers the number up to which it was.
+async fn compare(conn: &mut PgConnection, batch: &mut intake::Batch) -> Result<i64, StoreError> {
+    let floor = batch.repeat_floor();
+    let hashes = |of: fn(&intake::Row) -> Option<i64>| batch.to_write().filter_map(of).collect::<Vec<i64>>();
+    let (repeats, contents) = (hashes(|row| row.repeat_hash), hashes(|row| row.content_hash));
+    let row = sqlx::query(IN_USE).bind(&repeats).bind(floor).fetch_one(&mut *conn).await?;
+    let in_use: Vec<i64> = row.try_get(1)?;
+    batch.reused(&in_use.into_iter().collect());
+    let alike = sqlx::query(ALIKE).bind(repeats).bind(contents).bind(floor).fetch_all(conn).await?;
+    for row in &alike {
+        batch.met(&earlier(row)?)?;
+    }
+    Ok(row.try_get(0)?)
 }
 
 async fn write(
     conn: &mut PgConnection,
     rows: &[&intake::Row],
     repeat_floor: Uuid,
-    compared: &[Uuid],
+    compared_to: Option<i64>,
     unknown: &BTreeSet<Arc<str>>,
 ) -> Result<Option<i64>, StoreError> {
     let each = || rows.iter();
@@ -186,6 +219,7 @@ async fn write(
         .bind(each().map(|row| row.message.id.0).collect::<Vec<_>>())
         .bind(each().map(|row| pack::micros(row.message.received_at)).collect::<Vec<_>>())
         .bind(each().map(|row| row.repeat_hash).collect::<Vec<_>>())
+        .bind(each().map(|row| row.content_hash).collect::<Vec<_>>())
         .bind(each().map(|row| intake::format_to(row.message.format)).collect::<Vec<_>>())
         .bind(each().map(|row| row.reused).collect::<Vec<_>>())
         .bind(texts(|message| &message.sender))
@@ -201,7 +235,7 @@ async fn write(
         .bind(each().map(|row| row.lanes()).collect::<Vec<_>>())
         .bind(each().map(|row| row.size()).collect::<Vec<_>>())
         .bind(repeat_floor)
-        .bind(compared)
+        .bind(compared_to)
         .bind(unknown.iter().map(|name| pack::text(name)).collect::<Vec<_>>())
         .fetch_one(conn)
         .await?;
@@ -227,7 +261,6 @@ fn earlier(row: &PgRow) -> Result<intake::Earlier, StoreError> {
         control_id: row.try_get(3)?,
         rejected: intake::refused_from(row.try_get(4)?)?,
         bytes: row.try_get(5)?,
-        repeat_hash: row.try_get(6)?,
     })
 }
 

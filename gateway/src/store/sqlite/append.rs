@@ -97,15 +97,16 @@ async fn append(tx: &mut Writing, batch: &mut intake::Batch) -> Result<(), Store
     batch.number(last - places);
 
     let rows: Vec<&intake::Row> = batch.to_write().collect();
-    let head = "INSERT INTO message (seq, id, received_us, repeat_hash, format, reused, sender, source, control_id, message_type, version, keys, rejected, context, bytes) VALUES ";
+    let head = "INSERT INTO message (seq, id, received_us, repeat_hash, content_hash, format, reused, sender, source, control_id, message_type, version, keys, rejected, context, bytes) VALUES ";
     Rows::new(&rows)
-        .tuples(conn, head, 15, "", |query, row| {
+        .tuples(conn, head, 16, "", |query, row| {
             let message = &row.message;
             query
                 .bind(row.seq)
                 .bind(message.id.0)
                 .bind(pack::micros(message.received_at))
                 .bind(row.repeat_hash)
+                .bind(row.content_hash)
                 .bind(intake::format_to(message.format))
                 .bind(row.reused)
                 .bind(pack::text(&message.sender))
@@ -154,23 +155,39 @@ async fn append(tx: &mut Writing, batch: &mut intake::Batch) -> Result<(), Store
     Ok(())
 }
 
-/// Finds the earlier messages that some of these repeat, by control id, or by their own id (a batch that is appended
-/// again because its answer was lost).
+/// Finds the earlier messages that some of these repeat, by control id and content, or by their own id (a batch that is
+/// appended again because its answer was lost), and the control ids that are in use.
 async fn meet_earlier(conn: &mut SqliteConnection, batch: &mut intake::Batch) -> Result<(), StoreError> {
-    const COLUMNS: &str =
-        "SELECT id, received_us, sender, control_id, rejected, bytes, repeat_hash FROM message";
-    let hashes: Vec<i64> = batch.rows.iter().filter_map(|row| row.repeat_hash).collect();
+    const COLUMNS: &str = "m.id, m.received_us, m.sender, m.control_id, m.rejected, m.bytes";
+    let floor = batch.repeat_floor();
+    let hashes: Vec<(i64, i64)> =
+        batch.rows.iter().filter_map(|row| Some((row.repeat_hash?, row.content_hash?))).collect();
+    let in_use = Rows::new(&hashes)
+        .tuples_found(
+            conn,
+            "WITH new (hash, floor) AS (VALUES ",
+            2,
+            ") SELECT hash FROM new WHERE EXISTS (SELECT 1 FROM message AS m WHERE m.repeat_hash = new.hash AND m.id >= new.floor)",
+            |query, (hash, _)| query.bind(hash).bind(floor),
+        )
+        .await?;
+    let in_use = in_use.iter().map(|row| Ok(row.try_get(0)?)).collect::<Result<_, StoreError>>()?;
     let mut found = Rows::new(&hashes)
-        .one_each(conn, &format!("{COLUMNS} WHERE repeat_hash IN ("), ") ORDER BY seq", |query, hash| {
-            query.bind(hash)
-        })
+        .tuples_found(
+            conn,
+            "WITH new (hash, content) AS (VALUES ",
+            2,
+            &format!(
+                ") SELECT {COLUMNS} FROM new CROSS JOIN message AS m ON m.repeat_hash = new.hash AND m.content_hash = new.content \
+                 ORDER BY m.seq"
+            ),
+            |query, (hash, content)| query.bind(hash).bind(content),
+        )
         .await?;
     let ids: Vec<MessageId> = batch.rows.iter().map(|row| row.message.id).collect();
-    found.extend(
-        Rows::new(&ids)
-            .one_each(conn, &format!("{COLUMNS} WHERE id IN ("), ")", |query, id| query.bind(id.0))
-            .await?,
-    );
+    let head = format!("SELECT {COLUMNS} FROM message AS m WHERE m.id IN (");
+    found.extend(Rows::new(&ids).one_each(conn, &head, ")", |query, id| query.bind(id.0)).await?);
+    batch.reused(&in_use);
     for row in &found {
         batch.met(&intake::Earlier {
             id: MessageId(row.try_get(0)?),
@@ -179,7 +196,6 @@ async fn meet_earlier(conn: &mut SqliteConnection, batch: &mut intake::Batch) ->
             control_id: row.try_get(3)?,
             rejected: intake::refused_from(row.try_get(4)?)?,
             bytes: row.try_get(5)?,
-            repeat_hash: row.try_get(6)?,
         })?;
     }
     Ok(())

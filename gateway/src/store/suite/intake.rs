@@ -6,6 +6,7 @@ behaviours! {
     messages_come_back_in_order_and_within_bounds,
     an_equal_message_is_a_repeat,
     other_bytes_under_the_same_control_id_are_new_and_flagged,
+    a_sender_with_one_control_id_for_everything_is_kept_apart,
     a_rejected_message_is_kept_and_its_repeat_gets_the_same_answer,
     a_batch_appended_again_is_recognised_even_without_control_ids,
     a_message_sent_to_two_replicas_at_once_is_taken_once,
@@ -91,6 +92,26 @@ async fn other_bytes_under_the_same_control_id_are_new_and_flagged(place: Place)
     assert_eq!(all_open(&store).await.iter().map(|open| open.seq).collect::<Vec<_>>()[1..], seqs);
     let flagged = all_open(&store).await[2].id;
     assert!(store.timeline(flagged).await.unwrap().unwrap().control_id_reused);
+}
+
+async fn a_sender_with_one_control_id_for_everything_is_kept_apart(place: Place) {
+    let store = place.open().await;
+    let all: Vec<NewMessage> = (0..120).map(|n| message("1", &format!("P{n}"))).collect();
+    for batch in all.chunks(7) {
+        append(&store, batch.to_vec()).await;
+    }
+    let again = |n: usize| NewMessage { id: message("", "").id, ..all[n].clone() };
+    let answers = store.append(vec![again(5), message("1", "P999"), again(100)]).await.unwrap();
+    let repeat =
+        |n: usize| Appended::Repeat { id: all[n].id, received_at: all[n].received_at, rejected: None };
+    assert_eq!((&answers[0], &answers[2]), (&repeat(5), &repeat(100)));
+    assert!(matches!(answers[1], Appended::New { control_id_reused: true, .. }));
+    let open = all_open(&store).await;
+    assert_eq!(open.len(), 121);
+    as_given(&open, &all);
+    for (n, open) in open.iter().enumerate() {
+        assert_eq!(store.timeline(open.id).await.unwrap().unwrap().control_id_reused, n > 0, "{n}");
+    }
 }
 
 async fn a_rejected_message_is_kept_and_its_repeat_gets_the_same_answer(place: Place) {

@@ -1,6 +1,6 @@
 //! Start and memory of the embedded default.
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use std::time::Duration;
 use tests::gateway::{Gateway, Setup, Usage};
 use tests::generate::{Population, Run};
@@ -91,7 +91,7 @@ pub(crate) async fn memory() -> Result<()> {
 /// What the gateway uses once it has done all that it was given: it takes almost no processor time any more.
 async fn rested(gateway: &Gateway) -> Result<Usage> {
     let mut last = gateway.usage()?;
-    loop {
+    for _ in 0..300 {
         tokio::time::sleep(Duration::from_secs(1)).await;
         let now = gateway.usage()?;
         if now.processor - last.processor <= Duration::from_millis(50) {
@@ -99,4 +99,5 @@ async fn rested(gateway: &Gateway) -> Result<Usage> {
         }
         last = now;
     }
+    bail!("the gateway does not come to rest");
 }

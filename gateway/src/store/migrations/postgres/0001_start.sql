@@ -20,6 +20,7 @@ CREATE TABLE message (
     seq bigint NOT NULL,
     received_us bigint NOT NULL,
     repeat_hash bigint,
+    content_hash bigint,
     format smallint NOT NULL,
     reused boolean NOT NULL,
     sender text NOT NULL,
@@ -35,7 +36,7 @@ CREATE TABLE message (
     PRIMARY KEY (id)
 ) PARTITION BY RANGE (id);
 ALTER TABLE message ALTER COLUMN bytes SET STORAGE EXTERNAL;
-CREATE INDEX message_repeat ON message (repeat_hash);
+CREATE INDEX message_repeat ON message (repeat_hash, content_hash);
 CREATE INDEX message_patient ON message USING gin (patient_hashes) WITH (fastupdate = on, gin_pending_list_limit = 512);
 
 CREATE INDEX message_rejected ON message (id) WHERE rejected IS NOT NULL;
@@ -185,34 +186,42 @@ CREATE TABLE result_rest PARTITION OF result DEFAULT WITH (toast_tuple_target = 
 CREATE TABLE delivery_rest PARTITION OF delivery DEFAULT WITH (fillfactor = 50);
 CREATE TABLE attempt_rest PARTITION OF attempt DEFAULT;
 
--- Takes in a batch and answers its last sequence number; or writes nothing and answers NULL, because an earlier message since
--- `repeat_floor` has the hash of one of them and is not among `compared`. The row of `intake` is locked first, so that the statements
--- after it see every batch before this one. `OFFSET 0` keeps the lookup a lookup for each row: turned into a join it reads all of
--- the week once it is planned on an empty day.
-CREATE FUNCTION append(ids uuid[], received_us bigint[], repeat_hashes bigint[], formats smallint[], reused boolean[], senders text[],
-    sources text[], control_ids text[], message_types text[], versions text[], keys bytea[], patient_hashes text[], rejected text[],
-    contexts text[], bytes bytea[], lanes bigint[], sizes integer[], repeat_floor uuid, compared uuid[], new_senders text[])
+-- Takes in a batch and answers its last sequence number; or writes no message and answers NULL, because the batch has to be compared
+-- with earlier ones first: with `compared_to` NULL if any since `repeat_floor` has the `repeat_hash` of one of them, else only if one
+-- above that sequence number has its `content_hash` too. The row of `intake` is locked first, so that the statements after it see
+-- every batch before this one. `OFFSET 0` keeps the lookup a lookup for each row: turned into a join it reads all of the week once it
+-- is planned on an empty day.
+CREATE FUNCTION append(ids uuid[], received_us bigint[], repeat_hashes bigint[], content_hashes bigint[], formats smallint[],
+    reused boolean[], senders text[], sources text[], control_ids text[], message_types text[], versions text[], keys bytea[],
+    patient_hashes text[], rejected text[], contexts text[], bytes bytea[], lanes bigint[], sizes integer[], repeat_floor uuid,
+    compared_to bigint, new_senders text[])
 RETURNS bigint LANGUAGE plpgsql AS $$
 DECLARE
     last bigint;
     before bigint;
 BEGIN
     UPDATE intake SET last_seq = last_seq + cardinality(ids) RETURNING last_seq, last_seq - cardinality(ids) INTO last, before;
-    PERFORM FROM unnest(repeat_hashes) AS new(hash) CROSS JOIN LATERAL (
-        SELECT FROM message AS m
-        WHERE m.repeat_hash = new.hash AND m.id >= repeat_floor AND m.id <> ALL (compared) OFFSET 0
-    ) AS earlier LIMIT 1;
+    IF compared_to IS NULL THEN
+        PERFORM FROM unnest(repeat_hashes) AS new(hash) CROSS JOIN LATERAL (
+            SELECT FROM message AS m WHERE m.repeat_hash = new.hash AND m.id >= repeat_floor LIMIT 1
+        ) AS earlier LIMIT 1;
+    ELSE
+        PERFORM FROM unnest(repeat_hashes, content_hashes) AS new(hash, content) CROSS JOIN LATERAL (
+            SELECT FROM message AS m
+            WHERE m.repeat_hash = new.hash AND m.content_hash = new.content AND m.id >= repeat_floor AND m.seq > compared_to OFFSET 0
+        ) AS earlier LIMIT 1;
+    END IF;
     IF FOUND THEN
         RETURN NULL;
     END IF;
-    INSERT INTO message (id, seq, received_us, repeat_hash, format, reused, sender, source, control_id, message_type, version, keys,
-        patient_hashes, rejected, context, bytes)
-    SELECT n.id, before + n.place, n.received_us, n.repeat_hash, n.format, n.reused, n.sender, n.source, n.control_id, n.message_type,
-        n.version, n.keys, n.patient_hashes::bigint[], n.rejected, n.context, n.bytes
-    FROM unnest(ids, received_us, repeat_hashes, formats, reused, senders, sources, control_ids, message_types, versions, keys,
-        patient_hashes, rejected, contexts, bytes) WITH ORDINALITY
-        AS n(id, received_us, repeat_hash, format, reused, sender, source, control_id, message_type, version, keys, patient_hashes,
-        rejected, context, bytes, place);
+    INSERT INTO message (id, seq, received_us, repeat_hash, content_hash, format, reused, sender, source, control_id, message_type,
+        version, keys, patient_hashes, rejected, context, bytes)
+    SELECT n.id, before + n.place, n.received_us, n.repeat_hash, n.content_hash, n.format, n.reused, n.sender, n.source, n.control_id,
+        n.message_type, n.version, n.keys, n.patient_hashes::bigint[], n.rejected, n.context, n.bytes
+    FROM unnest(ids, received_us, repeat_hashes, content_hashes, formats, reused, senders, sources, control_ids, message_types, versions,
+        keys, patient_hashes, rejected, contexts, bytes) WITH ORDINALITY
+        AS n(id, received_us, repeat_hash, content_hash, format, reused, sender, source, control_id, message_type, version, keys,
+        patient_hashes, rejected, context, bytes, place);
     INSERT INTO inbox (seq, id, lanes, revision, size, keys)
     SELECT before + n.place, n.id, n.lanes, 0, n.size, n.keys
     FROM unnest(ids, lanes, sizes, keys, rejected) WITH ORDINALITY AS n(id, lanes, size, keys, rejected, place)

@@ -18,6 +18,7 @@ CREATE TABLE message (
     id BLOB NOT NULL UNIQUE,
     received_us INTEGER NOT NULL,
     repeat_hash INTEGER,
+    content_hash INTEGER,
     format INTEGER NOT NULL,
     reused INTEGER NOT NULL,
     sender TEXT NOT NULL,
@@ -30,7 +31,7 @@ CREATE TABLE message (
     context TEXT NOT NULL,
     bytes BLOB NOT NULL
 );
-CREATE INDEX message_repeat ON message (repeat_hash) WHERE repeat_hash IS NOT NULL;
+CREATE INDEX message_repeat ON message (repeat_hash, content_hash) WHERE repeat_hash IS NOT NULL;
 CREATE INDEX message_rejected ON message (seq) WHERE rejected IS NOT NULL;
 
 CREATE TABLE message_patient (
