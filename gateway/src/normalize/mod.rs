@@ -60,7 +60,7 @@ const CONFLICTS_MAX: usize = 5;
 /// transaction costs more than a message.
 const GATHER_BELOW: usize = 24;
 /// How long they gather.
-const GATHER: Duration = Duration::from_millis(4);
+const GATHER: Duration = Duration::from_millis(8);
 /// How often the store is asked although nobody called: other replicas and replays write there too.
 const POLL_EVERY: Duration = Duration::from_millis(200);
 
