@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 use std::time::{Duration, Instant};
 use tests::gateway::{Gateway, Setup, Subscription};
 use tests::generate::Run;
+use tests::services::Services;
 use tests::webhook::Webhook;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -332,4 +333,24 @@ async fn the_capability_statement_tells_the_truth() {
     assert_eq!(codes(&patient["interaction"]), ["create", "update"]);
     // What it does not name is not there.
     ask(&gateway, "GET /fhir/Patient?name=x", &[], b"").await.outcome(405);
+}
+
+#[tokio::test]
+#[ignore = "needs PostgreSQL and RabbitMQ: tests/run starts them"]
+async fn a_write_is_answered_whichever_replica_applies_it() {
+    let services = Services::from_environment().unwrap();
+    let setup = Setup {
+        store: Some(services.new_database("fhir").await.unwrap()),
+        bus: Some(services.amqp.clone()),
+        ..Setup::default()
+    };
+    let replicas = [start(&setup).await, start(&setup).await];
+    // Until each has given half of the lanes to the other, one of them applies everything.
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    for n in 0..12 {
+        for (number, gateway) in replicas.iter().enumerate() {
+            let answer = post(gateway, "POST /fhir/Patient", &patient(&format!("R{number}-{n}"))).await;
+            assert_eq!(answer.status, 201, "{}", answer.body);
+        }
+    }
 }

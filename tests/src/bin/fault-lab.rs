@@ -23,8 +23,9 @@ struct Arguments {
     /// At least so many messages; sending goes on until the kills are done
     #[arg(long, default_value_t = 20_000)]
     messages: u64,
-    /// Messages a second at most; 0 sends as fast as it is answered
-    #[arg(long, default_value_t = 0.0)]
+    /// Messages a second at most, so that every station is at work when it is killed; 0 sends as fast as it is answered, which mostly
+    /// builds a backlog
+    #[arg(long, default_value_t = 1_500.0)]
     rate: f64,
     /// Patients
     #[arg(long, default_value_t = 1_000)]
