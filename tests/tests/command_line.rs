@@ -413,4 +413,5 @@ async fn the_demo_tells_its_story_to_the_end() {
     for part in ["admi", "result", "discharge", "insurer"] {
         assert!(story.contains(part), "the story tells of `{part}`");
     }
+    assert_eq!(story.matches("1 delivered").count(), 4, "the store says so of each: {story}");
 }

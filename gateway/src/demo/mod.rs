@@ -112,17 +112,17 @@ async fn heard(who: &str, inbox: &mut Inbox, expected: &str) -> Result<(), Failu
 /// What the store says of it all.
 async fn ledger(running: &Running) -> Result<(), Failure> {
     let deadline = Instant::now() + PATIENCE;
-    let found = loop {
-        let found = running.store.search(&Query { limit: 10, ..Query::default() }).await?;
+    // Outcomes are written a moment after the last letter has arrived.
+    loop {
         let open =
             running.store.books().await?.iter().map(|book| book.routed_open + book.waiting).sum::<i64>();
         if open == 0 || Instant::now() > deadline {
-            break found;
+            break;
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
-    };
+    }
     say("\nWhat the store says (pons search, pons show ID):")?;
-    let mut found = found;
+    let mut found = running.store.search(&Query { limit: 10, ..Query::default() }).await?;
     found.reverse();
     crate::cli::table(&found)
 }
