@@ -685,8 +685,11 @@ impl Window {
                 }
                 outcome
             }
-            // Others got through since: it is this delivery. Not so if the destination asks for time: it is full or busy.
-            Outcome::Away { after: None } if self.answers > answers => Outcome::Again { after: None },
+            // Others got through since: it is this delivery. Not so if the destination asks for time: it is full or busy; nor
+            // while it is left alone: nobody has got through since then.
+            Outcome::Away { after: None } if self.answers > answers && !self.circuit.is_open() => {
+                Outcome::Again { after: None }
+            }
             Outcome::Away { after } => {
                 if self.circuit.away(now, after, random) {
                     Counters::add(&self.counters.circuits_opened, 1);

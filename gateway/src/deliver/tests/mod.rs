@@ -300,6 +300,34 @@ async fn a_destination_that_is_away_is_left_alone_and_burns_no_attempts() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_probe_that_had_failed_before_others_got_through_does_not_end_the_probing() {
+    let bench = Bench::new(FakeDestination::new(
+        |number, _| {
+            if number == 2 { Reaction::Accept } else { Reaction::Away }
+        },
+    ))
+    .with(|settings| settings.circuit_failures = 2);
+    let running = bench.start();
+    pass(Duration::from_secs(1)).await;
+    // The first finds it away, then the second gets through, then nobody does: the circuit opens.
+    for (key, tried) in [(1, 1), (2, 2), (3, 3), (4, 4)] {
+        let row = bench.store.add(key);
+        running.feed.send(routed(&row)).await.expect("the deliverer runs");
+        bench.destination.until("tried", |received| received.tried.len() >= tried).await;
+    }
+    pass(Duration::from_secs(3600)).await;
+    let probes = bench.destination.received().tried[4..].to_vec();
+    for number in [1, 3, 4] {
+        assert!(probes.contains(&number), "{number} never asked again: {probes:?}");
+    }
+    assert!(
+        bench.store.state().rows.values().all(|row| row.open.attempts <= u32::from(row.open.number == 2))
+    );
+    bench.destination.set(accept);
+    bench.store.until_all(DeliveryState::Delivered).await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_delivery_that_breaks_its_connection_is_a_dead_letter_and_holds_up_nobody() {
     let bench = Bench::new(FakeDestination::new(
         |number, _| {
@@ -621,7 +649,7 @@ fn faults() -> impl Strategy<Value = (Vec<i64>, Vec<u8>, Vec<u16>)> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 48, max_shrink_iters: 60, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 256, max_shrink_iters: 60, ..ProptestConfig::default() })]
 
     #[test]
     fn order_holds_and_nothing_is_lost_under_random_faults((keys, reactions, breaks) in faults()) {
