@@ -10,6 +10,8 @@ fn main() {
         println!("cargo::rerun-if-changed={folder}");
         gather(&root.join(folder), &mut files);
     }
+    println!("cargo::rerun-if-changed=guide.yaml");
+    files.push(root.join("guide.yaml"));
     files.sort();
     let mut list = String::from(
         "/// Every mapping file: its path from the crate's folder, and its text.\nconst FILES: &[(&str, &str)] = &[\n",

@@ -242,6 +242,11 @@ pub fn catalog(config: &Config) -> Result<Catalog, StartError> {
 
 /// The built-in mappings and those of a folder.
 pub fn catalog_with(folder: Option<&Path>) -> Result<Catalog, StartError> {
+    Catalog::from_files(mapping_files(folder)?).map_err(StartError::Mappings)
+}
+
+/// The built-in files of mappings, and those of a folder beside them.
+pub fn mapping_files(folder: Option<&Path>) -> Result<Vec<(String, String)>, StartError> {
     let mut files = Catalog::builtin_files();
     if let Some(folder) = folder {
         let own = crate::files::mappings(folder)
@@ -250,7 +255,7 @@ pub fn catalog_with(folder: Option<&Path>) -> Result<Catalog, StartError> {
         files.retain(|(name, _)| !own.iter().any(|(other, _)| other == name));
         files.extend(own);
     }
-    Catalog::from_files(files).map_err(StartError::Mappings)
+    Ok(files)
 }
 
 async fn open_store(config: &Config) -> Result<Arc<dyn Store>, StartError> {

@@ -2,6 +2,7 @@
 
 use crate::bundle::{self, About, Entry, Rendered};
 use crate::catalog::{Catalog, Program};
+use crate::lineage::Lineage;
 use crate::resource::{SlotWrite, Write};
 use crate::run::{Context, Mapped, Quarantined};
 use schemas::hl7v2::Message;
@@ -42,6 +43,24 @@ pub fn map_by(program: &Program, message: &Message<'_>, context: &Context<'_>) -
     let mapped = program.run(message, context).map_err(NotMapped::Quarantined)?;
     let mapping = format!("{} {}", program.name(), program.version());
     Ok(render(mapped, context, &mapping))
+}
+
+/// Maps one message by a mapping, and tells where every element of the Bundle comes from and what became of every field.
+/// The Bundle is the same as that of [`map_by`].
+///
+/// # Errors
+/// [`NotMapped::Quarantined`] says why.
+pub fn explain_by(
+    program: &Program,
+    message: &Message<'_>,
+    context: &Context<'_>,
+) -> Result<(Alone, Lineage), NotMapped> {
+    let (mapped, traced) = program.trace(message, context).map_err(NotMapped::Quarantined)?;
+    let mapping = format!("{} {}", program.name(), program.version());
+    let contributions = mapped.contributions.clone();
+    let alone = render(mapped, context, &mapping);
+    let lineage = Lineage::of(program, message, &contributions, &traced, &alone.bundle);
+    Ok((alone, lineage))
 }
 
 /// Maps one message into an empty store: its contributions are rendered as they are, and a resource that lacks a required

@@ -4,7 +4,7 @@ use crate::compile::{self, Parsed};
 use crate::language::ast::{Document, Test};
 use crate::language::load;
 use crate::program::{Code, MappingCode};
-use crate::run::{Context, Mapped, Quarantined};
+use crate::run::{Context, Mapped, Memo, Quarantined, Traced};
 use crate::table::Table;
 use schemas::hl7v2::Message;
 use schemas::hl7v2::definitions::Version;
@@ -73,6 +73,9 @@ impl Catalog {
         let mut mistakes = Vec::new();
         let (mut parsed, mut tables, mut tests) = (Vec::new(), Vec::new(), Vec::new());
         for (file, text) in files {
+            if file == crate::guide::NOTES {
+                continue;
+            }
             let mut wrong = |mistake| mistakes.push(FileMistake { file: file.clone(), mistake });
             if let Some(path) = file.strip_suffix(".json") {
                 let name =
@@ -172,9 +175,26 @@ impl Program {
     pub fn run(&self, message: &Message<'_>, context: &Context<'_>) -> Result<Mapped, Quarantined> {
         let memos = || self.code.memos.lock().unwrap_or_else(PoisonError::into_inner);
         let mut memo = memos().pop().unwrap_or_default();
-        let mapped = crate::run::run(&self.code, &self.mapping, message, context, &mut memo);
+        let mapped = crate::run::run(&self.code, &self.mapping, message, context, &mut memo, None);
         memos().push(memo);
         mapped
+    }
+
+    /// Maps a message and notes where everything comes from. What it makes is the same.
+    pub(crate) fn trace(
+        &self,
+        message: &Message<'_>,
+        context: &Context<'_>,
+    ) -> Result<(Mapped, Traced), Quarantined> {
+        let (mut memo, mut traced) = (Memo::default(), Traced::default());
+        let mapped =
+            crate::run::run(&self.code, &self.mapping, message, context, &mut memo, Some(&mut traced))?;
+        Ok((mapped, traced))
+    }
+
+    /// The name of a file in which rules stand.
+    pub(crate) fn file(&self, number: u16) -> &str {
+        self.code.files.get(usize::from(number)).map_or("", |file| file)
     }
 
     /// The name, such as `oru_r01`.

@@ -10,6 +10,7 @@ use crate::table::Table;
 use schemas::hl7v2::definitions::Version;
 use schemas::hl7v2::path::SegmentName;
 use schemas::issue::Severity;
+use schemas::yaml::Place;
 use std::sync::{Arc, Mutex};
 
 /// An expression, by its place in [`Code::exprs`].
@@ -30,6 +31,8 @@ pub(crate) struct Code {
     pub(crate) tables: Vec<Table>,
     /// The tables of senders: `sender/name`.
     pub(crate) sender_tables: std::collections::HashMap<String, u32>,
+    /// The names of the files in which the rules stand.
+    pub(crate) files: Vec<Box<str>>,
     /// How many slots and made resources are remembered: the next [`Remember::id`].
     pub(crate) remembered: u32,
     /// What was written before, for as many threads as ever mapped at a time.
@@ -128,6 +131,8 @@ pub(crate) struct Node {
     pub(crate) report: Option<Severity>,
     /// The rule's name for issues, such as `pid_patient/birthDate`.
     pub(crate) rule: Arc<str>,
+    /// Where the rule stands.
+    pub(crate) at: At,
     /// Extensions beside a primitive.
     pub(crate) extension: Vec<NodeId>,
     /// The type's suffix in the name of a choice element, such as `Quantity`; empty elsewhere.
@@ -135,6 +140,14 @@ pub(crate) struct Node {
     /// The parts of the element on which its map was called, a bit each, of which at least one must be there for anything to
     /// be written; 0 where that cannot be said.
     pub(crate) needs: Parts,
+}
+
+/// A place in a file of the mappings.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct At {
+    /// Its place in [`Code::files`].
+    pub(crate) file: u16,
+    pub(crate) place: Place,
 }
 
 /// Parts of an element: bit 1 is the first, and the highest one stands for all that follow.
@@ -341,6 +354,8 @@ pub(crate) struct IgnoreRule {
     pub(crate) last: u16,
     /// What follows, component and subcomponent; 0 stands for all.
     pub(crate) steps: [u16; 2],
+    /// Why.
+    pub(crate) reason: Arc<str>,
 }
 
 /// A made resource.

@@ -74,6 +74,14 @@ pub struct Fragment {
     pub json: String,
 }
 
+impl Fragment {
+    /// How many items of an array it is.
+    pub(crate) fn items(&self) -> u32 {
+        let items = serde_json::from_str::<Vec<serde::de::IgnoredAny>>(&format!("[{}]", self.json));
+        items.map_or(0, |items| u32::try_from(items.len()).unwrap_or(u32::MAX))
+    }
+}
+
 /// A contribution of this message alone, or one that was remembered from an earlier message and is shared.
 #[derive(Clone, Debug)]
 pub enum Contributed {

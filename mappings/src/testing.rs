@@ -1,8 +1,9 @@
 //! Runs the `tests:` that stand in the mappings.
 
-use crate::alone::{Alone, NotMapped, map_alone};
+use crate::alone::{Alone, NotMapped, explain_by, map_alone};
 use crate::catalog::Catalog;
 use crate::language::ast::Test;
+use crate::lineage::Lineage;
 use crate::run::Context;
 use schemas::hl7v2::time::Zone;
 use schemas::hl7v2::{Limits, Message};
@@ -48,9 +49,35 @@ impl Catalog {
         failures
     }
 
+    /// The lineage of every test that holds and whose message is mapped.
+    pub fn explain_tests(&self) -> Vec<Lineage> {
+        let explain = |test: &Test| {
+            let message = Message::parse(&test.given, &Limits::default()).ok()?;
+            let program = self.program_of(&message)?;
+            explain_by(program, &message, &context(test)).ok().map(|(_, lineage)| lineage)
+        };
+        let holding = self.tests.iter().filter(|(_, test)| run(self, test).is_empty());
+        holding.filter_map(|(_, test)| explain(test)).collect()
+    }
+
     /// How many tests stand in the mappings.
     pub fn test_count(&self) -> usize {
         self.tests.len()
+    }
+}
+
+/// What a mapping may know beside the message of a test.
+pub(crate) fn context(test: &Test) -> Context<'_> {
+    Context {
+        message_id: Uuid::from_u128(1),
+        received_at: jiff::Timestamp::UNIX_EPOCH,
+        seq: 1,
+        sender: "test".into(),
+        authority: "test".into(),
+        zone: Zone::UTC,
+        namespace: Uuid::nil(),
+        systems: &test.systems,
+        options: &test.options,
     }
 }
 
@@ -60,17 +87,7 @@ fn run(catalog: &Catalog, test: &Test) -> Vec<String> {
         Ok(message) => message,
         Err(error) => return vec![format!("the message cannot be read: {error}")],
     };
-    let context = Context {
-        message_id: Uuid::from_u128(1),
-        received_at: jiff::Timestamp::UNIX_EPOCH,
-        seq: 1,
-        sender: "test".into(),
-        authority: "test".into(),
-        zone: Zone::UTC,
-        namespace: Uuid::nil(),
-        systems: &[],
-        options: &[],
-    };
+    let context = context(test);
     let Alone { bundle, issues } = match map_alone(catalog, &message, &context) {
         Ok(alone) => alone,
         Err(NotMapped::NotTaken) => return vec!["no mapping takes this message".to_owned()],

@@ -4,7 +4,8 @@ use super::send::read;
 use super::{Exit, Outcome, complain, print};
 use crate::ingest::senders::own_name;
 use clap::Args;
-use mappings::{Catalog, Context, NotMapped, map_alone, map_by};
+use mappings::lineage::Lineage;
+use mappings::{Catalog, Context, NotMapped, explain_by, map_by};
 use schemas::hl7v2::file::{self, File, FileMessage};
 use schemas::hl7v2::{Limits, Message, time};
 use schemas::issue::{Issue, Severity};
@@ -27,6 +28,9 @@ pub(super) struct Arguments {
     /// The IANA zone of times without an offset; UTC and flagged without it
     #[arg(long, value_name = "ZONE")]
     zone: Option<String>,
+    /// Tell on standard error where every element comes from and what became of every field
+    #[arg(long)]
+    explain: bool,
     /// How many messages are mapped at once
     #[arg(long, value_name = "N", default_value_t = 1)]
     jobs: usize,
@@ -37,6 +41,12 @@ const LIMITS: Limits = Limits { bytes: 64 << 20, ..Limits::DEFAULT };
 
 /// The namespace of ids where there is no installation: ids of `pons map` are the same everywhere, and so guessable.
 const NAMESPACE: Uuid = Uuid::from_u128(0x0f5d_5fd3_2d0c_5b46_9c3b_6f1a_7e0c_2a11);
+
+/// A message, mapped.
+struct Mapped {
+    bundle: String,
+    lineage: Option<Lineage>,
+}
 
 /// What one message gave.
 struct One {
@@ -146,11 +156,15 @@ impl Mapper<'_> {
         if let Err(why) = &bundle {
             issues.push(Issue::new(Severity::Error, "not-mapped", "", why));
         }
-        let diagnostics = issues.iter().map(|issue| diagnostic(file, index + 1, issue)).collect();
-        One { bundle: bundle.ok(), diagnostics }
+        let mut diagnostics: Vec<_> = issues.iter().map(|issue| diagnostic(file, index + 1, issue)).collect();
+        let mapped = bundle.ok();
+        if let Some(lineage) = mapped.as_ref().and_then(|mapped| mapped.lineage.as_ref()) {
+            diagnostics.push(json!({"file": file, "message": index + 1, "lineage": lineage.to_json()}));
+        }
+        One { bundle: mapped.map(|mapped| mapped.bundle), diagnostics }
     }
 
-    fn map(&self, text: &str, bytes: &[u8], issues: &mut Vec<Issue>) -> Result<String, String> {
+    fn map(&self, text: &str, bytes: &[u8], issues: &mut Vec<Issue>) -> Result<Mapped, String> {
         let message = Message::parse(text, &LIMITS).map_err(|error| error.to_string())?;
         issues.extend_from_slice(message.issues());
         if let Some(issue) = message.issues().iter().find(|issue| issue.severity == Severity::Error) {
@@ -173,14 +187,19 @@ impl Mapper<'_> {
             systems: &[],
             options: &[],
         };
-        let mapped = match self.arguments.mapping.as_ref().and_then(|name| self.catalog.program(name)) {
-            Some(program) => map_by(program, &message, &context),
-            None => map_alone(self.catalog, &message, &context),
-        };
+        let named = self.arguments.mapping.as_ref().and_then(|name| self.catalog.program(name));
+        let program = named.or_else(|| self.catalog.program_of(&message)).ok_or(NotMapped::NotTaken);
+        let mapped = program.and_then(|program| {
+            if self.arguments.explain {
+                explain_by(program, &message, &context).map(|(alone, lineage)| (alone, Some(lineage)))
+            } else {
+                map_by(program, &message, &context).map(|alone| (alone, None))
+            }
+        });
         match mapped {
-            Ok(alone) => {
+            Ok((alone, lineage)) => {
                 issues.extend(alone.issues);
-                Ok(alone.bundle)
+                Ok(Mapped { bundle: alone.bundle, lineage })
             }
             Err(NotMapped::NotTaken) => {
                 Err("this message type is not taken: there is no mapping for it".to_owned())

@@ -2,6 +2,7 @@
 //! patient's value unless `--show-phi` asks for it.
 
 mod check;
+mod coverage;
 mod map;
 mod replay;
 mod run;
@@ -115,6 +116,8 @@ enum Verb {
     Check(check::Arguments),
     /// Run the mappings' tests
     Test(test::Arguments),
+    /// Count how much of HL7's v2-to-FHIR guide the mappings do
+    Coverage(coverage::Arguments),
     /// Send HL7 v2 messages over MLLP and wait for each ACK
     Send(send::Arguments),
     /// Find messages
@@ -162,6 +165,7 @@ pub fn main() -> ExitCode {
         Verb::Map(arguments) => map::main(&arguments),
         Verb::Check(arguments) => check::main(&arguments),
         Verb::Test(arguments) => test::main(&arguments),
+        Verb::Coverage(arguments) => coverage::main(&arguments),
         Verb::Send(arguments) => send::main(&arguments),
         Verb::Search(arguments) => search::main(&arguments),
         Verb::Show(arguments) => show::main(&arguments),

@@ -191,6 +191,18 @@ impl<'a> Compiler<'a> {
         *self.refs.entry(name.text.clone()).or_insert(next)
     }
 
+    /// A place in the file at hand.
+    fn at(&mut self, place: Place) -> crate::program::At {
+        let files = &mut self.code.files;
+        // The file at hand is mostly the last one.
+        let known = files.iter().rposition(|known| **known == *self.file);
+        let file = known.unwrap_or_else(|| {
+            files.push(self.file.into());
+            files.len() - 1
+        });
+        crate::program::At { file: u16::try_from(file).unwrap_or(u16::MAX), place }
+    }
+
     fn node(&mut self, mut node: crate::program::Node) -> NodeId {
         node.needs = needs::of_node(&self.code, &node).unwrap_or_default();
         let id = u32::try_from(self.code.nodes.len()).expect("a catalog has fewer than 2^32 nodes");

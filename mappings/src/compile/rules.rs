@@ -68,6 +68,7 @@ impl<'a> Compiler<'a> {
             );
         }
         let when_item = when.is_some_and(|when| each.is_none_or(|each| self.is_about_item(when, each)));
+        let at = self.at(rule.place);
         self.node(Node {
             when,
             when_item,
@@ -76,6 +77,7 @@ impl<'a> Compiler<'a> {
             on_error,
             report: rule.issue,
             rule: Arc::from(name),
+            at,
             extension,
             suffix,
             needs: Parts::default(),
@@ -149,7 +151,7 @@ impl<'a> Compiler<'a> {
                 many: false,
             };
             let (does, suffix) = self.action(env, rule, &want, name);
-            let on_error = Recovery::Outer;
+            let (on_error, at) = (Recovery::Outer, self.at(rule.place));
             Some(self.node(Node {
                 when: None,
                 when_item: false,
@@ -158,6 +160,7 @@ impl<'a> Compiler<'a> {
                 on_error,
                 report: None,
                 rule: Arc::from(name),
+                at,
                 extension: Vec::new(),
                 suffix,
                 needs: Parts::default(),

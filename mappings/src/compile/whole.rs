@@ -324,7 +324,7 @@ impl<'a> Compiler<'a> {
     pub(super) fn ignores(&mut self, ignore: &[ast::Ignore], from: Option<&str>) -> Vec<IgnoreRule> {
         let mut rules = Vec::new();
         for entry in ignore {
-            match ignore_rule(&entry.path.text, from) {
+            match ignore_rule(&entry.path.text, &entry.reason, from) {
                 Some(rule) => rules.push(rule),
                 None => {
                     self.wrong(
@@ -348,7 +348,8 @@ impl<'a> Compiler<'a> {
 }
 
 /// `PID-1`, `PID-24-25`, `PID-3.2`, `SFT`, `CX.9`, `CX.9-10`, `CX.4.2`.
-fn ignore_rule(path: &str, from: Option<&str>) -> Option<IgnoreRule> {
+fn ignore_rule(path: &str, reason: &str, from: Option<&str>) -> Option<IgnoreRule> {
+    let reason = Arc::from(reason);
     let end = path.find(['-', '.']).unwrap_or(path.len());
     let (name, rest) = path.split_at(end);
     let relative = from == Some(name) && !rest.starts_with('-') && !rest.is_empty();
@@ -356,12 +357,12 @@ fn ignore_rule(path: &str, from: Option<&str>) -> Option<IgnoreRule> {
     let segment =
         if relative { None } else { Some(SegmentName::new(name).filter(|_| is_segment_name(name))?) };
     if rest.is_empty() {
-        return Some(IgnoreRule { segment, first: 1, last: u16::MAX, steps: [0, 0] });
+        return Some(IgnoreRule { segment, first: 1, last: u16::MAX, steps: [0, 0], reason });
     }
     let rest = &rest[1..];
     if let Some((first, last)) = rest.split_once('-') {
         let (first, last) = (number(first)?, number(last)?);
-        return (first <= last).then_some(IgnoreRule { segment, first, last, steps: [0, 0] });
+        return (first <= last).then_some(IgnoreRule { segment, first, last, steps: [0, 0], reason });
     }
     let mut parts = rest.split('.').map(number);
     let first = parts.next()??;
@@ -371,7 +372,7 @@ fn ignore_rule(path: &str, from: Option<&str>) -> Option<IgnoreRule> {
             *step = number?;
         }
     }
-    parts.next().is_none().then_some(IgnoreRule { segment, first, last: first, steps })
+    parts.next().is_none().then_some(IgnoreRule { segment, first, last: first, steps, reason })
 }
 
 /// `>=2.3`, `<=2.5.1`, `2.4`, `2.3-2.5.1`.
@@ -394,7 +395,7 @@ mod tests {
     #[test]
     fn ignored_paths_are_read() {
         let check = |path: &str, from: Option<&str>, expected: Option<(Option<&str>, u16, u16, [u16; 2])>| {
-            let found = ignore_rule(path, from);
+            let found = ignore_rule(path, "a reason", from);
             let found = found
                 .as_ref()
                 .map(|r| (r.segment.as_ref().map(SegmentName::as_str), r.first, r.last, r.steps));

@@ -229,6 +229,7 @@ pub(crate) struct KeyRule {
 #[derive(Clone, Debug)]
 pub(crate) struct Ignore {
     pub(crate) path: Word,
+    pub(crate) reason: String,
 }
 
 /// A whole mapping of a message.
@@ -312,4 +313,7 @@ pub(crate) struct Test {
     pub(crate) absent: Vec<Word>,
     pub(crate) unmapped: Option<Vec<String>>,
     pub(crate) issues: Vec<String>,
+    /// What the sender is configured with.
+    pub(crate) options: Vec<(String, String)>,
+    pub(crate) systems: Vec<(String, String)>,
 }

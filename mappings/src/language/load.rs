@@ -349,12 +349,12 @@ fn ignores(fields: &mut Fields<'_, '_>) -> Vec<Ignore> {
     for node in fields.take_list("ignore") {
         let mut entry = Fields::new(node, "ignore", fields.mistakes());
         let path = required_word(&mut entry, "path");
-        let reason = entry.take_required("reason").and_then(Node::text);
+        let reason = entry.take_required("reason").and_then(Node::text).map(str::to_owned);
         entry.finish();
-        if let (Some(path), Some(_)) = (path, reason) {
+        if let (Some(path), Some(reason)) = (path, reason) {
             for piece in path.text.split(',') {
                 let path = Word { place: path.place, text: piece.trim().to_owned() };
-                ignores.push(Ignore { path });
+                ignores.push(Ignore { path, reason: reason.clone() });
             }
         }
     }
@@ -385,12 +385,37 @@ fn tests(fields: &mut Fields<'_, '_>) -> Vec<Test> {
             .is_some()
             .then(|| test.take_texts("unmapped").into_iter().map(str::to_owned).collect::<Vec<_>>());
         let issues = test.take_texts("issues").into_iter().map(str::to_owned).collect();
+        let options = settings(&mut test, "options");
+        let systems = settings(&mut test, "systems");
         test.finish();
         if let Some(given) = given {
-            tests.push(Test { place: node.place, name, given, expect, absent, unmapped, issues });
+            tests.push(Test {
+                place: node.place,
+                name,
+                given,
+                expect,
+                absent,
+                unmapped,
+                issues,
+                options,
+                systems,
+            });
         }
     }
     tests
+}
+
+/// Pairs of a name and a text.
+fn settings(fields: &mut Fields<'_, '_>, name: &'static str) -> Vec<(String, String)> {
+    let Some(node) = fields.take(name) else { return Vec::new() };
+    let pairs = pairs(node, name, fields.mistakes(), |key, node, mistakes| {
+        let text = node.text().map(str::to_owned);
+        if text.is_none() {
+            wrong(mistakes, node.place, name, "expected a text");
+        }
+        Some((key.text, text?))
+    });
+    pairs.into_iter().collect()
 }
 
 fn identity(node: &Node, path: &str, mistakes: Mistakes<'_>) -> Option<Identity> {

@@ -57,7 +57,9 @@ impl<'r> Run<'r> {
     /// Notes what became of a leaf, unless a condition reads it.
     pub(super) fn mark(&mut self, leaf: usize, state: State) {
         self.last_leaf = Some(leaf);
-        if self.quiet == 0 {
+        if self.quiet > 0 {
+            self.cause(leaf);
+        } else {
             // The leaves of a message are counted in u32.
             let first = leaf as u32;
             self.marks.push(Mark { first, end: first + 1, state });
@@ -111,6 +113,9 @@ impl<'r> Run<'r> {
                     (None, Level::Subcomponent) => rule.takes([1, 1]),
                 };
                 let at = at as u32;
+                if meant {
+                    self.trace_ignored(at, rule);
+                }
                 // What was marked before may be remembered without what is marked here.
                 match self.marks[before..].last_mut() {
                     _ if !meant => {}
@@ -122,7 +127,7 @@ impl<'r> Run<'r> {
     }
 
     /// Reports the fields that nothing of the mapping took: one issue a field, for the leaves that are left.
-    pub(super) fn report_unmapped(&mut self) {
+    pub(super) fn report_unmapped(&mut self) -> Vec<State> {
         let message = self.message;
         let mapping = self.mapping;
         let mut states = vec![State::Unmapped; message.leaves().len()];
@@ -131,16 +136,19 @@ impl<'r> Run<'r> {
                 *state = mark.state.max(*state);
             }
         }
-        let parts = self.ignored.iter().copied();
+        let parts = self.ignored.clone().into_iter();
         let whole = (0..message.segments().len() as u32).map(|segment| (segment, &*mapping.ignore));
         for (segment, rules) in parts.chain(whole) {
             let segment = &message.segments()[segment as usize];
-            for (state, leaf) in states[segment.leaves()].iter_mut().zip(&message.leaves()[segment.leaves()])
-            {
+            for at in segment.leaves() {
+                let (state, leaf) = (&mut states[at], &message.leaves()[at]);
                 let taken =
-                    |rule: &IgnoreRule| rule.segment == Some(segment.name()) && rule.takes_field(leaf);
-                if *state < State::Ignored && rules.iter().any(taken) {
+                    |rule: &&IgnoreRule| rule.segment == Some(segment.name()) && rule.takes_field(leaf);
+                if *state < State::Ignored
+                    && let Some(rule) = rules.iter().find(taken)
+                {
                     *state = State::Ignored;
+                    self.trace_ignored(at as u32, rule);
                 }
             }
         }
@@ -186,6 +194,7 @@ impl<'r> Run<'r> {
             let text = "no rule of the mapping takes this value";
             self.issues.push(Issue::new(Severity::Warning, "unmapped-field", path.to_string(), text));
         }
+        states
     }
 
     /// A doubt about a time, once for each kind of doubt.

@@ -628,7 +628,11 @@ impl<'r> Run<'r> {
     }
 
     /// The trigger event.
-    pub(crate) fn trigger(&self) -> Cow<'r, str> {
+    pub(crate) fn trigger(&mut self) -> Cow<'r, str> {
+        if self.tracer.is_some() {
+            let field = self.message.field(0, 9);
+            self.cause_of(field.repetition(self.message, 1).part(self.message, 2));
+        }
         self.trigger.clone()
     }
 

@@ -175,10 +175,12 @@ impl<'r> Run<'r> {
                 continue;
             }
             let (marks, issues, ignored) = (self.marks.len(), self.issues.len(), self.ignored.len());
+            let traced = self.traced();
             match self.write_instance(index) {
                 Ok(()) => {}
                 Err(Halt::LeaveOut | Halt::Unreadable) => {
                     self.marks.truncate(marks);
+                    self.untrace(traced);
                     self.made.clear();
                     self.ignored.truncate(ignored);
                     let why = self.issues.get(issues..).and_then(<[Issue]>::last).cloned();
@@ -210,6 +212,8 @@ impl<'r> Run<'r> {
             on_existing,
             slots: Vec::with_capacity(32),
         });
+        self.trace_resource(id);
+        self.uncause(0);
         let frame = self.frame(group, anchor, Some(entry));
         let mut place = 0;
         for part in &resource.parts {
@@ -217,6 +221,7 @@ impl<'r> Run<'r> {
             let segments = self.part_segments(&frame, part);
             for (turn, segment) in segments.into_iter().enumerate() {
                 let frame = Frame { anchor: Some(segment), ..frame };
+                self.uncause(0);
                 if part.when.is_some_and(|when| !self.holds(&frame, when)) {
                     continue;
                 }
@@ -231,6 +236,7 @@ impl<'r> Run<'r> {
                 self.write_part(&frame, part, segment, Place::Entry(entry), place, again)?;
             }
         }
+        self.uncause(0);
         let again = if fresh { Again::Never } else { Again::Made };
         let (at, remember) = (Place::Entry(entry), resource.remember.as_ref());
         self.write_slots(&frame, &resource.set, remember, at, place + 1, again)

@@ -132,6 +132,7 @@ impl<'r> Run<'r> {
             level: None,
             ..*frame
         };
+        self.cause_of(base);
         self.ignore(&make.ignore, &inner);
         if make.chain.is_empty() {
             return Ok(self.make_one(frame, &inner, node, make, None, out)?.is_some());
@@ -232,9 +233,11 @@ impl<'r> Run<'r> {
         }));
         let marks = self.marks.len();
         let callee = Frame { owner: inner.owner, ..*inner };
+        let before = self.trace_resource(id);
+        let mut wrote = Ok(());
         for slot in &make.slots {
             let frame = if slot.outer { outer } else { &callee };
-            self.write_slot(frame, slot, Place::Made(made), 0, Again::Never)?;
+            wrote = wrote.and_then(|()| self.write_slot(frame, slot, Place::Made(made), 0, Again::Never));
         }
         if let Some(parent) = parent {
             let mut json = String::new();
@@ -244,7 +247,12 @@ impl<'r> Run<'r> {
             let write = Write::Valued(Arc::new([fragment]));
             let write = SlotWrite { name: "chain/partOf", order, on_existing: None, write };
             Arc::make_mut(&mut self.made[made]).slots.push(write);
+            let around = self.trace_slot("chain/partOf", inner.anchor);
+            self.trace_path(node, usize::MAX, ".reference");
+            self.untrace_slot(around);
         }
+        self.untrace_resource(before);
+        wrote?;
         // What a made resource carries stays with the resource that refers to it.
         debug_assert!(self.marks.len() >= marks, "marks of slots are only added");
         self.failed = false;
@@ -284,6 +292,7 @@ impl<'r> Run<'r> {
         kind: &str,
     ) -> Result<Keys, Halt> {
         self.quiet += 1;
+        let causes = self.causes();
         let mut keys: Vec<(String, String)> = Vec::new();
         let mut dependent = false;
         for key in &identity.keys {
@@ -314,6 +323,7 @@ impl<'r> Run<'r> {
             }
         }
         self.quiet -= 1;
+        self.uncause(causes);
         Ok(Keys { dependent: dependent && keys.len() == 1, list: keys })
     }
 

@@ -329,6 +329,7 @@ impl Run<'_> {
         reads: impl Iterator<Item = &'c Read>,
     ) -> Recall {
         if self.quiet > 0
+            || self.tracer.is_some()
             || matches!(frame.item, Item::Segment(_) | Item::Instance(_))
             || !self.memo.is_worth(id, makes)
         {

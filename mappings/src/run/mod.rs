@@ -10,9 +10,14 @@ mod instances;
 mod made;
 mod memo;
 mod slots;
+mod trace;
 mod write;
 
+pub(crate) use coverage::State;
 pub(crate) use memo::Memo;
+#[cfg(test)]
+pub(crate) use trace::leaf_paths;
+pub(crate) use trace::{Trace, shift};
 
 use crate::program::{Code, IgnoreRule, MappingCode, Parts, TableUse};
 use crate::resource::{Contributed, Contribution, Stamp};
@@ -247,15 +252,30 @@ pub(crate) struct Run<'r> {
     /// How many doubts there were, told or not.
     doubts: usize,
     memo: &'r mut Memo,
+    /// Notes where everything comes from, if somebody asked.
+    tracer: Option<Box<trace::Tracer>>,
+    /// Which writing of a slot was the last one, by its notes.
+    turn: u32,
 }
 
-/// Maps a message.
+/// Where everything of a message came from and went to.
+#[derive(Debug, Default)]
+pub(crate) struct Traced {
+    pub(crate) traces: Vec<Trace>,
+    /// What became of each leaf, and why where it is left out on purpose.
+    pub(crate) states: Vec<(State, Option<Arc<str>>)>,
+    /// The grammar's place of each segment: `ORU_R01.PATIENT_RESULT.PATIENT.PID`.
+    pub(crate) places: Vec<String>,
+}
+
+/// Maps a message. With `traced`, notes where everything comes from there.
 pub(crate) fn run<'r>(
     code: &'r Code,
     mapping: &'r MappingCode,
     message: &'r Message<'r>,
     context: &'r Context<'r>,
     memo: &'r mut Memo,
+    traced: Option<&mut Traced>,
 ) -> Result<Mapped, Quarantined> {
     let Some(structure) = schemas::hl7v2::grammar::structure_of(message) else {
         let reason = "the message structure is not known".to_owned();
@@ -264,8 +284,9 @@ pub(crate) fn run<'r>(
     let groups = schemas::hl7v2::grammar::group(message, structure);
     let mut run = Run::new(code, mapping, message, &groups, context, memo);
     run.issues.extend(groups.issues().iter().cloned());
+    run.tracer = traced.is_some().then(Box::default);
     match run.whole() {
-        Ok(()) => Ok(run.finish()),
+        Ok(()) => Ok(run.finish(traced)),
         Err(Halt::Quarantine(reason)) => Err(Quarantined { reason, issues: run.issues }),
         Err(Halt::LeaveOut | Halt::Unreadable) => Err(Quarantined {
             reason: "a part outside every resource cannot be read".to_owned(),
@@ -326,6 +347,8 @@ impl<'r> Run<'r> {
             doubted: Vec::new(),
             doubts: 0,
             memo,
+            tracer: None,
+            turn: 0,
         }
     }
 
@@ -358,6 +381,7 @@ impl<'r> Run<'r> {
             self.ignored.clear();
             self.marks.clear();
             self.doubted.clear();
+            self.untrace(0);
         }
         self.find_effects()
     }
@@ -400,8 +424,11 @@ impl<'r> Run<'r> {
         }
     }
 
-    fn finish(mut self) -> Mapped {
-        self.report_unmapped();
+    fn finish(mut self, traced: Option<&mut Traced>) -> Mapped {
+        let states = self.report_unmapped();
+        if let (Some(traced), Some(tracer)) = (traced, self.tracer.take()) {
+            *traced = self.traced_whole(*tracer, &states);
+        }
         let stamp = self.stamp();
         Mapped {
             contributions: self.entries,
@@ -410,6 +437,28 @@ impl<'r> Run<'r> {
             stamp,
             unmapped_codes: self.unmapped_codes,
         }
+    }
+
+    /// The notes of the tracer with what they are about.
+    fn traced_whole(&self, tracer: trace::Tracer, states: &[State]) -> Traced {
+        let reason = |leaf: usize| {
+            let about = |(leaves, _): &&(std::ops::Range<u32>, _)| leaves.contains(&(leaf as u32));
+            tracer.ignored.iter().find(about).map(|(_, reason)| reason.clone())
+        };
+        let states = states
+            .iter()
+            .enumerate()
+            .map(|(leaf, state)| (*state, if *state == State::Ignored { reason(leaf) } else { None }));
+        let structure = self.groups.structure();
+        let places = (0..self.message.segments().len()).map(|segment| {
+            let (instance, position) = self.groups.place(segment);
+            let own = self.message.segments()[segment].name();
+            let name = position.map_or(own.as_str(), |position| structure.node(position).name);
+            let groups = structure.path(self.groups.group(instance));
+            let parts = [structure.name, &groups, name];
+            parts.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join(".")
+        });
+        Traced { states: states.collect(), places: places.collect(), traces: tracer.traces }
     }
 
     /// When the message says it was said: EVN-2, else MSH-7; and MSH-13.

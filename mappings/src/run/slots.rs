@@ -147,11 +147,25 @@ impl<'r> Run<'r> {
             Place::Entry(entry) => self.entries[entry].own(),
             Place::Made(made) => Arc::make_mut(&mut self.made[made]), // nobody else has it yet
         };
+        let before = self.tracer.is_some().then(|| items(&contribution.slots, slot.name));
         keep(&mut contribution.slots, write, again);
+        if let Some(before) = before
+            && again == Again::Part
+        {
+            self.trace_shift(self.turn, before);
+        }
     }
 
     /// What the rule of a slot says; `None` if it says nothing.
     fn say(&mut self, frame: &Frame<'r, '_>, slot: &'r Slot) -> Result<Option<Write>, Halt> {
+        let (around, causes) = (self.trace_slot(slot.name, frame.anchor), self.causes());
+        let said = self.say_anew(frame, slot);
+        self.uncause(causes);
+        self.turn = self.untrace_slot(around);
+        said
+    }
+
+    fn say_anew(&mut self, frame: &Frame<'r, '_>, slot: &'r Slot) -> Result<Option<Write>, Halt> {
         let marks = self.marks.len();
         let mut json = self.scratch.pop().unwrap_or_default();
         json.clear();
@@ -305,6 +319,13 @@ fn keep(slots: &mut Vec<SlotWrite>, write: SlotWrite, again: Again) {
         }
         _ => {}
     }
+}
+
+/// How many items a slot holds, if it is a list.
+fn items(slots: &[SlotWrite], name: &str) -> u32 {
+    let known = slots.iter().find(|known| known.name == name);
+    let Some(Write::Valued(fragments)) = known.map(|known| &known.write) else { return 0 };
+    fragments.iter().find(|fragment| fragment.list).map_or(0, Fragment::items)
 }
 
 /// Whether a slot of the same name may be there already.

@@ -51,6 +51,13 @@ impl<'r> Run<'r> {
         id: NodeId,
         sink: &mut Sink<'_>,
     ) -> Result<(), Halt> {
+        let causes = self.causes();
+        let result = self.emit_items(frame, id, sink);
+        self.uncause(causes);
+        result
+    }
+
+    fn emit_items(&mut self, frame: &Frame<'r, '_>, id: NodeId, sink: &mut Sink<'_>) -> Result<(), Halt> {
         self.step()?;
         let code = self.code;
         let node = code.node(id);
@@ -66,8 +73,11 @@ impl<'r> Run<'r> {
         if !node.when_item && node.when.is_some_and(|when| !self.holds(frame, when)) {
             return Ok(());
         }
+        let causes = self.causes();
         for item in self.items(frame, each) {
             self.step()?;
+            self.uncause(causes);
+            self.cause_of_item(item);
             let frame = Frame { item, ..*frame };
             if !node.when_item || node.when.is_none_or(|when| self.holds(&frame, when)) {
                 self.emit_guarded(&frame, node, sink)?;
@@ -83,7 +93,7 @@ impl<'r> Run<'r> {
         node: &'r Node,
         sink: &mut Sink<'_>,
     ) -> Result<(), Halt> {
-        let (length, count, marks) = (sink.out.len(), sink.count, self.marks.len());
+        let (length, count, marks, traced) = (sink.out.len(), sink.count, self.marks.len(), self.traced());
         let recovery = node.on_error;
         if matches!(recovery, Recovery::Outer) {
             return self.emit_one(frame, node, sink);
@@ -97,6 +107,7 @@ impl<'r> Run<'r> {
         sink.out.truncate(length);
         sink.count = count;
         self.forget_since(marks);
+        self.untrace(traced);
         match recovery {
             Recovery::Node(other) => self.emit(frame, other, sink),
             Recovery::Outer | Recovery::Policy(Policy::Omit) => {
@@ -106,6 +117,11 @@ impl<'r> Run<'r> {
             Recovery::Policy(Policy::DataAbsent) => {
                 self.unreadable_issue(node, Severity::Warning, "cannot be read and is said to be absent");
                 push_part(&mut self.beside, DATA_ABSENT);
+                let path = self.trace_beside();
+                for below in ["[0].url", "[0].valueCode"] {
+                    self.trace_path(node, marks, below);
+                }
+                self.untrace_beside(path);
                 Ok(())
             }
             Recovery::Policy(Policy::Fail) => {
@@ -149,34 +165,58 @@ impl<'r> Run<'r> {
             }
             return Ok(());
         }
-        let (length, marks) = (sink.out.len(), self.marks.len());
+        let (length, marks, traced) = (sink.out.len(), self.marks.len(), self.traced());
         if sink.count > 0 {
             sink.out.push(',');
         }
-        match self.write(frame, node, sink.out) {
+        let start = sink.out.len();
+        let up = self.trace_place(sink.max, sink.count);
+        let written = self.write(frame, node, sink.out);
+        if let Ok(true) = written {
+            self.trace(node, marks, &sink.out[start..]);
+        }
+        let written = match written {
+            Ok(true) => self.write_beside(frame, node).map(|()| true),
+            other => other,
+        };
+        self.trace_up(up);
+        match written {
             Ok(true) => {
                 sink.count += 1;
-                for extension in &node.extension {
-                    let mut text = String::new();
-                    let mut inner = Sink { out: &mut text, count: 0, max: u32::MAX };
-                    self.emit(frame, *extension, &mut inner)?;
-                    if inner.count > 0 {
-                        push_part(&mut self.beside, &text);
-                    }
-                }
                 self.written(node);
                 Ok(())
             }
             Ok(false) => {
                 sink.out.truncate(length);
                 self.forget_since(marks);
+                self.untrace(traced);
                 Ok(())
             }
             Err(halt) => {
                 sink.out.truncate(length);
+                self.untrace(traced);
                 Err(halt)
             }
         }
+    }
+
+    /// Writes the extensions beside a primitive.
+    fn write_beside(&mut self, frame: &Frame<'r, '_>, node: &'r Node) -> Result<(), Halt> {
+        if node.extension.is_empty() {
+            return Ok(());
+        }
+        let mut text = String::new();
+        let mut sink = Sink { out: &mut text, count: 0, max: u32::MAX };
+        let path = self.trace_beside();
+        let mut emitted = Ok(());
+        for extension in &node.extension {
+            emitted = emitted.and_then(|()| self.emit(frame, *extension, &mut sink));
+        }
+        self.untrace_beside(path);
+        if sink.count > 0 {
+            push_part(&mut self.beside, &text);
+        }
+        emitted
     }
 
     /// Writes by another node, if that is what the node does.
@@ -216,11 +256,20 @@ impl<'r> Run<'r> {
                     self.emit(frame, node, sink)?;
                 }
             }
-            Action::Refs { to, filter, max } => self.write_refs(frame, to, *filter, *max, sink)?,
+            Action::Refs { to, filter, max } => {
+                let before = sink.count;
+                self.write_refs(frame, to, *filter, *max, sink)?;
+                for index in before..sink.count {
+                    let up = self.trace_place(sink.max, index);
+                    self.trace_path(node, usize::MAX, ".reference");
+                    self.trace_up(up);
+                }
+            }
             Action::Call { map, from, with, table, set, .. } if set.is_empty() => {
                 let map = &self.code.maps[*map as usize];
                 let MapBody::Node(body) = map.body else { return Ok(false) };
                 let Some(base) = self.base_of(frame, *from) else { return Ok(true) };
+                self.cause_of(base);
                 let call = self.call(frame, with, table.as_ref());
                 let inner = Frame {
                     base,
@@ -362,6 +411,7 @@ impl<'r> Run<'r> {
             None if set.is_empty() => return Ok(false),
             None => Element::absent(Level::Repetition),
         };
+        self.cause_of(base);
         let mut object = Object::begin(self, out);
         let new = match self.recall(frame, remember.as_ref()) {
             Recall::Known(Outcome::Elements(text, carried)) => {
@@ -475,9 +525,17 @@ impl<'r> Run<'r> {
         }
         let value = out.len();
         let mut sink = Sink { out, count: 0, max: if field.many { u32::MAX } else { 1 } };
+        let traced = self.traced();
+        let up = self.trace_down(".");
+        self.trace_down(&field.name);
         let result = self.emit(frame, field.node, &mut sink);
+        self.trace_up(up);
         let count = sink.count;
         result?;
+        if field.choice {
+            let suffix = self.suffix;
+            self.trace_choice(traced, up, &field.name, suffix);
+        }
         if count == 0 {
             out.truncate(at_key);
         } else if field.many {
@@ -512,17 +570,27 @@ impl<'r> Run<'r> {
             out.push_str(",\"value");
             let at = out.len();
             let mut sink = Sink { out, count: 0, max: 1 };
-            self.emit(frame, value, &mut sink)?;
+            let traced = self.traced();
+            let up = self.trace_down(".value");
+            let emitted = self.emit(frame, value, &mut sink);
+            self.trace_up(up);
+            emitted?;
             if sink.count == 0 {
                 return Ok(false);
             }
+            let suffix = self.suffix;
+            self.trace_choice(traced, up, "value", suffix);
             out.insert_str(at, &format!("{}\":", self.suffix));
         } else {
             out.push_str(",\"extension\":[");
             let mut sink = Sink { out, count: 0, max: u32::MAX };
+            let up = self.trace_down(".extension");
+            let mut emitted = Ok(());
             for extension in nested {
-                self.emit(frame, *extension, &mut sink)?;
+                emitted = emitted.and_then(|()| self.emit(frame, *extension, &mut sink));
             }
+            self.trace_up(up);
+            emitted?;
             if sink.count == 0 {
                 return Ok(false);
             }
