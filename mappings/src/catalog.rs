@@ -89,8 +89,10 @@ impl Catalog {
                 found.into_iter().for_each(wrong);
                 for document in &documents {
                     let own = match document {
-                        Document::Map(map) => &map.tests,
+                        Document::Map(map) => &*map.tests,
                         Document::Mapping(mapping) => &mapping.tests,
+                        Document::Tests { tests, .. } => tests,
+                        Document::Fragment(_) => &[],
                     };
                     tests.extend(own.iter().map(|test| (file.clone(), test.clone())));
                 }

@@ -13,11 +13,11 @@ pub(crate) mod target;
 mod whole;
 
 use crate::catalog::FileMistake;
-use crate::language::ast::{Document, Map, Mapping, Word};
+use crate::language::ast::{Document, Fragment, Map, OptionDef, Word};
 use crate::program::{Code, IgnoreRule, MappingCode, NodeId, Slot};
 use crate::table::Table;
 use schemas::yaml::{Mistake, Place, nearest};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 /// One file, read.
@@ -37,6 +37,9 @@ pub(crate) struct Compiled {
 pub(crate) fn compile(files: &[Parsed], tables: Vec<Table>) -> Compiled {
     let mut compiler = Compiler {
         maps: HashMap::new(),
+        fragments: HashMap::new(),
+        mappings: Vec::new(),
+        taken: HashSet::new(),
         tables: tables.iter().zip(0u32..).map(|(table, n)| (table.name.clone(), n)).collect(),
         code: Code { tables, ..Code::default() },
         called: HashMap::new(),
@@ -54,7 +57,8 @@ pub(crate) fn compile(files: &[Parsed], tables: Vec<Table>) -> Compiled {
             compiler.file = &parsed.file;
             match document {
                 Document::Map(map) => compiler.map_of_its_own(map),
-                Document::Mapping(_) => {}
+                Document::Tests { of, .. } => compiler.tests_of(of),
+                Document::Mapping(_) | Document::Fragment(_) => {}
             }
         }
     }
@@ -67,6 +71,7 @@ pub(crate) fn compile(files: &[Parsed], tables: Vec<Table>) -> Compiled {
             }
         }
     }
+    compiler.nobody_takes();
     let refs = std::mem::take(&mut compiler.refs);
     for mapping in &mut mappings {
         mapping.refs = vec![None; refs.len()];
@@ -82,6 +87,11 @@ pub(crate) fn compile(files: &[Parsed], tables: Vec<Table>) -> Compiled {
 
 struct Compiler<'a> {
     maps: HashMap<&'a str, (&'a Map, &'a str)>,
+    fragments: HashMap<&'a str, (&'a Fragment, &'a str)>,
+    /// The names of the mappings.
+    mappings: Vec<&'a str>,
+    /// Resources of fragments that some mapping has taken, as fragment and id.
+    taken: HashSet<(&'a str, &'a str)>,
     tables: HashMap<String, u32>,
     code: Code,
     /// Value maps that are compiled already.
@@ -108,7 +118,7 @@ struct Part {
 
 impl<'a> Compiler<'a> {
     fn gather(&mut self, files: &'a [Parsed]) {
-        let mut mappings: HashMap<&str, &str> = HashMap::new();
+        let mut mappings: HashMap<&'a str, &str> = HashMap::new();
         for parsed in files {
             self.file = &parsed.file;
             for document in &parsed.documents {
@@ -128,9 +138,31 @@ impl<'a> Compiler<'a> {
                             self.wrong(mapping.name.place, &mapping.name.text, text);
                         }
                         self.resources.extend(mapping.resources.iter().map(|r| r.id.text.as_str()));
+                        self.mappings.push(&mapping.name.text);
+                    }
+                    Document::Tests { .. } => {}
+                    Document::Fragment(fragment) => {
+                        let own = (&**fragment, &*parsed.file);
+                        if let Some((_, other)) = self.fragments.insert(&fragment.name.text, own) {
+                            let text = format!("a fragment of this name stands in {other} too");
+                            self.wrong(fragment.name.place, &fragment.name.text, text);
+                        }
+                        self.resources.extend(fragment.resources.iter().map(|r| r.id.text.as_str()));
                     }
                 }
             }
+        }
+    }
+
+    /// Tests that stand in a file of their own are about something that there is.
+    fn tests_of(&mut self, of: &Word) {
+        let known = self.maps.keys().chain(self.fragments.keys()).chain(&self.mappings).copied();
+        let mut known: Vec<&str> = known.collect();
+        if !known.contains(&of.text.as_str()) {
+            known.sort_unstable();
+            let hint = hint(&of.text, known);
+            let text = format!("there is no map, fragment or mapping of this name{hint}");
+            self.wrong(of.place, "tests_for", text);
         }
     }
 
@@ -272,13 +304,13 @@ impl<'a> Env<'a> {
         env
     }
 
-    fn of_mapping(mapping: &'a Mapping) -> Env<'a> {
+    fn of_mapping(name: &'a str, options: &'a [OptionDef]) -> Env<'a> {
         Env {
-            owner: &mapping.name.text,
+            owner: name,
             bases: Vec::new(),
             anchor: None,
             params: &[],
-            options: &mapping.options,
+            options,
             aliases: Vec::new(),
             chain: false,
             identity: false,

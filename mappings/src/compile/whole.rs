@@ -10,6 +10,7 @@ use crate::program::{
 use crate::resource::Existing;
 use schemas::hl7v2::definitions::{NodeId, Structure, Version, definitions};
 use schemas::hl7v2::path::SegmentName;
+use schemas::yaml::Place;
 use std::sync::Arc;
 
 impl<'a> Compiler<'a> {
@@ -50,27 +51,31 @@ impl<'a> Compiler<'a> {
             None => VersionRange::ALL,
         };
         let structures = self.structures(mapping, versions);
-        let mut env = Env::of_mapping(mapping);
-        for resource in &mapping.resources {
-            if let Some(alias) = &resource.alias {
-                let group = resource
-                    .from
-                    .text
-                    .split('.')
-                    .rfind(|name| !is_segment_name(name))
-                    .unwrap_or("")
-                    .to_owned();
-                env.aliases.push((alias.text.clone(), group));
-            }
-        }
+        let uses = self.uses(mapping);
+        let alias = |used: &Used<'a>| {
+            let alias = used.resource.alias.as_ref()?;
+            let from = used.from();
+            let group = from.rsplit('.').find(|name| !is_segment_name(name)).unwrap_or("");
+            Some((alias.text.clone(), group.to_owned()))
+        };
+        let aliases: Vec<(String, String)> = uses.iter().filter_map(alias).collect();
+        let file = self.file;
         let mut resources: Vec<ResourceCode> = Vec::new();
-        for resource in &mapping.resources {
-            if resources.iter().any(|other| *other.id == *resource.id.text) {
-                self.wrong(resource.id.place, &resource.id.text, "this id stands here twice");
+        for used in &uses {
+            self.file = used.file;
+            let mut env = Env::of_mapping(used.owner, used.options);
+            env.aliases.clone_from(&aliases);
+            if resources.iter().any(|other| *other.id == *used.resource.id.text) {
+                self.file = file;
+                let place = used.place.unwrap_or(used.resource.id.place);
+                self.wrong(place, &used.resource.id.text, "this id stands here twice");
             }
-            resources.extend(self.resource(&env, resource, &structures));
+            resources.extend(self.resource(&env, used, &structures));
         }
-        let effects = mapping.effects.iter().map(|effect| self.effect(&env, mapping, effect)).collect();
+        self.file = file;
+        let mut env = Env::of_mapping(&mapping.name.text, &mapping.options);
+        env.aliases = aliases;
+        let effects = mapping.effects.iter().map(|effect| self.effect(&env, &resources, effect)).collect();
         let checks = mapping
             .checks
             .iter()
@@ -96,8 +101,83 @@ impl<'a> Compiler<'a> {
             resources,
             effects,
             checks,
-            ignore: self.ignores(&mapping.ignore, None),
+            ignore: self.ignored_by(mapping),
             refs: Vec::new(),
+        }
+    }
+
+    /// The resources of a mapping: those that it includes, then its own.
+    fn uses(&mut self, mapping: &'a Mapping) -> Vec<Used<'a>> {
+        let mut uses = Vec::new();
+        for include in &mapping.include {
+            let Some((fragment, file)) = self.fragments.get(include.fragment.text.as_str()).copied() else {
+                let hint = hint(&include.fragment.text, self.fragments.keys().copied().collect::<Vec<_>>());
+                let text = format!("there is no fragment of this name{hint}");
+                self.wrong(include.fragment.place, &include.fragment.text, text);
+                continue;
+            };
+            let ids = || fragment.resources.iter().map(|resource| resource.id.text.as_str());
+            let named = include.without.iter().chain(include.change.iter().map(|(id, _)| id));
+            for word in named.filter(|word| ids().all(|id| id != word.text)) {
+                let hint = hint(&word.text, ids());
+                let text = format!("the fragment has no resource with this id{hint}");
+                self.wrong(word.place, &word.text, text);
+            }
+            let left_out = |id: &str| include.without.iter().any(|word| word.text == id);
+            for resource in fragment.resources.iter().filter(|resource| !left_out(&resource.id.text)) {
+                let change = include.change.iter().find(|(id, _)| id.text == resource.id.text);
+                uses.push(Used {
+                    resource,
+                    file,
+                    owner: &fragment.name.text,
+                    options: &fragment.options,
+                    at: &include.at,
+                    change: change.map(|(_, change)| change),
+                    place: Some(include.fragment.place),
+                });
+            }
+        }
+        let own = mapping.resources.iter().map(|resource| Used {
+            resource,
+            file: self.file,
+            owner: &mapping.name.text,
+            options: &mapping.options,
+            at: "",
+            change: None,
+            place: None,
+        });
+        uses.extend(own);
+        uses
+    }
+
+    fn ignored_by(&mut self, mapping: &'a Mapping) -> Vec<IgnoreRule> {
+        let mut rules = Vec::new();
+        let mut named: Vec<&str> = mapping.include.iter().map(|one| one.fragment.text.as_str()).collect();
+        named.sort_unstable();
+        named.dedup();
+        for name in named {
+            if let Some((fragment, file)) = self.fragments.get(name).copied() {
+                let file = std::mem::replace(&mut self.file, file);
+                rules.extend(self.ignores(&fragment.ignore, None));
+                self.file = file;
+            }
+        }
+        rules.extend(self.ignores(&mapping.ignore, None));
+        rules
+    }
+
+    /// A resource of a fragment that no mapping takes is a mistake in its path, most likely.
+    pub(super) fn nobody_takes(&mut self) {
+        let mut fragments: Vec<_> = self.fragments.values().copied().collect();
+        fragments.sort_by_key(|(fragment, _)| &fragment.name.text);
+        for (fragment, file) in fragments {
+            self.file = file;
+            for resource in &fragment.resources {
+                if !self.taken.contains(&(fragment.name.text.as_str(), resource.id.text.as_str())) {
+                    let text = "no mapping that includes this fragment has a place for it";
+                    self.wrong(resource.from.place, &resource.id.text, text);
+                }
+            }
         }
     }
 
@@ -126,20 +206,30 @@ impl<'a> Compiler<'a> {
     fn resource(
         &mut self,
         env: &Env<'a>,
-        resource: &'a Resource,
+        used: &Used<'a>,
         structures: &[&'static Structure],
     ) -> Option<ResourceCode> {
+        let resource = used.resource;
+        if used.place.is_some() && !used.stands(structures) {
+            return None;
+        }
+        if used.place.is_some() {
+            self.taken.insert((used.owner, &resource.id.text));
+        }
         let Some(kind) = target::resource(&resource.kind.text) else {
             let hint = hint(&resource.kind.text, target::resource_names());
             self.wrong(resource.kind.place, "type", format!("there is no FHIR resource of this name{hint}"));
             return None;
         };
-        let (groups, segment) = self.position(&resource.from, structures, NodeId::ROOT, resource.stray);
+        let from = Word { place: resource.from.place, text: used.from() };
+        let (groups, segment) = self.position(&from, structures, NodeId::ROOT, resource.stray);
         let mut env = env.clone();
         let anchor = segment.map(|_| resource.from.text.rsplit('.').next().unwrap_or(""));
         env.anchor = anchor;
-        let when = resource.when.as_ref().map(|formula| self.condition(&env, formula));
-        let identity = match &resource.identity {
+        let changed = used.change;
+        let when = changed.and_then(|change| change.when.as_ref()).or(resource.when.as_ref());
+        let when = when.map(|formula| self.condition(&env, formula));
+        let mut identity = match &resource.identity {
             Some(identity) => self.identity(&env, identity),
             None => {
                 self.wrong(
@@ -150,12 +240,29 @@ impl<'a> Compiler<'a> {
                 IdentityRule { keys: Vec::new(), otherwise: ast::Otherwise::Message }
             }
         };
-        let existing = resource.on_existing.clone().unwrap_or(OnExisting::Always(Existing::Merge));
-        let mut parts = Vec::new();
-        for part in &resource.parts {
-            parts.extend(self.part(&env, part, kind, &groups, structures, resource.stray));
+        if let Some(otherwise) = changed.and_then(|change| change.otherwise) {
+            identity.otherwise = otherwise;
         }
-        let set = self.slots(&env, &resource.set, kind, "set", false);
+        let existing = changed.and_then(|change| change.on_existing.clone());
+        let existing = existing.or_else(|| resource.on_existing.clone());
+        let existing = existing.unwrap_or(OnExisting::Always(Existing::Merge));
+        let mut parts = Vec::new();
+        let more = changed.map_or(&[][..], |change| &change.parts);
+        for (part, own) in
+            resource.parts.iter().map(|part| (part, false)).chain(more.iter().map(|part| (part, true)))
+        {
+            let lenient = used.place.is_some() && !own;
+            parts.extend(self.part(&env, part, kind, &groups, structures, resource.stray, lenient));
+        }
+        let replaced = changed.map_or(&[][..], |change| &change.set);
+        let mut set = self.slots(&env, &resource.set, kind, "set", false);
+        if !replaced.is_empty() {
+            set.retain(|slot| {
+                !replaced.iter().any(|(word, _)| top(slot.path.text) == word.text.trim_end_matches("[x]"))
+            });
+            set.extend(self.slots(&env, replaced, kind, "set", false));
+            set.iter_mut().zip(0..).for_each(|(slot, order)| slot.order = order);
+        }
         let written: Vec<&str> = parts
             .iter()
             .flat_map(|part: &PartCode| part.slots.iter())
@@ -188,6 +295,7 @@ impl<'a> Compiler<'a> {
         })
     }
 
+    #[expect(clippy::too_many_arguments, reason = "a part, the resource around it and where it may stand")]
     fn part(
         &mut self,
         env: &Env<'a>,
@@ -196,6 +304,7 @@ impl<'a> Compiler<'a> {
         groups: &str,
         structures: &[&'static Structure],
         stray: bool,
+        lenient: bool,
     ) -> Option<PartCode> {
         let (map, _) = self.find_map(&part.uses)?;
         if !map.of_segment {
@@ -237,6 +346,9 @@ impl<'a> Compiler<'a> {
             && !structures.is_empty()
             && !structures.iter().any(|s| stands(&s))
         {
+            if lenient {
+                return None;
+            }
             let names: Vec<&str> =
                 structures.iter().flat_map(|s| s.nodes.iter().map(|node| node.segment)).collect();
             let hint = hint(segment, names);
@@ -303,12 +415,17 @@ impl<'a> Compiler<'a> {
         (path.into(), segment)
     }
 
-    fn effect(&mut self, env: &Env<'a>, mapping: &Mapping, effect: &'a ast::EffectRule) -> EffectCode {
+    fn effect(
+        &mut self,
+        env: &Env<'a>,
+        resources: &[ResourceCode],
+        effect: &'a ast::EffectRule,
+    ) -> EffectCode {
         let when = effect.when.as_ref().map(|formula: &Formula| self.condition(env, formula));
         let mut named = |word: &Word| {
-            let found = mapping.resources.iter().position(|resource| resource.id.text == word.text);
+            let found = resources.iter().position(|resource| *resource.id == *word.text);
             if found.is_none() {
-                let hint = hint(&word.text, mapping.resources.iter().map(|r| r.id.text.as_str()));
+                let hint = hint(&word.text, resources.iter().map(|resource| &*resource.id));
                 self.wrong(
                     word.place,
                     &word.text,
@@ -344,6 +461,49 @@ impl<'a> Compiler<'a> {
             }
         }
         rules
+    }
+}
+
+/// A resource in a mapping: its own, or one of a fragment.
+struct Used<'a> {
+    resource: &'a Resource,
+    file: &'a str,
+    /// The mapping or the fragment, for the names of options.
+    owner: &'a str,
+    options: &'a [ast::OptionDef],
+    /// The group in which the fragment stands.
+    at: &'a str,
+    change: Option<&'a ast::Change>,
+    /// Where it is included.
+    place: Option<Place>,
+}
+
+impl Used<'_> {
+    /// The group or segment in the message's structure.
+    fn from(&self) -> String {
+        match (self.at, self.resource.from.text.as_str()) {
+            ("", from) => from.to_owned(),
+            (at, "MESSAGE") => at.to_owned(),
+            (at, from) => format!("{at}.{from}"),
+        }
+    }
+
+    /// Whether any of the structures has the place.
+    fn stands(&self, structures: &[&'static Structure]) -> bool {
+        let from = self.from();
+        if from == "MESSAGE" {
+            return true;
+        }
+        let (path, segment) = match from.rsplit_once('.') {
+            Some((path, last)) if is_segment_name(last) => (path, Some(last)),
+            None if is_segment_name(&from) => ("", Some(&*from)),
+            _ => (&*from, None),
+        };
+        structures.iter().any(|structure| {
+            structure.group(path).is_some_and(|group| {
+                segment.is_none_or(|name| self.resource.stray || !structure.positions(group, name).is_empty())
+            })
+        })
     }
 }
 

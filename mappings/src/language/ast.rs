@@ -25,6 +25,10 @@ pub(crate) enum Document {
     Map(Box<Map>),
     /// `mapping:`
     Mapping(Box<Mapping>),
+    /// `fragment:`
+    Fragment(Box<Fragment>),
+    /// `tests_for:` a map, a mapping or a fragment that stands elsewhere.
+    Tests { of: Word, tests: Vec<Test> },
 }
 
 /// A map of a data type or of a segment.
@@ -239,11 +243,44 @@ pub(crate) struct Mapping {
     pub(crate) version: String,
     pub(crate) source: Source,
     pub(crate) options: Vec<OptionDef>,
+    pub(crate) include: Vec<Include>,
     pub(crate) resources: Vec<Resource>,
     pub(crate) effects: Vec<EffectRule>,
     pub(crate) checks: Vec<Check>,
     pub(crate) ignore: Vec<Ignore>,
     pub(crate) tests: Vec<Test>,
+}
+
+/// Resources that several messages have in common.
+#[derive(Debug)]
+pub(crate) struct Fragment {
+    pub(crate) name: Word,
+    pub(crate) options: Vec<OptionDef>,
+    pub(crate) resources: Vec<Resource>,
+    pub(crate) ignore: Vec<Ignore>,
+}
+
+/// One entry of `include:`. What its message has no place for is left out.
+#[derive(Debug)]
+pub(crate) struct Include {
+    pub(crate) fragment: Word,
+    /// The group in which the fragment stands; empty for the message itself.
+    pub(crate) at: String,
+    /// The resources that are left out.
+    pub(crate) without: Vec<Word>,
+    pub(crate) change: Vec<(Word, Change)>,
+}
+
+/// What an include changes in one resource.
+#[derive(Debug, Default)]
+pub(crate) struct Change {
+    pub(crate) on_existing: Option<OnExisting>,
+    pub(crate) otherwise: Option<Otherwise>,
+    pub(crate) when: Option<Formula>,
+    /// Written beside what the fragment says, or in place of it.
+    pub(crate) set: Vec<(Word, Rule)>,
+    /// Parts beside those of the fragment.
+    pub(crate) parts: Vec<Part>,
 }
 
 /// Which messages a mapping takes.

@@ -31,6 +31,16 @@ fn document(node: &Node, mistakes: Mistakes<'_>) -> Option<Document> {
     if node.get("mapping").is_some() {
         return mapping(node, mistakes).map(|mapping| Document::Mapping(Box::new(mapping)));
     }
+    if node.get("fragment").is_some() {
+        return fragment(node, mistakes).map(|fragment| Document::Fragment(Box::new(fragment)));
+    }
+    if node.get("tests_for").is_some() {
+        let mut fields = Fields::new(node, "", mistakes);
+        let of = required_word(&mut fields, "tests_for");
+        let tests = tests(&mut fields);
+        fields.finish();
+        return Some(Document::Tests { of: of?, tests });
+    }
     if matches!(node.value, Value::Empty) {
         return None;
     }
@@ -38,7 +48,7 @@ fn document(node: &Node, mistakes: Mistakes<'_>) -> Option<Document> {
         mistakes,
         node.place,
         "",
-        "expected a document that begins with type_map:, segment_map: or mapping:",
+        "expected a document that begins with type_map:, segment_map:, fragment:, mapping: or tests_for:",
     );
     None
 }
@@ -179,6 +189,10 @@ fn mapping(node: &Node, mistakes: Mistakes<'_>) -> Option<Mapping> {
     let version = fields.take_required("version").and_then(Node::text).unwrap_or("0").to_owned();
     let source = fields.take_required("source").and_then(|node| source(node, fields.mistakes()));
     let options = options(&mut fields);
+    let mut include = Vec::new();
+    for node in fields.take_list("include") {
+        include.extend(one_include(node, fields.mistakes()));
+    }
     let mut resources = Vec::new();
     for node in fields.take_list("resources") {
         resources.extend(resource(node, fields.mistakes()));
@@ -200,12 +214,53 @@ fn mapping(node: &Node, mistakes: Mistakes<'_>) -> Option<Mapping> {
         version,
         source: source?,
         options,
+        include,
         resources,
         effects,
         checks,
         ignore,
         tests,
     })
+}
+
+fn fragment(node: &Node, mistakes: Mistakes<'_>) -> Option<Fragment> {
+    let mut fields = Fields::new(node, "", mistakes);
+    let name = required_word(&mut fields, "fragment");
+    let options = options(&mut fields);
+    let mut resources = Vec::new();
+    for node in fields.take_list("resources") {
+        resources.extend(resource(node, fields.mistakes()));
+    }
+    let ignore = ignores(&mut fields);
+    fields.finish();
+    Some(Fragment { name: name?, options, resources, ignore })
+}
+
+fn one_include(node: &Node, mistakes: Mistakes<'_>) -> Option<Include> {
+    let mut fields = Fields::new(node, "include", mistakes);
+    let fragment = required_word(&mut fields, "fragment");
+    let at = fields.take_text("at").unwrap_or_default().to_owned();
+    let without = words(&mut fields, "without");
+    let change = match fields.take("change") {
+        Some(node) => pairs(node, "include.change", fields.mistakes(), |id, node, mistakes| {
+            let path = format!("include.change.{}", id.text);
+            let mut fields = Fields::new(node, &path, mistakes);
+            let otherwise = otherwise(&mut fields);
+            let when = formula_at(&mut fields, "when");
+            let on_existing = on_existing(&mut fields);
+            let set =
+                fields.take("set").map(|node| elements(node, &path, fields.mistakes())).unwrap_or_default();
+            let mut parts = Vec::new();
+            for node in fields.take_list("parts") {
+                parts.extend(part(node, &path, fields.mistakes()));
+            }
+            fields.finish();
+            Some((id, Change { on_existing, otherwise, when, set, parts }))
+        }),
+        None => Vec::new(),
+    };
+    fields.finish();
+    Some(Include { fragment: fragment?, at, without, change })
 }
 
 fn source(node: &Node, mistakes: Mistakes<'_>) -> Option<Source> {
@@ -418,23 +473,26 @@ fn settings(fields: &mut Fields<'_, '_>, name: &'static str) -> Vec<(String, Str
     pairs.into_iter().collect()
 }
 
+fn otherwise(fields: &mut Fields<'_, '_>) -> Option<Otherwise> {
+    Some(match fields.take_choice("else", &["quarantine", "omit", "display", "message"])? {
+        "quarantine" => Otherwise::Quarantine,
+        "omit" => Otherwise::Omit,
+        "display" => Otherwise::Display,
+        _ => Otherwise::Message,
+    })
+}
+
 fn identity(node: &Node, path: &str, mistakes: Mistakes<'_>) -> Option<Identity> {
     let mut fields = Fields::new(node, &format!("{path}.identity"), mistakes);
     let uses = word(&mut fields, "use");
     // The sender is the scope of every key without a system; to say so is allowed.
     fields.take_choice("scope", &["sender"]);
-    let otherwise = match fields.take_choice("else", &["quarantine", "omit", "display", "message"]) {
-        Some("quarantine") => Otherwise::Quarantine,
-        Some("omit") => Otherwise::Omit,
-        Some("display") => Otherwise::Display,
-        Some(_) => Otherwise::Message,
-        None => {
-            if node.get("else").is_none() {
-                fields.wrong(node.place, "else", "is missing: say what becomes of an instance without a key");
-            }
-            Otherwise::Message
+    let otherwise = otherwise(&mut fields).unwrap_or_else(|| {
+        if node.get("else").is_none() {
+            fields.wrong(node.place, "else", "is missing: say what becomes of an instance without a key");
         }
-    };
+        Otherwise::Message
+    });
     let mut keys = Vec::new();
     for node in fields.take_list("keys") {
         let mut key = Fields::new(node, &format!("{path}.identity.keys"), fields.mistakes());
