@@ -590,3 +590,116 @@ mod properties {
         text.trim().is_empty() || text == "\"\""
     }
 }
+
+const FRAGMENT: &str = "fragment: person
+options: {note: {enum: [\"no\", \"yes\"], default: \"no\"}}
+resources:
+  - {id: patient, type: Patient, from: PID,
+     identity: {keys: [{each: PID-3}], use: cx_key, else: quarantine},
+     parts: [{use: pid, from: PID}, {use: nk1, each: NK1}],
+     set: {active: {const: \"true\", when: \"option.note == 'yes'\"}}}
+  - {id: procedure, type: Procedure, each: PROCEDURE,
+     identity: {keys: [], else: message},
+     parts: [{use: pr1, from: PR1}],
+     set: {subject: {ref: patient}, status: {const: unknown}}}
+ignore: [{path: PID-4, reason: so}]
+---
+segment_map: pid
+from: PID
+to: Patient
+rules: {name: {each: PID-5, use: xpn_name}}
+---
+segment_map: nk1
+from: NK1
+to: Patient
+rules: {contact: {set: {name: {use: xpn_name, from: NK1-2}}}}
+---
+segment_map: pr1
+from: PR1
+to: Procedure
+rules: {code: {set: {text: {value: PR1-3.1}}}}";
+
+#[test]
+fn a_fragment_stands_in_every_message_that_includes_it_as_far_as_there_is_a_place_for_it() {
+    let admit = "mapping: adt\nversion: 1\nsource: {format: hl7v2, structure: ADT_A01, events: [A01]}\n\
+                 include: [{fragment: person, change: {patient: {set: {gender: {const: other}}}}}]";
+    let result = "mapping: oru\nversion: 1\nsource: {format: hl7v2, structure: ORU_R01, events: [R01]}\n\
+                  include: [{fragment: person, at: PATIENT_RESULT.PATIENT, without: [procedure], change: {patient: {else: message}}}]";
+    let catalog = catalog(&[FRAGMENT, admit, result]);
+    let (bundle, issues) = map(&catalog, "PID|||P1|P2|TEST^JANE\nNK1|1|TEST^JOHN\nPV1|1\nPR1|1||CODE1");
+    assert_eq!(resource(&bundle, "Patient")["gender"], "other");
+    assert_eq!(resource(&bundle, "Patient")["contact"][0]["name"]["given"][0], "JOHN");
+    assert_eq!(resource(&bundle, "Procedure")["code"]["text"], "CODE1");
+    assert!(!issues.iter().any(|issue| issue == "unmapped-field PID-4"), "{issues:?}");
+    let text = message_text("R01", "PID|||||TEST^OTTO\nOBR|1|||T").replace("ADT^R01", "ORU^R01");
+    let message = Message::parse(&text, &Limits::default()).expect("a message");
+    let alone = map_alone(&catalog, &message, &context()).expect("without a key, it belongs to the message");
+    let bundle: Value = serde_json::from_str(&alone.bundle).expect("JSON");
+    assert_eq!(resource(&bundle, "Patient")["name"][0]["given"][0], "OTTO");
+    assert_eq!(resource(&bundle, "Patient")["gender"], Value::Null);
+}
+
+#[test]
+fn mistakes_about_fragments_are_told_where_they_stand() {
+    let told = |include: &str| {
+        let mapping = format!(
+            "mapping: adt\nversion: 1\nsource: {{format: hl7v2, structure: ADT_A01, events: [A01]}}\ninclude: [{include}]"
+        );
+        let files = vec![("test.yaml".to_owned(), [COMMON, FRAGMENT, &mapping].join("\n---\n"))];
+        let mistakes = Catalog::from_files(files).expect_err("it is wrong");
+        mistakes.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
+    };
+    assert!(
+        told("{fragment: persons}").contains("did you mean `person`?"),
+        "{}",
+        told("{fragment: persons}")
+    );
+    let text = told("{fragment: person, without: [proceduer]}");
+    assert!(text.contains("no resource with this id; did you mean `procedure`?"), "{text}");
+    let text = told("{fragment: person, at: PROCEDURES}");
+    assert!(text.contains("no mapping that includes this fragment has a place for it"), "{text}");
+    let text = told("{fragment: person}, {fragment: person}");
+    assert!(text.contains("this id stands here twice"), "{text}");
+    let text = told("{fragment: person, change: {patient: {else: perhaps}}}");
+    assert!(text.contains("else"), "{text}");
+}
+
+#[test]
+fn repetitions_of_two_fields_go_in_pairs() {
+    let catalog = adt(
+        "  identifier: {all: [{id: pair, each: PID-3, set: {value: {value: it.1}, system: {value: \"PID-4[index()].1\"}}}]}",
+        "",
+    );
+    let (bundle, issues) = map(&catalog, "PID|||A~B~C|urn:x:1~urn:x:2~~urn:x:4");
+    let identifiers = &resource(&bundle, "Patient")["identifier"];
+    let pairs: Vec<(&Value, &Value)> =
+        identifiers.as_array().expect("a list").iter().map(|one| (&one["value"], &one["system"])).collect();
+    assert_eq!(
+        format!("{pairs:?}"),
+        "[(String(\"A\"), String(\"urn:x:1\")), (String(\"B\"), String(\"urn:x:2\")), (String(\"C\"), Null)]"
+    );
+    assert!(
+        issues.contains(&"unmapped-field PID-4[4]".to_owned()),
+        "what has no partner is told: {issues:?}"
+    );
+}
+
+#[test]
+fn tests_in_a_file_of_their_own_run_and_name_what_they_are_about() {
+    let tests = |of: &str, expected: &str| {
+        format!(
+            "tests_for: {of}\ntests:\n  - name: one\n    given: \"MSH|^~\\\\&|TEST|TESTHOSP|||20240131083000+0100||ADT^A01|TEST1|P|2.5.1\\rPID|||X\\rPV1||I\"\n    expect: {{Patient.active: \"{expected}\"}}\n    options: {{adt.living: \"yes\"}}"
+        )
+    };
+    let mapping = format!(
+        "mapping: adt\nversion: 1\nsource: {{format: hl7v2, structure: ADT_A01, events: [A01]}}\noptions: {{living: {{enum: [\"no\", \"yes\"], default: \"no\"}}}}\nresources:{PATIENT}"
+    )
+    .replace("parts:", "set: {active: {const: \"true\", when: \"option.living == 'yes'\"}}, parts:");
+    let pid = "segment_map: pid\nfrom: PID\nto: Patient\nrules: {name: {each: PID-5, use: xpn_name}}";
+    assert!(catalog(&[pid, &mapping, &tests("adt", "true")]).run_tests().is_empty());
+    assert_eq!(catalog(&[pid, &mapping, &tests("adt", "false")]).run_tests().len(), 1);
+    let wrong =
+        vec![("test.yaml".to_owned(), [COMMON, pid, &mapping, &tests("adtt", "true")].join("\n---\n"))];
+    let mistakes = Catalog::from_files(wrong).expect_err("there is no adtt");
+    assert!(mistakes[0].to_string().contains("did you mean `adt`?"), "{}", mistakes[0]);
+}
