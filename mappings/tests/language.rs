@@ -543,7 +543,7 @@ fn a_table_that_answers_what_the_element_does_not_take_is_refused() {
     let text = "segment_map: pid\nfrom: PID\nto: Patient\nrules:\n  gender: {value: PID-8, map: sex}\n";
     let files = vec![("pid.yaml".to_owned(), text.to_owned()), ("table/sex.json".to_owned(), table)];
     let found = Catalog::from_files(files).expect_err("a wrong table");
-    assert_eq!(found[0].mistake.text, "the table answers woman, which Patient.gender does not take");
+    assert_eq!(found[0].mistake.text, "the table sex answers woman, which Patient.gender does not take");
 }
 
 mod properties {
@@ -702,4 +702,124 @@ fn tests_in_a_file_of_their_own_run_and_name_what_they_are_about() {
         vec![("test.yaml".to_owned(), [COMMON, pid, &mapping, &tests("adtt", "true")].join("\n---\n"))];
     let mistakes = Catalog::from_files(wrong).expect_err("there is no adtt");
     assert!(mistakes[0].to_string().contains("did you mean `adt`?"), "{}", mistakes[0]);
+}
+
+/// A map of PID, a mapping, and what a site has.
+fn with_site(site: &[(&str, &str)]) -> Result<Catalog, String> {
+    let pid = "segment_map: pid
+from: PID
+to: Patient
+options: {realm: {enum: [us, de], default: us}}
+rules:
+  identifier: {all: [{id: list, each: PID-3, use: cx_identifier}, {id: other, each: PID-4, use: cx_identifier}]}
+  gender: {value: PID-8.1, map: sex}
+  telecom: {all: [{id: home, each: PID-13, set: {system: {const: phone}, value: {value: it.1}, use: {const: home}}}]}
+  birthDate: {value: \"date(PID-7)\"}
+  language: {value: PID-15.1, when: \"option.realm == 'de'\"}";
+    let mapping = format!(
+        "mapping: adt\nversion: 1\nsource: {{format: hl7v2, structure: ADT_A01, events: [A01]}}\nresources:{PATIENT}"
+    );
+    let mut files = vec![
+        ("test.yaml".to_owned(), [COMMON, pid, &mapping].join("\n---\n")),
+        ("table/sex.json".to_owned(), TABLE.to_owned()),
+    ];
+    files.extend(site.iter().map(|(name, text)| ((*name).to_owned(), (*text).to_owned())));
+    Catalog::from_files(files)
+        .map_err(|mistakes| mistakes.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))
+}
+
+fn map_for(catalog: &Catalog, sender: &str, segments: &str) -> (Value, Vec<String>) {
+    let text = message_text("A01", segments);
+    let message = Message::parse(&text, &Limits::default()).expect("a message");
+    let context = Context { sender: sender.into(), authority: sender.into(), ..context() };
+    let alone = map_alone(catalog, &message, &context).expect("it is mapped");
+    let issues = alone.issues.iter().map(|issue| format!("{} {}", issue.code, issue.path)).collect();
+    (serde_json::from_str(&alone.bundle).expect("JSON"), issues)
+}
+
+#[test]
+fn an_overlay_changes_rules_for_its_sender_alone() {
+    let overlay = "overlay: clinic
+options: {pid.realm: de}
+patch:
+  pid/telecom/home: {replace: {each: PID-13, set: {system: {const: phone}, value: {value: it.1}, use: {const: mobile}}}}
+  pid/telecom: {add: {id: work, each: PID-14, set: {system: {const: phone}, value: {value: it.1}}}, after: home}
+  pid/identifier/other: {remove: \"not used here\"}
+  pid/gender: {table: {sender: sex}}
+  pid/active: {add: {const: \"true\", when: \"valued(PID-3)\"}}
+  adt/patient/multipleBirth[x]: {add: {as: boolean, value: \"yes_no(PID-24)\"}}";
+    let sex = TABLE.replace("\"code\": \"F\"", "\"code\": \"W\"");
+    let catalog =
+        with_site(&[("site/clinic/a.yaml", overlay), ("site/clinic/sex.json", &sex)]).expect("it is right");
+    let segments = "PID|||P1|P2|||19800304|W|||||111|222|de|||||||||Y\nPV1|1";
+    let (bundle, issues) = map_for(&catalog, "clinic", segments);
+    let patient = resource(&bundle, "Patient");
+    assert_eq!(patient["telecom"][0]["use"], "mobile");
+    assert_eq!(patient["telecom"][1]["value"], "222");
+    assert_eq!(patient["identifier"].as_array().map(Vec::len), Some(1));
+    assert_eq!((&patient["gender"], &patient["active"]), (&"female".into(), &true.into()));
+    assert_eq!((&patient["language"], &patient["multipleBirthBoolean"]), (&"de".into(), &true.into()));
+    assert!(!issues.iter().any(|issue| issue.ends_with("PID-4")), "it is ignored for a reason: {issues:?}");
+    let (bundle, issues) = map_for(&catalog, "other", segments);
+    let patient = resource(&bundle, "Patient");
+    assert_eq!(patient["telecom"][0]["use"], "home");
+    assert_eq!(patient["identifier"].as_array().map(Vec::len), Some(2));
+    assert_eq!(
+        (&patient["gender"], &patient["active"], &patient["language"]),
+        (&Value::Null, &Value::Null, &Value::Null)
+    );
+    assert!(issues.iter().any(|issue| issue == "unmapped-field PID-14"));
+}
+
+#[test]
+fn the_mistakes_of_an_overlay_are_told_in_its_own_file() {
+    let told = |patch: &str| {
+        let overlay = format!("overlay: clinic\npatch:\n  {patch}");
+        let text = with_site(&[("site/clinic/a.yaml", &overlay)]).expect_err("it is wrong");
+        assert!(text.lines().all(|line| line.starts_with("site/clinic/a.yaml:")), "{text}");
+        text
+    };
+    assert!(told("pid/telecom/hoem: {remove: so}").contains("did you mean `home`?"));
+    assert!(told("pit/telecom: {remove: so}").contains("did you mean `pid`?"));
+    assert!(told("pid/gendre: {remove: so}").contains("did you mean `gender`?"));
+    assert!(told("adt/patiant/active: {add: {const: \"true\"}}").contains("did you mean `patient`?"));
+    assert!(told("pid/birthDate: {replace: {value: PID-7}}").contains("expected date(..)"));
+    assert!(
+        told("pid/telecom/home: {replace: {each: PID-99, set: {value: {value: it}}}}").contains("PID has")
+    );
+    assert!(
+        told("pid/telecom: {add: {id: home, each: PID-14, set: {value: {value: it.1}}}}").contains("already")
+    );
+    assert!(told("pid/gender: {remove: so, table: sex}").contains("expected one of"));
+    let twice = "overlay: b\npatch: {pid/gender: {remove: so}}";
+    let text = with_site(&[("site/clinic/a.yaml", twice), ("site/clinic/b.yaml", twice)]).expect_err("twice");
+    assert!(text.contains("with the same priority"), "{text}");
+    let text = with_site(&[("a.yaml", twice)]).expect_err("it stands nowhere");
+    assert!(text.contains("site/SENDER/"), "{text}");
+    let ordered = "overlay: b\npriority: 1\npatch: {pid/gender: {remove: so}}";
+    let text =
+        with_site(&[("site/clinic/a.yaml", twice), ("site/clinic/b.yaml", ordered)]).expect_err("gone");
+    assert!(text.contains("site/clinic/b.yaml") && text.contains("there is no rule gender"), "{text}");
+}
+
+#[test]
+fn a_declared_segment_has_types_and_an_end() {
+    let declared = "z_segment: ZPD\ntitle: Pet\nfields: [{name: Id, type: CX}, {name: Name, type: XPN}]";
+    let resources = "\n- {id: pet, type: Patient, from: ZPD, identity: {keys: [{each: ZPD-1}], use: cx_key, else: omit}, parts: [{use: zpd, from: ZPD}]}";
+    let build = |zpd: &str| {
+        let pid = "segment_map: pid\nfrom: PID\nto: Patient\nrules: {name: {each: PID-5, use: xpn_name}}";
+        let zpd = format!("segment_map: zpd\nfrom: ZPD\nto: Patient\nrules: {{{zpd}}}");
+        let mapping = format!(
+            "mapping: adt\nversion: 1\nsource: {{format: hl7v2, structure: ADT_A01, events: [A01]}}\nresources:{PATIENT}{resources}"
+        );
+        let text = [COMMON, pid, declared, &zpd, &mapping].join("\n---\n");
+        Catalog::from_files(vec![("test.yaml".to_owned(), text)])
+    };
+    let catalog = build("identifier: {use: cx_identifier, from: ZPD-1}, name: {use: xpn_name, from: ZPD-2}")
+        .expect("right");
+    let (bundle, _) = map(&catalog, "PID|||P1||TEST^JANE\nPV1|1\nZPD|PET1|TEST^REX");
+    assert_eq!(nth(&bundle, "Patient", 1)["name"][0]["given"][0], "REX");
+    let told = |zpd: &str| build(zpd).expect_err("wrong").iter().map(ToString::to_string).collect::<String>();
+    assert!(told("active: {const: \"true\", when: \"valued(ZPD-3)\"}").contains("ZPD has 2 fields"));
+    assert!(told("birthDate: {value: \"date(ZPD-1.30)\"}").contains("CX has"));
 }

@@ -282,7 +282,7 @@ impl<'a> Compiler<'a> {
                 }
             },
         };
-        let types = match field.map(|field| source::field(name, field)) {
+        let types = match field.map(|field| self.field_types(name, field)) {
             None => Types::default(),
             Some(Ok(types)) => types,
             Some(Err(most)) => {
