@@ -8,7 +8,7 @@ use crate::program::{Code, MappingCode};
 use crate::run::{Context, Mapped, Memo, Quarantined, Traced};
 use crate::table::Table;
 use schemas::hl7v2::Message;
-use schemas::hl7v2::definitions::Version;
+use schemas::hl7v2::definitions::{Version, definitions};
 use schemas::yaml::Mistake;
 use std::collections::HashMap;
 use std::fmt;
@@ -193,7 +193,11 @@ fn found<'p>(
                 || mapping.events.iter().any(|event| event == trigger))
     };
     let by_event = |program: &&Program| program.mapping.events.iter().any(|event| event == trigger);
-    let by_structure = |program: &&Program| program.mapping.structures.iter().any(|name| name == structure);
+    // Without MSH-9.3, the definitions know which structure an event has.
+    let known = definitions(version).structure_of(code, trigger, structure).map(|known| known.name);
+    let by_structure = |program: &&Program| {
+        program.mapping.structures.iter().any(|name| name == structure || Some(&**name) == known)
+    };
     let found = || programs.iter().filter(fits);
     found().find(by_event).or_else(|| found().find(by_structure)).or_else(|| {
         // Older versions name the code alone, where it leaves no doubt.
