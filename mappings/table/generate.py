@@ -89,6 +89,10 @@ CORRECTIONS = {
         "A38": ("cancelled", ENC, "Cancelled", "a pre-admission was cancelled"),
         "A52": ("in-progress", ENC, "In Progress", "a leave of absence was cancelled"),
         "A53": ("onleave", ENC, "On Leave", "a return from leave was cancelled"),
+        "A17": ("in-progress", ENC, "In Progress", "two patients in their beds exchange them"),
+        "A23": ("entered-in-error", ENC, "Entered in Error", "the sender deleted the record of the visit"),
+        **{event: (UNMATCHED, None, None, "says nothing about the state of the visit") for event in (
+            "A18 A24 A28 A29 A30 A31 A34 A35 A36 A37 A39 A40 A41 A42 A43 A44 A45 A46 A47 A48 A49 A50 A51 A54 A55 A60 A61 A62").split()},
     },
     # contact-point-use `mobile` is not a system.
     "telecommunication-equipment-type": {
