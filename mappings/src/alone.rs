@@ -73,7 +73,7 @@ pub fn map_alone(
     message: &Message<'_>,
     context: &Context<'_>,
 ) -> Result<Alone, NotMapped> {
-    map_by(catalog.program_of(message).ok_or(NotMapped::NotTaken)?, message, context)
+    map_by(catalog.program_of(&context.sender, message).ok_or(NotMapped::NotTaken)?, message, context)
 }
 
 fn render(mapped: Mapped, context: &Context<'_>, mapping: &str) -> Alone {

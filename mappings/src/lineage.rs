@@ -283,8 +283,8 @@ mod tests {
         for (file, test) in &catalog.tests {
             let message =
                 Message::parse(&test.given, &Limits::default()).expect("a test's message can be read");
-            let Some(program) = catalog.program_of(&message) else { continue };
             let context = crate::testing::context(test);
+            let Some(program) = catalog.program_of(&context.sender, &message) else { continue };
             let Ok((alone, lineage)) = explain_by(program, &message, &context) else { continue };
             let plain = map_by(program, &message, &context).expect("it was mapped when it was explained");
             assert_eq!(alone.bundle, plain.bundle, "{file}: {}", test.name);

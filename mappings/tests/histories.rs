@@ -33,7 +33,7 @@ impl Known {
             systems: &[],
             options: &[],
         };
-        let program = catalog.program_of(&message).expect("a mapping takes it");
+        let program = catalog.program_of("test", &message).expect("a mapping takes it");
         let mapped = program.run(&message, &context).expect("it is mapped");
         for contribution in &mapped.contributions {
             let kind = contribution.resource_type.to_string();

@@ -192,7 +192,7 @@ impl Mapper {
         }
         let trigger = message.header().trigger().unwrap_or_default().into_owned();
         let catalog = self.catalog();
-        let Some(program) = catalog.program_of(&message) else {
+        let Some(program) = catalog.program_of(&open.sender, &message) else {
             return quarantine("there is no mapping for its type (MSH-9)".to_owned(), issues);
         };
         let context = Context {

@@ -39,6 +39,7 @@ impl<'r> Run<'r> {
             Op::SenderName => Val::Text(Cow::Borrowed(&self.context.sender)),
             Op::SenderSystem => Val::Text(crate::identity::sender_system(&self.context.authority).into()),
             Op::ReceivedAt => Val::Text(self.context.received_at.to_string().into()),
+            Op::MessageText => Val::Text(Cow::Borrowed(self.message.text())),
             Op::MessageId => Val::Text(self.context.message_id.to_string().into()),
             Op::LevelKind => frame.level.map_or(Val::Absent, |level| Val::Text(level.kind.into())),
             Op::LevelId => frame.level.map_or(Val::Absent, |level| Val::Text(level.id.into())),
@@ -161,6 +162,10 @@ impl<'r> Run<'r> {
                 let picked = match pick {
                     Pick::All => whole,
                     Pick::Number(number) => whole.repetition(self.message, u32::from(*number)),
+                    Pick::Nth(number) => {
+                        let number = self.number(frame, *number);
+                        whole.repetition(self.message, number)
+                    }
                     Pick::Where(condition) => {
                         let found = whole.repetitions(self.message).find(|repetition| {
                             let frame = Frame { item: Item::Element(*repetition), ..*frame };
@@ -253,8 +258,10 @@ impl<'r> Run<'r> {
             Op::Segment { scope, name, field, pick, steps } => {
                 let Some(segment) = self.first_segment(frame, scope, *name) else { return items };
                 let whole = self.field(segment, *field);
+                let nth = if let Pick::Nth(number) = pick { self.number(frame, *number) } else { 0 };
                 for repetition in whole.repetitions(message) {
                     let meant = match pick {
+                        Pick::Nth(_) => repetition.repetition_number(message) == nth,
                         Pick::All => true,
                         Pick::Number(number) => repetition.repetition_number(message) == u32::from(*number),
                         Pick::Where(condition) => {
@@ -624,6 +631,24 @@ impl<'r> Run<'r> {
                 Val::Text(crate::identity::scoped_system(&self.context.authority, name).into())
             }
             (None, None) => Val::Absent,
+        }
+    }
+
+    /// See the function `index`.
+    pub(crate) fn index(&self, frame: &Frame<'r, '_>) -> Val<'r> {
+        match frame.item {
+            Item::Element(element) if !element.is_absent() => {
+                Val::Integer(element.repetition_number(self.message).into())
+            }
+            _ => Val::Absent,
+        }
+    }
+
+    /// A number from 1; 0 for anything else.
+    fn number(&mut self, frame: &Frame<'r, '_>, id: ExprId) -> u32 {
+        match self.eval(frame, id) {
+            Val::Integer(number) => u32::try_from(number).unwrap_or(0),
+            _ => 0,
         }
     }
 
