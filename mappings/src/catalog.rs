@@ -8,7 +8,7 @@ use crate::program::{Code, MappingCode};
 use crate::run::{Context, Mapped, Memo, Quarantined, Traced};
 use crate::table::Table;
 use schemas::hl7v2::Message;
-use schemas::hl7v2::definitions::Version;
+use schemas::hl7v2::definitions::{Version, definitions};
 use schemas::yaml::Mistake;
 use std::collections::HashMap;
 use std::fmt;
@@ -36,6 +36,7 @@ pub struct Catalog {
     /// Those of senders with overlays.
     of_senders: HashMap<String, Vec<Program>>,
     pub(crate) tests: Vec<(String, Test)>,
+    digest: Arc<str>,
 }
 
 /// One mapping of a message, compiled.
@@ -43,6 +44,8 @@ pub struct Catalog {
 pub struct Program {
     code: Arc<Code>,
     mapping: MappingCode,
+    /// Name, version and the digest of all files of which it was made.
+    stamp: String,
 }
 
 include!(concat!(env!("OUT_DIR"), "/files.rs"));
@@ -91,12 +94,13 @@ impl Catalog {
                 }
             }
         }
-        let (programs, found) = compiled(&parsed, tables.clone());
+        let digest: Arc<str> = Catalog::digest_of(&files).into();
+        let (programs, found) = compiled(&parsed, tables.clone(), &digest);
         mistakes.extend(found);
         // A sender with overlays has programs of its own.
         let mut of_senders = HashMap::new();
         for sender in senders {
-            let (programs, found) = compiled_for(sender, &files, &tables);
+            let (programs, found) = compiled_for(sender, &files, &tables, &digest);
             mistakes.extend(found);
             of_senders.insert(sender.to_owned(), programs);
         }
@@ -105,7 +109,28 @@ impl Catalog {
             mistakes.dedup();
             return Err(mistakes);
         }
-        Ok(Catalog { programs, of_senders, tests })
+        Ok(Catalog { programs, of_senders, tests, digest })
+    }
+
+    /// A short digest of the files of mappings and tables, in whatever order: what it is equal for maps alike.
+    pub fn digest_of(files: &[(String, String)]) -> String {
+        use sha2::{Digest, Sha256};
+        let mut files: Vec<&(String, String)> =
+            files.iter().filter(|(file, _)| file != crate::guide::NOTES).collect();
+        files.sort();
+        let mut hasher = Sha256::new();
+        for (file, text) in files {
+            for part in [file, text] {
+                hasher.update((part.len() as u64).to_be_bytes());
+                hasher.update(part.as_bytes());
+            }
+        }
+        hasher.finalize().iter().take(4).map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    /// [`Catalog::digest_of`] the files that it was made of.
+    pub fn digest(&self) -> &str {
+        &self.digest
     }
 
     /// The mapping for a message, by its header: message code, trigger event, message structure and version.
@@ -168,7 +193,11 @@ fn found<'p>(
                 || mapping.events.iter().any(|event| event == trigger))
     };
     let by_event = |program: &&Program| program.mapping.events.iter().any(|event| event == trigger);
-    let by_structure = |program: &&Program| program.mapping.structures.iter().any(|name| name == structure);
+    // Without MSH-9.3, the definitions know which structure an event has.
+    let known = definitions(version).structure_of(code, trigger, structure).map(|known| known.name);
+    let by_structure = |program: &&Program| {
+        program.mapping.structures.iter().any(|name| name == structure || Some(&**name) == known)
+    };
     let found = || programs.iter().filter(fits);
     found().find(by_event).or_else(|| found().find(by_structure)).or_else(|| {
         // Older versions name the code alone, where it leaves no doubt.
@@ -220,10 +249,14 @@ impl Read {
     }
 }
 
-fn compiled(parsed: &[Parsed], tables: Vec<Table>) -> (Vec<Program>, Vec<FileMistake>) {
+fn compiled(parsed: &[Parsed], tables: Vec<Table>, digest: &str) -> (Vec<Program>, Vec<FileMistake>) {
     let compiled = compile::compile(parsed, tables);
     let code = Arc::new(compiled.code);
-    let programs = compiled.mappings.into_iter().map(|mapping| Program { code: code.clone(), mapping });
+    let program = |mapping: MappingCode| {
+        let stamp = format!("{} {}+{digest}", mapping.name, mapping.version);
+        Program { code: code.clone(), mapping, stamp }
+    };
+    let programs = compiled.mappings.into_iter().map(program);
     (programs.collect(), compiled.mistakes)
 }
 
@@ -232,6 +265,7 @@ fn compiled_for(
     sender: &str,
     files: &[(String, String)],
     tables: &[Table],
+    digest: &str,
 ) -> (Vec<Program>, Vec<FileMistake>) {
     let mut parsed = Read::of(files).parsed;
     let mut overlays = Vec::new();
@@ -257,7 +291,7 @@ fn compiled_for(
     for (Parsed { documents: own, .. }, count) in parsed.iter_mut().zip(counts) {
         own.extend(documents.by_ref().take(count));
     }
-    let (programs, found) = compiled(&parsed, tables.to_vec());
+    let (programs, found) = compiled(&parsed, tables.to_vec(), digest);
     mistakes.extend(found);
     (programs, mistakes)
 }
@@ -300,6 +334,11 @@ impl Program {
     /// The name, such as `oru_r01`.
     pub fn name(&self) -> &str {
         &self.mapping.name
+    }
+
+    /// What is stamped on what it makes: `oru_r01 1.0.0+1f2e3d4c`, with the digest of all mappings and tables.
+    pub fn stamp(&self) -> &str {
+        &self.stamp
     }
 
     /// The version, such as `1.0.0`.

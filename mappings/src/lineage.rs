@@ -16,6 +16,8 @@ use std::sync::Arc;
 /// Where everything of one message came from and went to.
 #[derive(Clone, Debug)]
 pub struct Lineage {
+    /// Message code and trigger event: `ADT_A11`.
+    pub event: String,
     /// Every element that a rule wrote, in the order of the Bundle's entries.
     pub elements: Vec<Origin>,
     /// Every leaf of the message, in its order.
@@ -121,7 +123,9 @@ impl Lineage {
             }
         }
         elements.sort_by_key(|origin| origin.entry);
-        Lineage { elements, fields: fates(message, &places, traced) }
+        let header = message.header();
+        let event = [header.message_code(), header.trigger()].map(Option::unwrap_or_default).join("_");
+        Lineage { event, elements, fields: fates(message, &places, traced) }
     }
 
     /// The lineage as JSON: `elements` with the place of their rule and their sources, `fields` with their fate.

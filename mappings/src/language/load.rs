@@ -96,9 +96,13 @@ fn map(node: &Node, mistakes: Mistakes<'_>) -> Option<Map> {
     };
     let options = options(&mut fields);
     let params = words(&mut fields, "params");
-    let identity = fields.take("identity").and_then(|node| identity(node, "identity", fields.mistakes()));
-    let display = formula_at(&mut fields, "display");
-    let chain = chain(&mut fields);
+    // What one segment says belongs to the resource of a mapping, which says who it is.
+    let (mut own_identity, mut display, mut levels) = (None, None, Vec::new());
+    if !of_segment {
+        own_identity = fields.take("identity").and_then(|node| identity(node, "identity", fields.mistakes()));
+        display = formula_at(&mut fields, "display");
+        levels = chain(&mut fields);
+    }
     let ignore = ignores(&mut fields);
     let tests = tests(&mut fields);
     fields.take_text("guide");
@@ -148,9 +152,9 @@ fn map(node: &Node, mistakes: Mistakes<'_>) -> Option<Map> {
         options,
         params,
         rules,
-        identity,
+        identity: own_identity,
         display,
-        chain,
+        chain: levels,
         ignore,
         tests,
     })

@@ -6,3 +6,4 @@ pub(crate) mod ast;
 pub(crate) mod expression;
 pub(crate) mod load;
 pub(crate) mod overlay;
+pub(crate) mod shape;

@@ -129,6 +129,7 @@ impl<'r> Run<'r> {
         {
             let Some(segment) = self.first_segment(frame, scope, *name) else { return false };
             let element = self.field(segment, *field);
+            self.cause_if_asked(element);
             return !element.is_absent() && !self.is_null(element);
         }
         !matches!(self.eval(frame, id), Val::Absent | Val::Null)
@@ -152,6 +153,12 @@ impl<'r> Run<'r> {
 
     /// What a path names; absent for anything else. For a field with repetitions, the field, or the one that is picked.
     pub(super) fn element(&mut self, frame: &Frame<'r, '_>, id: ExprId) -> Element {
+        let element = self.find_element(frame, id);
+        self.cause_if_asked(element);
+        element
+    }
+
+    fn find_element(&mut self, frame: &Frame<'r, '_>, id: ExprId) -> Element {
         let code = self.code;
         match code.op(id) {
             Op::Segment { scope, name, field, pick, steps } if *field > 0 => {

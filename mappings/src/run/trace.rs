@@ -171,6 +171,13 @@ impl<'r> Run<'r> {
         }
     }
 
+    /// A condition looked at an element.
+    pub(super) fn cause_if_asked(&mut self, element: Element) {
+        if self.quiet > 0 && self.tracer.is_some() {
+            self.cause_of(element);
+        }
+    }
+
     /// What follows is written because of an item.
     pub(super) fn cause_of_item(&mut self, item: Item) {
         if let Item::Element(element) = item {
