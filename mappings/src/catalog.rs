@@ -199,11 +199,15 @@ fn found<'p>(
         program.mapping.structures.iter().any(|name| name == structure || Some(&**name) == known)
     };
     let found = || programs.iter().filter(fits);
-    found().find(by_event).or_else(|| found().find(by_structure)).or_else(|| {
-        // Older versions name the code alone, where it leaves no doubt.
-        let mut rest = found().filter(|_| trigger.is_empty());
-        rest.next().filter(|_| rest.next().is_none())
-    })
+    // One event may have had another structure in an earlier version.
+    let by_both = |program: &&Program| by_event(program) && by_structure(program);
+    found().find(by_both).or_else(|| found().find(by_event)).or_else(|| found().find(by_structure)).or_else(
+        || {
+            // Older versions name the code alone, where it leaves no doubt.
+            let mut rest = found().filter(|_| trigger.is_empty());
+            rest.next().filter(|_| rest.next().is_none())
+        },
+    )
 }
 
 /// What stands in the files.
@@ -344,6 +348,16 @@ impl Program {
     /// The version, such as `1.0.0`.
     pub fn version(&self) -> &str {
         &self.mapping.version
+    }
+
+    /// Whether it takes messages of a version.
+    pub fn takes_version(&self, version: Version) -> bool {
+        self.mapping.versions.contains(version)
+    }
+
+    /// The message structures that it takes.
+    pub fn structures(&self) -> &[String] {
+        &self.mapping.structures
     }
 
     /// Message code and trigger events that it takes.

@@ -294,7 +294,8 @@ mod tests {
             assert_eq!(alone.bundle, plain.bundle, "{file}: {}", test.name);
             assert_eq!(alone.issues, plain.issues, "{file}: {}", test.name);
             let bundle: Value = serde_json::from_str(&alone.bundle).expect("a Bundle is JSON");
-            let entries = bundle["entry"].as_array().expect("it has entries");
+            // An ACK may say nothing about anybody.
+            let Some(entries) = bundle["entry"].as_array() else { continue };
             // The last one is the Provenance that every Bundle has.
             for (entry, value) in entries.iter().enumerate().take(entries.len() - 1) {
                 let origins = lineage.elements.iter().filter(|origin| origin.entry == entry);

@@ -1,6 +1,7 @@
 //! The mappings that come with the program: they have no mistakes, and their tests hold.
 
 use mappings::Catalog;
+use schemas::hl7v2::definitions::Version;
 use schemas::yaml::{Node, Value};
 
 #[test]
@@ -13,14 +14,23 @@ fn the_shipped_mappings_have_no_mistakes_and_their_tests_hold() {
 }
 
 #[test]
-fn no_two_mappings_take_the_same_event() {
+fn no_two_mappings_take_the_same_event_of_the_same_structure() {
     let catalog = Catalog::builtin();
-    let mut seen = std::collections::HashMap::new();
-    for program in catalog.programs() {
-        let (code, events) = program.takes();
-        for event in events {
-            let other = seen.insert(format!("{code}^{event}"), program.name());
-            assert_eq!(other, None, "{code}^{event} is taken by {} too", program.name());
+    for version in Version::ALL {
+        let mut seen = std::collections::HashMap::new();
+        for program in catalog.programs().iter().filter(|program| program.takes_version(version)) {
+            let (code, events) = program.takes();
+            for (event, structure) in
+                events.iter().flat_map(|event| program.structures().iter().map(move |s| (event, s)))
+            {
+                let other = seen.insert(format!("{code}^{event}^{structure}"), program.name());
+                assert_eq!(
+                    other,
+                    None,
+                    "{code}^{event}^{structure} of {version} is taken by {} too",
+                    program.name()
+                );
+            }
         }
     }
 }
