@@ -173,6 +173,22 @@ def heal(by_version, dictionary, which):
                         fields[number] = later.copy(withdrawn=True, low=0)
 
 
+# What 2.9 adds behind the last field of a segment, as far as HL7's v2-to-FHIR guide maps it: a message of 2.9 is read as 2.8.2.
+LATER = {
+    "MSH": {26: ("CWE", 1, "Security classification tag"), 27: ("CWE", -1, "Security handling instructions"),
+            28: ("ST", -1, "Special access restriction instructions")},
+    "PRT": {23: ("CWE", 1, "Preferred method of contact"), 24: ("PLN", -1, "Contact identifiers")},
+}
+
+
+def add_later(by_version):
+    for segment, fields in LATER.items():
+        mine = by_version[VERSIONS[-1]][0][segment]
+        for number, (datatype, high, text) in fields.items():
+            assert number not in mine, (segment, number)
+            mine[number] = Field(datatype, 0, high, None, None, text)
+
+
 def heal_withdrawn(version, name, fields, other, last):
     """A withdrawn or skipped field keeps the type it last had: senders go on filling it."""
     top = max([*fields, *other, *last], default=0)
@@ -300,6 +316,22 @@ def name_positions(nodes):
     assert len(siblings) == len(set(siblings)), siblings
 
 
+def pair_up(name, nodes):
+    """The two patients who exchange their beds (A17) are a group that repeats: the visit behind a PID is that patient's."""
+    if name != "ADT_A17":
+        return nodes
+    at = [index for index, n in enumerate(nodes) if n.children is None and n.name == "PID"]
+    if len(at) != 2:
+        return nodes
+    first, second = nodes[at[0]:at[1]], nodes[at[1]:]
+    names = {n.name: n for n in second}
+    if any(n.children is not None for n in nodes) or not set(names) <= {n.name for n in first}:
+        return nodes
+    for n in first:
+        n.low = min(n.low, names[n.name].low) if n.name in names else 0
+    return nodes[:at[0]] + [Node("PATIENT", 1, -1, False, first)]
+
+
 def render(nodes):
     parts = []
     for n in nodes:
@@ -323,7 +355,7 @@ def structures(by_version, dictionary, table):
             if wrong in mine:
                 mine[right] = mine.pop(wrong)
         for name in mine:
-            mine[name] = heal_tree(mine[name])
+            mine[name] = pair_up(name, heal_tree(mine[name]))
     for version in ("2.1", "2.2"):  # hl7apy flattens these; the other source has the groups and the alternatives
         for name in ("ORM_O01", "ORR_O02"):
             tree = clone(dictionary[version][2][name])
@@ -400,7 +432,7 @@ def events_of(by_version, dictionary, table):
             elif table.get((code, trigger)) in mine and version not in ("2.3", "2.3.1"):
                 found[version][code, trigger] = table[code, trigger]
             elif name in theirs:
-                peer = shape(heal_tree(clone(theirs[name])))
+                peer = shape(pair_up(name, heal_tree(clone(theirs[name]))))
                 same = [n for n, s in shapes.items() if n.split("_")[0] == code and s == peer]
                 if same:
                     found[version][code, trigger] = min(same)
@@ -464,6 +496,7 @@ def main():
     EARLY.update({"ADT_A15": "ADT_A09", "ADT_A37": "ADT_A24", "ORU_R03": "ORU_R01"})
     heal(by_version, dictionary, 0)
     heal(by_version, dictionary, 1)
+    add_later(by_version)
     titles = {}
     for version in dictionary:
         titles.update({n: title(t) for n, t in dictionary[version][3].items()})
