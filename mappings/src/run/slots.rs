@@ -87,6 +87,17 @@ impl<'r> Run<'r> {
         Ok(())
     }
 
+    /// Writes one slot of the Bundle itself.
+    pub(super) fn write_of_bundle(&mut self, frame: &Frame<'r, '_>, slot: &'r Slot) -> Result<(), Halt> {
+        let write = self.said(frame, slot)?.write;
+        self.settle();
+        if let Some(write) = write {
+            let (name, order) = (slot.name, slot.order);
+            keep(&mut self.bundle, SlotWrite { name, order, on_existing: None, write }, Again::Never);
+        }
+        Ok(())
+    }
+
     /// Writes several slots of a resource that may be remembered together.
     pub(super) fn write_slots(
         &mut self,
@@ -317,8 +328,15 @@ fn keep(slots: &mut Vec<SlotWrite>, write: SlotWrite, again: Again) {
                 }
             }
         }
+        // Two mentions of one person in one message: the fuller one says more.
+        (Write::Valued(known), Write::Valued(more)) if length(&more) > length(known) => *known = more,
         _ => {}
     }
+}
+
+/// How much text fragments hold.
+fn length(fragments: &[Fragment]) -> usize {
+    fragments.iter().map(|fragment| fragment.json.len()).sum()
 }
 
 /// How many items a slot holds, if it is a list.
@@ -335,7 +353,7 @@ pub(super) enum Again {
     Never,
     /// From another segment of the same resource: lists are appended.
     Part,
-    /// From another element that names the same resource: the first says it.
+    /// From another element that names the same resource: the fuller one says it, of two alike the first.
     Made,
 }
 
