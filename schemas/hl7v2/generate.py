@@ -177,7 +177,13 @@ def heal(by_version, dictionary, which):
 LATER = {
     "MSH": {26: ("CWE", 1, "Security classification tag"), 27: ("CWE", -1, "Security handling instructions"),
             28: ("ST", -1, "Special access restriction instructions")},
+    "NTE": {9: ("CWE", -1, "Coded comment")},
+    "OBX": {31: ("ID", 1, "Action code"), 32: ("CWE", -1, "Observation value absent reason"),
+            33: ("EIP", -1, "Observation related specimen identifier")},
+    "ORC": {35: ("ID", 1, "Action code"), 36: ("DR", 1, "Order status date range"), 37: ("DTM", 1, "Order creation date/time"),
+            38: ("EI", 1, "Filler order group number")},
     "PRT": {23: ("CWE", 1, "Preferred method of contact"), 24: ("PLN", -1, "Contact identifiers")},
+    "TXA": {27: ("HD", 1, "Creating facility"), 28: ("CWE", 1, "Creating specialty")},
 }
 
 
@@ -330,6 +336,15 @@ def pair_up(name, nodes):
     for n in first:
         n.low = min(n.low, names[n.name].low) if n.name in names else 0
     return nodes[:at[0]] + [Node("PATIENT", 1, -1, False, first)]
+
+
+def add_answer(mine):
+    """What a registry of immunizations answers (RSP_K11 by query profile, as US registries do) is what a VXU says, for each person."""
+    if "RSP_K11" not in mine or "VXU_V04" not in mine:
+        return
+    said = [n.clone() for n in mine["VXU_V04"] if n.name not in ("MSH", "SFT", "UAC")]
+    at = next(index for index, n in enumerate(mine["RSP_K11"]) if n.name == "QPD") + 1
+    mine["RSP_K11"].insert(at, Node("RESPONSE", 0, -1, False, said))
 
 
 def render(nodes):
@@ -488,6 +503,7 @@ def write_fields(path, head, by_version, which, titles):
 def main():
     dictionary, table = read_dictionary(pathlib.Path(sys.argv[1]).resolve())
     by_version = {v: read_hl7apy(v) for v in VERSIONS}
+    table["ORU", "R40"] = "ORU_R01"  # later than table 0354 as the source has it
     for code, trigger in table:
         EARLY[f"{code}_{trigger}"] = table[code, trigger]
     # What 2.3 calls ADT_A01 and ADT_A02 took more triggers than table 0354 of later versions gives them.
@@ -509,6 +525,8 @@ def main():
         "# HL7 v2 data types with components, all versions; as segments.txt. A type that is not here is primitive.",
     ], by_version, 1, {})
     events = structures(by_version, dictionary, table)
+    for version in VERSIONS:
+        add_answer(by_version[version][2])
     lines = [
         "# HL7 v2 message structures, all versions. Written by generate.py; SOURCE.md names the sources and their licences.",
         "# `= ADT_A01`, then one line a span of versions: the segments in order, ? * + as usual, NAME(...) a group, <A|B>",
