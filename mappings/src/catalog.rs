@@ -156,6 +156,18 @@ impl Catalog {
         )
     }
 
+    /// The names of all code tables.
+    pub fn tables(&self) -> impl Iterator<Item = &str> {
+        self.programs.first().into_iter().flat_map(|one| &one.code.tables).map(|table| table.short_name())
+    }
+
+    /// The codes that every element takes into which a table is written, where it is written into one with a fixed list of codes.
+    pub fn fixed_targets(&self, table: &str) -> Option<&[&'static str]> {
+        let code = &self.programs.first()?.code;
+        let id = code.tables.iter().position(|one| one.short_name() == table)?;
+        code.bound.get(&u32::try_from(id).ok()?).map(Vec::as_slice)
+    }
+
     /// Forgets what slots wrote for earlier messages. What mapping makes does not depend on it, only how long it takes.
     pub fn forget(&self) {
         for program in self.of_senders.values().chain([&self.programs]).filter_map(|all| all.first()) {

@@ -847,6 +847,7 @@ mod tests {
             namespace: Uuid::nil(),
             systems: &[("REGISTERED".to_owned(), "urn:oid:1.9".to_owned())],
             options: &[],
+            codes: None,
         };
         let mapped = catalog.programs()[0].run(&message, &context).expect("it is mapped");
         let json = mapped.contributions[0].slots.iter().find_map(|slot| match &slot.write {

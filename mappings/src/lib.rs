@@ -9,6 +9,7 @@
 mod alone;
 pub mod bundle;
 mod catalog;
+mod codes;
 mod compile;
 mod functions;
 pub mod guide;
@@ -26,6 +27,7 @@ mod testing;
 
 pub use alone::{Alone, NotMapped, explain_by, map_alone, map_by};
 pub use catalog::{Catalog, FileMistake, Program};
+pub use codes::{SiteCode, SiteCodes};
 pub use functions::reference;
 pub use identity::id_of;
 pub use language::shape::{json_schema, keys_reference};

@@ -31,6 +31,8 @@ pub(crate) struct Code {
     pub(crate) tables: Vec<Table>,
     /// The tables of senders: `sender/name`.
     pub(crate) sender_tables: std::collections::HashMap<String, u32>,
+    /// The codes that every element takes into which a table is written as a bare code, by table.
+    pub(crate) bound: std::collections::HashMap<u32, Vec<&'static str>>,
     /// The names of the files in which the rules stand.
     pub(crate) files: Vec<Box<str>>,
     /// How many slots and made resources are remembered: the next [`Remember::id`].

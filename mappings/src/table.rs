@@ -58,6 +58,11 @@ impl Table {
         }
     }
 
+    /// Its name without the sender whose own it is.
+    pub(crate) fn short_name(&self) -> &str {
+        self.name.rsplit('/').next().unwrap_or(&self.name)
+    }
+
     /// Every target code, to check them against a binding.
     pub(crate) fn target_codes(&self) -> impl Iterator<Item = &Target> {
         self.targets.values().flatten()

@@ -80,6 +80,7 @@ pub(crate) fn context(test: &Test) -> Context<'_> {
         namespace: Uuid::nil(),
         systems: &test.systems,
         options: &test.options,
+        codes: None,
     }
 }
 

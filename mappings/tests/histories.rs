@@ -32,6 +32,7 @@ impl Known {
             namespace: Uuid::nil(),
             systems: &[],
             options: &[],
+            codes: None,
         };
         let program = catalog.program_of("test", &message).expect("a mapping takes it");
         let mapped = program.run(&message, &context).expect("it is mapped");

@@ -80,6 +80,7 @@ fn context() -> Context<'static> {
         namespace: Uuid::from_u128(1),
         systems: SYSTEMS,
         options: &[],
+        codes: None,
     }
 }
 

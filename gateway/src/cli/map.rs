@@ -192,6 +192,7 @@ impl Mapper<'_> {
             namespace: NAMESPACE,
             systems: &[],
             options: &[],
+            codes: None,
         };
         let named =
             self.arguments.mapping.as_ref().and_then(|name| self.catalog.program(&context.sender, name));

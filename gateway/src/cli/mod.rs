@@ -2,6 +2,7 @@
 //! patient's value unless `--show-phi` asks for it.
 
 mod check;
+mod codes;
 mod coverage;
 mod map;
 mod replay;
@@ -126,6 +127,8 @@ enum Verb {
     Show(show::Arguments),
     /// Process messages or dead letters again; a dry run unless --yes
     Replay(replay::Arguments),
+    /// List codes that no table translates, or translate one
+    Codes(codes::Arguments),
     /// Bring the store's schema up to date
     Migrate(ConfigArgument),
     /// Print the version
@@ -136,7 +139,7 @@ enum Verb {
 #[derive(Args, Debug, Clone)]
 pub struct ConfigArgument {
     /// The configuration file; without one, the embedded default with its data in ./pons-data
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", global = true)]
     pub config: Option<PathBuf>,
 }
 
@@ -170,6 +173,7 @@ pub fn main() -> ExitCode {
         Verb::Search(arguments) => search::main(&arguments),
         Verb::Show(arguments) => show::main(&arguments),
         Verb::Replay(arguments) => replay::main(&arguments),
+        Verb::Codes(arguments) => codes::main(&arguments),
         Verb::Migrate(arguments) => migrate(&arguments),
         Verb::Version => print(&format!("pons {}", env!("CARGO_PKG_VERSION"))).map(|()| Exit::Ok),
     };
@@ -199,6 +203,22 @@ pub(crate) fn print(line: &str) -> Result<(), Failure> {
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => std::process::exit(0),
         other => Ok(other?),
     }
+}
+
+/// Prints aligned columns.
+fn columns<const N: usize>(
+    header: [&str; N],
+    rows: impl Iterator<Item = [String; N]>,
+) -> Result<(), Failure> {
+    let rows: Vec<[String; N]> = std::iter::once(header.map(str::to_owned)).chain(rows).collect();
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..N).map(width).collect();
+    for row in rows {
+        let cells: Vec<String> =
+            row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}", width = *width)).collect();
+        print(cells.join("  ").trim_end())?;
+    }
+    Ok(())
 }
 
 /// Prints a line for the person.

@@ -1,6 +1,6 @@
 //! `pons search`: finds messages by patient, control id, type, state, sender and time.
 
-use super::{ConfigArgument, Exit, ListFormat, Outcome, beside, block_on, complain, print};
+use super::{ConfigArgument, Exit, ListFormat, Outcome, beside, block_on, columns, complain, print};
 use crate::ingest::keys::patient_hash;
 use crate::store::{DeliveryState, Query, Summary};
 use clap::Args;
@@ -122,9 +122,9 @@ pub(super) fn main(arguments: &Arguments) -> Outcome {
     Ok(Exit::Ok)
 }
 
-/// Prints aligned columns.
+/// Prints messages in columns.
 pub(crate) fn table(found: &[Summary]) -> Result<(), super::Failure> {
-    let header = ["ID", "RECEIVED", "SENDER", "TYPE", "CONTROL ID", "STATE", "DELIVERIES"].map(str::to_owned);
+    let header = ["ID", "RECEIVED", "SENDER", "TYPE", "CONTROL ID", "STATE", "DELIVERIES"];
     let rows = found.iter().map(|one| {
         [
             one.id.to_string(),
@@ -136,15 +136,7 @@ pub(crate) fn table(found: &[Summary]) -> Result<(), super::Failure> {
             deliveries(one),
         ]
     });
-    let rows: Vec<[String; 7]> = std::iter::once(header).chain(rows).collect();
-    let widths: Vec<usize> =
-        (0..7).map(|column| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0)).collect();
-    for row in rows {
-        let cells: Vec<String> =
-            row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}", width = *width)).collect();
-        print(cells.join("  ").trim_end())?;
-    }
-    Ok(())
+    columns(header, rows)
 }
 
 fn deliveries(summary: &Summary) -> String {

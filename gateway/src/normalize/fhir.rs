@@ -19,6 +19,7 @@ pub(super) fn facts(open: &OpenMessage, namespace: Uuid) -> Mapped {
         event: None,
         mapping: format!("fhir {}", env!("CARGO_PKG_VERSION")),
         issues: Vec::new(),
+        unmapped: super::Unmapped::default(),
         facts: Reader { open, namespace }.read(),
     }
 }

@@ -28,7 +28,7 @@ use courtesy::Courtesy;
 use futures_util::future;
 use lanes::Held;
 use mappings::resource::{Contributed, Contribution, Stamp};
-use mappings::{Catalog, Context, Effect};
+use mappings::{Catalog, Context, Effect, SiteCodes, UnmappedCode};
 use plan::{Keyed, Plan, plan};
 use schemas::hl7v2::time::Zone;
 use schemas::hl7v2::{Limits, Message, charset};
@@ -76,6 +76,8 @@ pub struct Prepared {
     pub mapping: String,
     /// What reading and mapping had to say.
     pub issues: Vec<Issue>,
+    /// Its codes that no table translates.
+    pub unmapped: Unmapped,
     /// What it says, or why it goes into quarantine.
     pub facts: Result<Facts, String>,
     /// While somebody traces: normalizing, under way.
@@ -123,6 +125,7 @@ impl Facts {
 #[derive(Debug)]
 pub struct Mapper {
     catalog: RwLock<Arc<Catalog>>,
+    codes: RwLock<Arc<SiteCodes>>,
     namespace: Uuid,
     systems: crate::ingest::senders::Senders,
     limits: Limits,
@@ -154,12 +157,35 @@ impl Mapper {
         senders: crate::ingest::senders::Senders,
         limits: Limits,
     ) -> Self {
-        Mapper { catalog: RwLock::new(catalog), namespace, systems: senders, limits }
+        Mapper {
+            catalog: RwLock::new(catalog),
+            codes: RwLock::default(),
+            namespace,
+            systems: senders,
+            limits,
+        }
     }
 
     /// The catalog in use.
     pub fn catalog(&self) -> Arc<Catalog> {
         self.catalog.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// What people have said of single codes, as far as it was read.
+    pub fn codes(&self) -> Arc<SiteCodes> {
+        self.codes.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Reads what people have said of codes since.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn refresh_codes(&self, store: &dyn Store) -> Result<(), StoreError> {
+        if let Some(codes) = store.site_codes(self.codes().version()).await? {
+            tracing::info!(version = codes.version(), "translated codes read");
+            *self.codes.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(codes);
+        }
+        Ok(())
     }
 
     /// Uses another catalog from the next message on.
@@ -179,14 +205,20 @@ impl Mapper {
                 event: None,
                 mapping: String::new(),
                 issues: Vec::new(),
+                unmapped: Unmapped::default(),
                 facts: Err("the mapping broke off: a defect of Pons".to_owned()),
             })
             .of(open, verb)
     }
 
     fn map_hl7v2(&self, open: &OpenMessage) -> Mapped {
-        let quarantine =
-            |why: String, issues| Mapped { event: None, mapping: String::new(), issues, facts: Err(why) };
+        let quarantine = |why: String, issues| Mapped {
+            event: None,
+            mapping: String::new(),
+            issues,
+            unmapped: Unmapped::default(),
+            facts: Err(why),
+        };
         let decoded = charset::decode(&open.bytes, None);
         let mut issues = decoded.issues;
         let message = match Message::parse(&decoded.text, &self.limits) {
@@ -200,6 +232,7 @@ impl Mapper {
         }
         let trigger = message.header().trigger().unwrap_or_default().into_owned();
         let catalog = self.catalog();
+        let codes = self.codes();
         let Some(program) = catalog.program_of(&open.sender, &message) else {
             return quarantine("there is no mapping for its type (MSH-9)".to_owned(), issues);
         };
@@ -213,20 +246,23 @@ impl Mapper {
             namespace: self.namespace,
             systems: self.systems.systems(&open.sender),
             options: &[],
+            codes: Some(&codes),
         };
         let mapping = program.stamp().to_owned();
         let event = Some(trigger);
+        let unmapped = |all| Unmapped { version: codes.version(), codes: all };
         match program.run(&message, &context) {
             Ok(mapped) => {
                 issues.extend(mapped.issues);
                 let what = mapped.contributions.into_iter().map(What::Slots).collect();
                 let facts =
                     Ok(Facts { bundle: mapped.bundle, what, effects: mapped.effects, stamp: mapped.stamp });
-                Mapped { event, mapping, issues, facts }
+                Mapped { event, mapping, issues, unmapped: unmapped(mapped.unmapped_codes), facts }
             }
             Err(quarantined) => {
                 issues.extend(quarantined.issues);
-                Mapped { event, mapping, issues, facts: Err(quarantined.reason) }
+                let unmapped = unmapped(quarantined.unmapped_codes);
+                Mapped { event, mapping, issues, unmapped, facts: Err(quarantined.reason) }
             }
         }
     }
@@ -237,13 +273,23 @@ struct Mapped {
     event: Option<String>,
     mapping: String,
     issues: Vec<Issue>,
+    unmapped: Unmapped,
     facts: Result<Facts, String>,
+}
+
+/// Codes that no table translates.
+#[derive(Debug, Default)]
+pub struct Unmapped {
+    /// Which version of [`SiteCodes`] does not know them either.
+    pub version: i64,
+    /// One for each place of the message.
+    pub codes: Vec<UnmappedCode>,
 }
 
 impl Mapped {
     fn of(self, open: OpenMessage, verb: Option<Verb>) -> Prepared {
-        let Mapped { event, mapping, issues, facts } = self;
-        Prepared { open, event, mapping, issues, facts, verb }
+        let Mapped { event, mapping, issues, unmapped, facts } = self;
+        Prepared { open, event, mapping, issues, unmapped, facts, verb }
     }
 }
 
@@ -305,8 +351,16 @@ impl Normalizer {
         let mut after = Seq(i64::MIN);
         let mut polled = tokio::time::Instant::now();
         let mut courtesy = Courtesy::default();
+        let mut codes_read = false;
         loop {
-            if held.has_changed().unwrap_or(false) || polled.elapsed() >= POLL_EVERY {
+            if !codes_read || held.has_changed().unwrap_or(false) || polled.elapsed() >= POLL_EVERY {
+                codes_read = match self.mapper.refresh_codes(&*self.store).await {
+                    Ok(()) => true,
+                    Err(error) => {
+                        tracing::warn!(error = %crate::chain(&error), "translated codes could not be read");
+                        false
+                    }
+                };
                 // Look at everything anew: lanes came or went, or a replay opened an old message again.
                 after = Seq(i64::MIN);
                 open.clear();
@@ -390,6 +444,10 @@ impl Normalizer {
             }
             !goes
         });
+        if going.iter().any(|message| message.revision > 0) {
+            // It may go again because somebody has translated a code of it just now.
+            self.mapper.refresh_codes(&*self.store).await?;
+        }
         let columns = plan::columns(going, RECORDERS, COLUMN_MIN);
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let threads = (cores / columns.len().max(1)).max(1);

@@ -9,7 +9,7 @@ use crate::route::topics::{Happening, Touched};
 use crate::route::{Routable, Router};
 use crate::store::{
     Alias, MessageResult, NewDelivery, OpenMessage, RecordTx, Recording, ResourceWrite, StoreError,
-    StoredResource,
+    StoredResource, WaitingCode,
 };
 use crate::telemetry::trace::{self, Verb};
 use bytes::Bytes;
@@ -24,6 +24,9 @@ use uuid::Uuid;
 
 /// How many merges in a row a reader follows before it calls the chain broken.
 const MERGES_MAX: usize = 16;
+
+/// What is longer than this is no code that somebody could translate; the message's own issue tells of it. In bytes.
+const LONGEST_CODE: usize = 200;
 
 /// What recording one message came to; what its sender and its subscribers are told.
 #[derive(Debug)]
@@ -109,6 +112,7 @@ pub(super) async fn record(
                 done.quarantined = Some(why);
             }
         }
+        wait_for_codes(&mut recording, prepared);
         recorded.push((done, deliveries, result.bundle.clone(), merging, routing));
         recording.results.push(result);
     }
@@ -133,6 +137,28 @@ pub(super) async fn record(
         }
     });
     Ok(recorded.collect())
+}
+
+/// Writes down which codes of a message no table translates, each once.
+fn wait_for_codes(recording: &mut Recording, prepared: &Prepared) {
+    let all = prepared.unmapped.codes.iter().filter(|code| code.code.len() <= LONGEST_CODE);
+    let mut codes: Vec<(&str, &str)> = all.map(|code| (code.table.as_str(), code.code.as_str())).collect();
+    codes.sort_unstable();
+    codes.dedup();
+    if codes.is_empty() {
+        return;
+    }
+    let version = prepared.unmapped.version;
+    recording.codes_version = match recording.codes.is_empty() {
+        true => version,
+        false => recording.codes_version.min(version),
+    };
+    recording.codes.extend(codes.into_iter().map(|(table, code)| WaitingCode {
+        sender: prepared.open.sender.clone(),
+        table: table.to_owned(),
+        code: code.to_owned(),
+        message: prepared.open.id,
+    }));
 }
 
 /// Ends the spans of a message that is recorded; answers the trace that its deliveries continue.

@@ -12,11 +12,15 @@ pub(super) struct Migration {
 /// The versions that a database has.
 pub(super) type Applied = BTreeSet<i32>;
 
-pub(super) const POSTGRES: &[Migration] =
-    &[Migration { version: 1, sql: include_str!("migrations/postgres/0001_start.sql") }];
+pub(super) const POSTGRES: &[Migration] = &[
+    Migration { version: 1, sql: include_str!("migrations/postgres/0001_start.sql") },
+    Migration { version: 2, sql: include_str!("migrations/postgres/0002_codes.sql") },
+];
 
-pub(super) const SQLITE: &[Migration] =
-    &[Migration { version: 1, sql: include_str!("migrations/sqlite/0001_start.sql") }];
+pub(super) const SQLITE: &[Migration] = &[
+    Migration { version: 1, sql: include_str!("migrations/sqlite/0001_start.sql") },
+    Migration { version: 2, sql: include_str!("migrations/sqlite/0002_codes.sql") },
+];
 
 /// What is still to be applied, in order.
 ///

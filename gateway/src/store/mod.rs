@@ -21,6 +21,7 @@ mod suite;
 use async_trait::async_trait;
 use bytes::Bytes;
 use jiff::Timestamp;
+use mappings::{SiteCode, SiteCodes};
 use schemas::issue::Issue;
 use schemas::message::{DeliveryId, LaneSet, MessageId, OrderKey, Seq};
 use std::collections::HashMap;
@@ -250,6 +251,51 @@ pub struct Recording {
     pub aliases: Vec<(Alias, Uuid)>,
     /// In the order of their messages.
     pub deliveries: Vec<NewDelivery>,
+    /// Codes of these messages that no table translates.
+    pub codes: Vec<WaitingCode>,
+    /// Which version of [`SiteCodes`] they were mapped with, where one has a code.
+    pub codes_version: i64,
+}
+
+/// A code that no table translates, in one message.
+#[derive(Clone, PartialEq, Eq)]
+pub struct WaitingCode {
+    /// Who sent it.
+    pub sender: Arc<str>,
+    /// The table that does not know it.
+    pub table: String,
+    /// The code.
+    pub code: String,
+    /// In which message.
+    pub message: MessageId,
+}
+
+/// Shows where; the code is a patient's.
+impl std::fmt::Debug for WaitingCode {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("WaitingCode")
+            .field("sender", &self.sender)
+            .field("table", &self.table)
+            .field("message", &self.message)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A code that no table translates, over all messages of its sender that wait for it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UnmappedSeen {
+    /// Who sends it.
+    pub sender: String,
+    /// The table that does not know it.
+    pub table: String,
+    /// The code.
+    pub code: String,
+    /// In how many messages.
+    pub messages: i64,
+    /// The first of them; its id says when.
+    pub first: MessageId,
+    /// The last of them.
+    pub last: MessageId,
 }
 
 /// The recording transaction: opened with the fences of the lanes it works for, read from, then committed as a whole or dropped.
@@ -648,6 +694,21 @@ pub trait Store: Send + Sync + 'static {
 
     /// The books, by sender.
     async fn books(&self) -> Result<Vec<Books>, StoreError>;
+
+    /// Codes that no table translates, of one sender or one table where that is said, the most frequent first.
+    async fn unmapped_codes(
+        &self,
+        sender: Option<&str>,
+        table: Option<&str>,
+        limit: usize,
+    ) -> Result<Vec<UnmappedSeen>, StoreError>;
+
+    /// Takes in what somebody says of one code, and asks for every message that waits for it to be normalized again, in their order.
+    /// Answers how many these are.
+    async fn translate_code(&self, who: &str, code: &SiteCode) -> Result<usize, StoreError>;
+
+    /// What people have said of codes; `None` if that is still the version that is known.
+    async fn site_codes(&self, known: i64) -> Result<Option<SiteCodes>, StoreError>;
 
     /// Makes the coming days' partitions and lets go of days that are final and old, counted back from `now` or from
     /// the database's clock, whichever is earlier. Answers how many messages went.

@@ -211,9 +211,14 @@ pub(super) struct RequestRow {
     pub(super) why: Option<String>,
 }
 
+/// The kind of a request to normalize a message again.
+pub(super) const NORMALIZE: i16 = 1;
+
 pub(super) fn request_to(request: &Request) -> RequestRow {
     match request {
-        Request::Normalize(message) => RequestRow { kind: 1, message: *message, delivery: None, why: None },
+        Request::Normalize(message) => {
+            RequestRow { kind: NORMALIZE, message: *message, delivery: None, why: None }
+        }
         Request::Deliver(delivery, message) => {
             RequestRow { kind: 2, message: *message, delivery: Some(*delivery), why: None }
         }

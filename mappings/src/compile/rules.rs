@@ -426,17 +426,13 @@ impl<'a> Compiler<'a> {
             TableRef::Named(word) => {
                 let id = self.find_table(word)?;
                 self.check_table(id, word, form, want, name);
+                // One of a sender's own goes before it.
+                self.check_sender_tables(word, form, want, name);
                 Lookup::Table(id)
             }
             TableRef::Given => Lookup::Given,
             TableRef::Sender(word) => {
-                let is = |known: &str| known.split_once('/').is_some_and(|(_, table)| table == word.text);
-                let tables = self.code.sender_tables.iter().filter(|(known, _)| is(known));
-                let mut tables: Vec<u32> = tables.map(|(_, id)| *id).collect();
-                tables.sort_unstable();
-                for id in tables {
-                    self.check_table(id, word, form, want, name);
-                }
+                self.check_sender_tables(word, form, want, name);
                 Lookup::Sender(word.text.as_str().into())
             }
         };
@@ -445,9 +441,22 @@ impl<'a> Compiler<'a> {
         Some(TableUse { table, unmapped, unmatched })
     }
 
+    /// Whether what the tables of that name of any sender answer is what the element takes.
+    fn check_sender_tables(&mut self, word: &Word, form: CodeForm, want: &Want, name: &str) {
+        let is = |known: &str| known.split_once('/').is_some_and(|(_, table)| table == word.text);
+        let tables = self.code.sender_tables.iter().filter(|(known, _)| is(known));
+        let mut tables: Vec<u32> = tables.map(|(_, id)| *id).collect();
+        tables.sort_unstable();
+        for id in tables {
+            self.check_table(id, word, form, want, name);
+        }
+    }
+
     /// Whether what a table answers is what its element takes.
     fn check_table(&mut self, id: u32, word: &Word, form: CodeForm, want: &Want, name: &str) {
         let (CodeForm::Code, Some(codes)) = (form, target::required_codes(&want.path)) else { return };
+        let bound = self.code.bound.entry(id).or_insert_with(|| codes.to_vec());
+        bound.retain(|code| codes.contains(code));
         let table = &self.code.tables[id as usize];
         let (table_name, passes) = (table.name.clone(), table.passes_unknown_codes());
         let mut strange: Vec<String> = table

@@ -41,7 +41,22 @@ impl<'r> Run<'r> {
             Lookup::Given => return Ok(false),
         };
         let table = &self.code.tables[id as usize];
-        let (rule, known): (&CodeRule, bool) = match table.look_up(code) {
+        // The table's own name, also where it is the sender's.
+        let name = table.short_name();
+        let said =
+            self.context.codes.and_then(|codes| codes.look_up(&self.context.sender, name, code.trim()));
+        if let Some(target) = said {
+            self.carried += 1;
+            return Ok(write_code(out, target, form, self.local_text(element, form)));
+        }
+        // A table of the sender's own goes before the one that all share.
+        let own = match self.code.sender_tables.is_empty() {
+            true => None,
+            false => self.code.sender_tables.get(&format!("{}/{name}", self.context.sender)),
+        };
+        let own = own.map(|own| self.code.tables[*own as usize].look_up(code));
+        let answer = own.filter(|answer| *answer != Answer::Unmapped).unwrap_or_else(|| table.look_up(code));
+        let (rule, known): (&CodeRule, bool) = match answer {
             Answer::Mapped(target) => {
                 self.carried += 1;
                 return Ok(write_code(out, &target, form, self.local_text(element, form)));
@@ -55,7 +70,7 @@ impl<'r> Run<'r> {
         }
         if !known {
             let unmapped =
-                UnmappedCode { table: table.name.clone(), code: code.to_owned(), path: path.clone() };
+                UnmappedCode { table: name.to_owned(), code: code.trim().to_owned(), path: path.clone() };
             self.unmapped_codes.push(unmapped);
         }
         if let Some(severity) = rule.issue {

@@ -52,6 +52,8 @@ struct Sender {
     zone: Zone,
     systems: Vec<(String, String)>,
     options: Vec<(String, String)>,
+    /// The version of the codes that people have translated.
+    codes: i64,
     separators: Separators,
 }
 
@@ -196,6 +198,7 @@ impl Memo {
             self.kept.resize_with(KEPT_MAX, || None);
             self.tries.resize(code.remembered as usize, Tries::default());
         }
+        let codes = context.codes.map_or(0, crate::SiteCodes::version);
         let same = |sender: &Sender| {
             sender.name == context.sender
                 && sender.authority == context.authority
@@ -204,6 +207,7 @@ impl Memo {
                 && sender.zone == *zone
                 && sender.systems == context.systems
                 && sender.options == context.options
+                && sender.codes == codes
         };
         let known = self.senders.iter().position(same);
         let place = known.unwrap_or_else(|| {
@@ -218,6 +222,7 @@ impl Memo {
                 zone: zone.clone(),
                 systems: context.systems.to_vec(),
                 options: context.options.to_vec(),
+                codes,
                 separators: *separators,
             });
             self.senders.len() - 1

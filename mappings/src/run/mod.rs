@@ -56,6 +56,8 @@ pub struct Context<'c> {
     pub systems: &'c [(String, String)],
     /// The sender's options: `map.option` and its choice.
     pub options: &'c [(String, String)],
+    /// What people have said of single codes.
+    pub codes: Option<&'c crate::SiteCodes>,
 }
 
 /// What a message says, once it is mapped.
@@ -115,6 +117,8 @@ pub struct Quarantined {
     pub reason: String,
     /// What was found until then.
     pub issues: Vec<Issue>,
+    /// The codes that no table translates, as far as they were met.
+    pub unmapped_codes: Vec<UnmappedCode>,
 }
 
 /// The steps that one message may take. A node or an item of a list is one step; 10,000 OBX take some two million.
@@ -288,7 +292,7 @@ pub(crate) fn run<'r>(
 ) -> Result<Mapped, Quarantined> {
     let Some(structure) = schemas::hl7v2::grammar::structure_of(message) else {
         let reason = "the message structure is not known".to_owned();
-        return Err(Quarantined { reason, issues: message.issues().to_vec() });
+        return Err(Quarantined { reason, issues: message.issues().to_vec(), unmapped_codes: Vec::new() });
     };
     let groups = schemas::hl7v2::grammar::group(message, structure);
     let mut run = Run::new(code, mapping, message, &groups, context, memo);
@@ -296,10 +300,13 @@ pub(crate) fn run<'r>(
     run.tracer = traced.is_some().then(Box::default);
     match run.whole() {
         Ok(()) => Ok(run.finish(traced)),
-        Err(Halt::Quarantine(reason)) => Err(Quarantined { reason, issues: run.issues }),
+        Err(Halt::Quarantine(reason)) => {
+            Err(Quarantined { reason, issues: run.issues, unmapped_codes: run.unmapped_codes })
+        }
         Err(Halt::LeaveOut | Halt::Unreadable) => Err(Quarantined {
             reason: "a part outside every resource cannot be read".to_owned(),
             issues: run.issues,
+            unmapped_codes: run.unmapped_codes,
         }),
     }
 }

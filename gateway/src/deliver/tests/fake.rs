@@ -294,6 +294,9 @@ not_a_delivery! {
     request(who: &str, requests: &[Request]) -> ();
     carry_out_requests(limit: usize) -> usize;
     books() -> Vec<Books>;
+    unmapped_codes(sender: Option<&str>, table: Option<&str>, limit: usize) -> Vec<UnmappedSeen>;
+    translate_code(who: &str, code: &mappings::SiteCode) -> usize;
+    site_codes(known: i64) -> Option<mappings::SiteCodes>;
     housekeeping(retention: &Retention, now: Timestamp) -> u64;
     room() -> Option<u64>;
 }

@@ -147,6 +147,13 @@ impl Postgres {
             }
         }
         gone += self.let_rest_go(first_kept).await?;
+        // The codes of what was let go: nobody can map those messages again.
+        sqlx::query(
+            "DELETE FROM unmapped_code u WHERE u.message < $1 AND NOT EXISTS (SELECT 1 FROM message m WHERE m.id = u.message)",
+        )
+        .bind(first_kept.bounds().0)
+        .execute(&self.desk)
+        .await?;
         Ok(gone)
     }
 

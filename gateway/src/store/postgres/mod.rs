@@ -5,6 +5,7 @@
 //! writes few of both: a message is inserted once and never changed, a delivery changes within its page.
 
 mod append;
+mod codes;
 mod days;
 mod deliver;
 mod desk;
@@ -15,10 +16,11 @@ use crate::store::migrate::{self, Applied};
 use crate::store::recent::Recent;
 use crate::store::{
     Appended, Books, Content, DeadLetter, DeliveryChange, Lease, NewMessage, OpenDelivery, OpenMessage,
-    Query, RecordTx, Request, Retention, Store, StoreError, Summary, Timeline,
+    Query, RecordTx, Request, Retention, Store, StoreError, Summary, Timeline, UnmappedSeen,
 };
 use async_trait::async_trait;
 use jiff::Timestamp;
+use mappings::{SiteCode, SiteCodes};
 use schemas::message::{LaneSet, MessageId, OrderKey, Seq};
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool, PgPoolOptions};
 use sqlx::{Connection, Row};
@@ -308,6 +310,23 @@ impl Store for Postgres {
 
     async fn carry_out_requests(&self, limit: usize) -> Result<usize, StoreError> {
         self.carry_out(limit).await
+    }
+
+    async fn unmapped_codes(
+        &self,
+        sender: Option<&str>,
+        table: Option<&str>,
+        limit: usize,
+    ) -> Result<Vec<UnmappedSeen>, StoreError> {
+        self.list_codes(sender, table, limit).await
+    }
+
+    async fn translate_code(&self, who: &str, code: &SiteCode) -> Result<usize, StoreError> {
+        self.say_code(who, code).await
+    }
+
+    async fn site_codes(&self, known: i64) -> Result<Option<SiteCodes>, StoreError> {
+        self.read_codes(known).await
     }
 
     async fn books(&self) -> Result<Vec<Books>, StoreError> {

@@ -348,9 +348,13 @@ impl Sqlite {
             let (routed, rejected) = counts.entry(row.try_get(2)?).or_default();
             *(if row.try_get(3)? { rejected } else { routed }) += 1;
         }
-        for (table, column) in
-            [("message", "id"), ("result", "message"), ("delivery", "message"), ("attempt", "message")]
-        {
+        for (table, column) in [
+            ("message", "id"),
+            ("result", "message"),
+            ("delivery", "message"),
+            ("attempt", "message"),
+            ("unmapped_code", "message"),
+        ] {
             let head = format!("DELETE FROM {table} WHERE {column} IN (");
             Rows::new(&ids).one_each(conn, &head, ")", |query, id| query.bind(id)).await?;
         }

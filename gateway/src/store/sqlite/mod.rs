@@ -1,9 +1,10 @@
 //! The embedded store: one SQLite file in WAL mode, `synchronous=FULL`.
 //!
 //! Invariants: one connection writes, others only read; one gateway has the file, by a lock beside it; a second process reads, and
-//! writes nothing but requests. sqlx hops to a thread for each statement, so a batch is few statements of many rows.
+//! writes nothing but requests and translations of codes. sqlx hops to a thread for each statement, so a batch is few statements of many rows.
 
 mod append;
+mod codes;
 mod deliver;
 mod desk;
 mod record;
@@ -13,10 +14,11 @@ use crate::store::migrate::{self, Applied};
 use crate::store::recent::Recent;
 use crate::store::{
     Appended, Books, Content, DeadLetter, DeliveryChange, Lease, NewMessage, OpenDelivery, OpenMessage,
-    Query, RecordTx, Request, Retention, Role, Store, StoreError, Summary, Timeline, pack,
+    Query, RecordTx, Request, Retention, Role, Store, StoreError, Summary, Timeline, UnmappedSeen, pack,
 };
 use async_trait::async_trait;
 use jiff::Timestamp;
+use mappings::{SiteCode, SiteCodes};
 use rows::Rows;
 use schemas::message::{LaneSet, MessageId, OrderKey, Seq};
 use sqlx::sqlite::{
@@ -438,6 +440,23 @@ impl Store for Sqlite {
 
     async fn carry_out_requests(&self, limit: usize) -> Result<usize, StoreError> {
         self.carry_out(limit).await
+    }
+
+    async fn unmapped_codes(
+        &self,
+        sender: Option<&str>,
+        table: Option<&str>,
+        limit: usize,
+    ) -> Result<Vec<UnmappedSeen>, StoreError> {
+        self.list_codes(sender, table, limit).await
+    }
+
+    async fn translate_code(&self, who: &str, code: &SiteCode) -> Result<usize, StoreError> {
+        self.say_code(who, code).await
+    }
+
+    async fn site_codes(&self, known: i64) -> Result<Option<SiteCodes>, StoreError> {
+        self.read_codes(known).await
     }
 
     async fn books(&self) -> Result<Vec<Books>, StoreError> {

@@ -76,7 +76,7 @@ impl RecordTx for Recorder {
     }
 
     async fn commit(mut self: Box<Self>, recording: Recording) -> Result<Vec<i64>, StoreError> {
-        let Recording { results, resources, aliases, deliveries } = recording;
+        let Recording { results, resources, aliases, deliveries, codes, codes_version } = recording;
         let resources = recording::fold(resources)?;
         let unasked: Vec<Uuid> = aliases
             .iter()
@@ -90,6 +90,7 @@ impl RecordTx for Recorder {
         let mut tx = begin(&self.writer, &self.options).await?;
         hold(&mut tx.conn, &self.leases).await?;
         close(&mut tx, &results, &packed).await?;
+        super::codes::write(&mut tx.conn, &results, &codes, codes_version).await?;
         write_resources(&mut tx, &resources).await?;
         write_aliases(&mut tx, &aliases).await?;
         let numbers = write_deliveries(&mut tx, &deliveries).await?;

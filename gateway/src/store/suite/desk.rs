@@ -9,6 +9,8 @@ behaviours! {
     a_dead_letter_is_delivered_again_or_skipped_by_a_person,
     old_days_go_once_they_are_final_and_the_books_stay_true,
     what_waits_for_a_person_outlives_its_day,
+    codes_that_no_table_translates_wait_for_a_person,
+    a_code_translated_while_its_message_is_mapped_is_not_missed,
 }
 
 async fn search_finds_by_everything(place: Place) {
@@ -235,4 +237,104 @@ async fn what_waits_for_a_person_outlives_its_day(place: Place) {
     assert_eq!(store.housekeeping(&keep_two, noon(9)).await.unwrap(), 2);
     let books = balanced(&store).await;
     assert_eq!((books[0].received, books[0].routed_final), (3, 3));
+}
+
+fn waiting(message: &OpenMessage, code: &str) -> WaitingCode {
+    WaitingCode {
+        sender: message.sender.clone(),
+        table: "sex".to_owned(),
+        code: code.to_owned(),
+        message: message.id,
+    }
+}
+
+fn said(sender: &str, code: &str, target: &str) -> mappings::SiteCode {
+    mappings::SiteCode {
+        sender: sender.to_owned(),
+        table: "sex".to_owned(),
+        code: code.to_owned(),
+        system: String::new(),
+        target: target.to_owned(),
+        display: None,
+    }
+}
+
+async fn codes_that_no_table_translates_wait_for_a_person(place: Place) {
+    let store = place.open().await;
+    let other = NewMessage { sender: "LAB_TEST".into(), ..message("C4", "P4") };
+    append(&store, vec![message("C1", "P1"), message("C2", "P2"), message("C3", "P3"), other]).await;
+    let open = all_open(&store).await;
+    let codes = vec![
+        waiting(&open[2], "W"),
+        waiting(&open[0], "W"),
+        waiting(&open[0], "K\0"),
+        waiting(&open[1], "W"),
+        waiting(&open[3], "W"),
+    ];
+    let results = vec![routed(&open[0]), quarantined(&open[1]), routed(&open[2]), routed(&open[3])];
+    record(&store, Recording { results, codes, ..Recording::default() }).await.unwrap();
+
+    let sender = open[0].sender.to_string();
+    let list = async |sender: Option<&str>, table: Option<&str>| -> Vec<(String, String, i64)> {
+        let found = store.unmapped_codes(sender, table, 10).await.unwrap();
+        found.into_iter().map(|one| (one.sender, one.code, one.messages)).collect()
+    };
+    let all = list(None, None).await;
+    assert_eq!(all.len(), 3);
+    assert_eq!(all[0], (sender.clone(), "W".to_owned(), 3), "the most frequent first");
+    assert_eq!(list(Some("LAB_TEST"), Some("sex")).await, [("LAB_TEST".to_owned(), "W".to_owned(), 1)]);
+    assert!(list(None, Some("race")).await.is_empty());
+    let found = store.unmapped_codes(Some(&sender), None, 1).await.unwrap();
+    let of_all = open[..3].iter().map(|one| one.id);
+    assert_eq!((found[0].first, found[0].last), (of_all.clone().min().unwrap(), of_all.max().unwrap()));
+
+    let nothing = store.site_codes(-1).await.unwrap().expect("another version than none");
+    assert!(store.site_codes(nothing.version()).await.unwrap().is_none());
+    assert_eq!(store.translate_code("admin", &said(&sender, "W", "female")).await.unwrap(), 3);
+    assert!(store.site_codes(nothing.version()).await.unwrap().is_some());
+    assert_eq!(store.carry_out_requests(10).await.unwrap(), 3);
+    let again = all_open(&store).await;
+    let ids = |some: &[OpenMessage]| some.iter().map(|one| one.id).collect::<Vec<_>>();
+    assert_eq!(ids(&again), ids(&open[..3]), "in their order; another sender's is left alone");
+
+    // One still has a code that nobody knows: it waits on.
+    let version = store.site_codes(-1).await.unwrap().unwrap().version();
+    let results = again.iter().map(routed).collect();
+    let codes = vec![waiting(&again[0], "K")];
+    record(&store, Recording { results, codes, codes_version: version, ..Recording::default() })
+        .await
+        .unwrap();
+    let mut left = list(None, None).await;
+    left.sort();
+    let expected =
+        [("LAB_TEST", "W", 1), (&*sender, "K", 1)].map(|(a, b, n)| (a.to_owned(), b.to_owned(), n));
+    let mut expected = expected.to_vec();
+    expected.sort();
+    assert_eq!(left, expected);
+    assert_eq!(store.carry_out_requests(10).await.unwrap(), 0);
+    balanced(&store).await;
+}
+
+async fn a_code_translated_while_its_message_is_mapped_is_not_missed(place: Place) {
+    let store = place.open().await;
+    append(&store, vec![message("C1", "P1"), message("C2", "P2")]).await;
+    let open = all_open(&store).await;
+    let version = store.site_codes(-1).await.unwrap().unwrap().version();
+    assert_eq!(store.translate_code("admin", &said(&open[0].sender, "W", "female")).await.unwrap(), 0);
+    // Both were mapped before that; one has the code.
+    let results = open.iter().map(routed).collect();
+    let codes = vec![waiting(&open[0], "W"), waiting(&open[1], "K")];
+    record(&store, Recording { results, codes, codes_version: version, ..Recording::default() })
+        .await
+        .unwrap();
+    assert_eq!(store.carry_out_requests(10).await.unwrap(), 1);
+    let again = all_open(&store).await;
+    assert_eq!(again.iter().map(|one| one.id).collect::<Vec<_>>(), [open[0].id]);
+    // Mapped with what was said, and yet without a translation: it does not go round for ever.
+    let codes = vec![waiting(&again[0], "W")];
+    let results = vec![routed(&again[0])];
+    record(&store, Recording { results, codes, codes_version: version + 1, ..Recording::default() })
+        .await
+        .unwrap();
+    assert_eq!(store.carry_out_requests(10).await.unwrap(), 0);
 }
