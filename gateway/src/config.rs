@@ -48,7 +48,7 @@ pub const TOP: &[Setting] = &[
         "mappings_dir",
         Kind::File,
         Fallback::Absent,
-        "a folder of mappings, overlays and tables beside the built-in ones",
+        "a folder of mappings, overlays and tables beside the built-in ones; what changes in it is tested and taken while running",
     ),
     row(
         "shutdown_wait",

@@ -21,7 +21,7 @@ use crate::ingest::pressure::Pressure;
 use crate::ingest::senders::Senders;
 use crate::ingest::{Ingest, Takes};
 use crate::lifecycle::RetryPolicy;
-use crate::normalize::{Mapper, Normalizer, Recorded, lanes, waiters::Waiters};
+use crate::normalize::{Mapper, Normalizer, Recorded, lanes, reload, waiters::Waiters};
 use crate::route::{Router, publish::EpochWatch};
 use crate::store::{self, Content, Role, Store, StoreError};
 use crate::telemetry::{TelemetryError, health::Health, metrics::DeliverTimings, metrics::Metrics};
@@ -175,6 +175,9 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     let router = Arc::new(Router::new(config.subscriptions, namespace));
     let (holding, held) = lanes::hold(store.clone(), replica, work.clone());
     at_work.spawn(holding);
+    if let Some(folder) = config.mappings_dir {
+        at_work.spawn(reload::watch(folder, mapper.clone(), metrics.clone(), work.clone()));
+    }
     let normalizer = Normalizer {
         store: store.clone(),
         mapper,

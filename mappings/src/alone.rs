@@ -41,8 +41,7 @@ pub enum NotMapped {
 /// [`NotMapped::Quarantined`] says why.
 pub fn map_by(program: &Program, message: &Message<'_>, context: &Context<'_>) -> Result<Alone, NotMapped> {
     let mapped = program.run(message, context).map_err(NotMapped::Quarantined)?;
-    let mapping = format!("{} {}", program.name(), program.version());
-    Ok(render(mapped, context, &mapping))
+    Ok(render(mapped, context, program.stamp()))
 }
 
 /// Maps one message by a mapping, and tells where every element of the Bundle comes from and what became of every field.
@@ -56,9 +55,8 @@ pub fn explain_by(
     context: &Context<'_>,
 ) -> Result<(Alone, Lineage), NotMapped> {
     let (mapped, traced) = program.trace(message, context).map_err(NotMapped::Quarantined)?;
-    let mapping = format!("{} {}", program.name(), program.version());
     let contributions = mapped.contributions.clone();
-    let alone = render(mapped, context, &mapping);
+    let alone = render(mapped, context, program.stamp());
     let lineage = Lineage::of(program, message, &contributions, &traced, &alone.bundle);
     Ok((alone, lineage))
 }
@@ -73,7 +71,7 @@ pub fn map_alone(
     message: &Message<'_>,
     context: &Context<'_>,
 ) -> Result<Alone, NotMapped> {
-    map_by(catalog.program_of(message).ok_or(NotMapped::NotTaken)?, message, context)
+    map_by(catalog.program_of(&context.sender, message).ok_or(NotMapped::NotTaken)?, message, context)
 }
 
 fn render(mapped: Mapped, context: &Context<'_>, mapping: &str) -> Alone {

@@ -3,12 +3,14 @@
 use crate::compile::{self, Parsed};
 use crate::language::ast::{Document, Test};
 use crate::language::load;
+use crate::language::overlay::{self, Placed};
 use crate::program::{Code, MappingCode};
 use crate::run::{Context, Mapped, Memo, Quarantined, Traced};
 use crate::table::Table;
 use schemas::hl7v2::Message;
-use schemas::hl7v2::definitions::Version;
+use schemas::hl7v2::definitions::{Version, definitions};
 use schemas::yaml::Mistake;
+use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Arc, PoisonError};
 
@@ -31,7 +33,10 @@ impl fmt::Display for FileMistake {
 #[derive(Debug)]
 pub struct Catalog {
     programs: Vec<Program>,
+    /// Those of senders with overlays.
+    of_senders: HashMap<String, Vec<Program>>,
     pub(crate) tests: Vec<(String, Test)>,
+    digest: Arc<str>,
 }
 
 /// One mapping of a message, compiled.
@@ -39,6 +44,8 @@ pub struct Catalog {
 pub struct Program {
     code: Arc<Code>,
     mapping: MappingCode,
+    /// Name, version and the digest of all files of which it was made.
+    stamp: String,
 }
 
 include!(concat!(env!("OUT_DIR"), "/files.rs"));
@@ -70,80 +77,78 @@ impl Catalog {
     /// # Errors
     /// Every mistake of every file, in the order of the files and of their lines.
     pub fn from_files(files: Vec<(String, String)>) -> Result<Catalog, Vec<FileMistake>> {
-        let mut mistakes = Vec::new();
-        let (mut parsed, mut tables, mut tests) = (Vec::new(), Vec::new(), Vec::new());
-        for (file, text) in files {
-            if file == crate::guide::NOTES {
-                continue;
-            }
-            let mut wrong = |mistake| mistakes.push(FileMistake { file: file.clone(), mistake });
-            if let Some(path) = file.strip_suffix(".json") {
-                let name =
-                    path.strip_prefix("site/").unwrap_or_else(|| path.rsplit('/').next().unwrap_or(path));
-                match Table::read(name, &text) {
-                    Ok(table) => tables.push(table),
-                    Err(mistake) => wrong(mistake),
+        let Read { parsed, tables, tests, mut mistakes } = Read::of(&files);
+        let mut senders: Vec<&str> = Vec::new();
+        for Parsed { file, documents } in &parsed {
+            for document in documents {
+                let Document::Overlay(overlay) = document else { continue };
+                match overlay::sender_of(file) {
+                    Some(sender) if !senders.contains(&sender) => senders.push(sender),
+                    Some(_) => {}
+                    None => {
+                        let text = "an overlay stands in the folder of its sender: site/SENDER/";
+                        let key = overlay.name.text.clone();
+                        let mistake = Mistake { place: overlay.name.place, key, text: text.to_owned() };
+                        mistakes.push(FileMistake { file: file.clone(), mistake });
+                    }
                 }
-            } else if file.ends_with(".yaml") {
-                let (documents, found) = load::read_file(&text);
-                found.into_iter().for_each(wrong);
-                for document in &documents {
-                    let own = match document {
-                        Document::Map(map) => &*map.tests,
-                        Document::Mapping(mapping) => &mapping.tests,
-                        Document::Tests { tests, .. } => tests,
-                        Document::Fragment(_) => &[],
-                    };
-                    tests.extend(own.iter().map(|test| (file.clone(), test.clone())));
-                }
-                parsed.push(Parsed { file, documents });
             }
         }
-        let compiled = compile::compile(&parsed, tables);
-        mistakes.extend(compiled.mistakes);
+        let digest: Arc<str> = Catalog::digest_of(&files).into();
+        let (programs, found) = compiled(&parsed, tables.clone(), &digest);
+        mistakes.extend(found);
+        // A sender with overlays has programs of its own.
+        let mut of_senders = HashMap::new();
+        for sender in senders {
+            let (programs, found) = compiled_for(sender, &files, &tables, &digest);
+            mistakes.extend(found);
+            of_senders.insert(sender.to_owned(), programs);
+        }
         if !mistakes.is_empty() {
             mistakes.sort_by(|a, b| (&a.file, a.mistake.place).cmp(&(&b.file, b.mistake.place)));
             mistakes.dedup();
             return Err(mistakes);
         }
-        let code = Arc::new(compiled.code);
-        let programs =
-            compiled.mappings.into_iter().map(|mapping| Program { code: code.clone(), mapping }).collect();
-        Ok(Catalog { programs, tests })
+        Ok(Catalog { programs, of_senders, tests, digest })
+    }
+
+    /// A short digest of the files of mappings and tables, in whatever order: what it is equal for maps alike.
+    pub fn digest_of(files: &[(String, String)]) -> String {
+        use sha2::{Digest, Sha256};
+        let mut files: Vec<&(String, String)> =
+            files.iter().filter(|(file, _)| file != crate::guide::NOTES).collect();
+        files.sort();
+        let mut hasher = Sha256::new();
+        for (file, text) in files {
+            for part in [file, text] {
+                hasher.update((part.len() as u64).to_be_bytes());
+                hasher.update(part.as_bytes());
+            }
+        }
+        hasher.finalize().iter().take(4).map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    /// [`Catalog::digest_of`] the files that it was made of.
+    pub fn digest(&self) -> &str {
+        &self.digest
     }
 
     /// The mapping for a message, by its header: message code, trigger event, message structure and version.
     ///
     /// A mapping that names the trigger event goes before one that only names the structure.
     pub fn program_for(&self, code: &str, trigger: &str, structure: &str, version: &str) -> Option<&Program> {
-        let version = Version::nearest(version);
-        let fits = |program: &&Program| {
-            let mapping = &program.mapping;
-            mapping.versions.contains(version)
-                && mapping.code == code
-                && (mapping.events.is_empty()
-                    || trigger.is_empty()
-                    || mapping.events.iter().any(|event| event == trigger))
-        };
-        let by_event = |program: &&Program| program.mapping.events.iter().any(|event| event == trigger);
-        let by_structure =
-            |program: &&Program| program.mapping.structures.iter().any(|name| name == structure);
-        let found = || self.programs.iter().filter(fits);
-        found().find(by_event).or_else(|| found().find(by_structure)).or_else(|| {
-            // Older versions name the code alone, where it leaves no doubt.
-            let mut rest = found().filter(|_| trigger.is_empty());
-            rest.next().filter(|_| rest.next().is_none())
-        })
+        found(&self.programs, code, trigger, structure, version)
     }
 
-    /// The mapping for a message.
-    pub fn program_of(&self, message: &Message<'_>) -> Option<&Program> {
+    /// The mapping for a message of a sender, which may have overlays.
+    pub fn program_of(&self, sender: &str, message: &Message<'_>) -> Option<&Program> {
         let header = message.header();
         let trigger = header.trigger().filter(|trigger| !trigger.is_empty()).or_else(|| {
             let evn = message.find(schemas::hl7v2::SegmentName::of("EVN"))?;
             message.field(evn, 1).text(message)
         });
-        self.program_for(
+        found(
+            self.of_senders.get(sender).unwrap_or(&self.programs),
             &header.message_code().unwrap_or_default(),
             &trigger.unwrap_or_default(),
             &header.structure().unwrap_or_default(),
@@ -153,7 +158,7 @@ impl Catalog {
 
     /// Forgets what slots wrote for earlier messages. What mapping makes does not depend on it, only how long it takes.
     pub fn forget(&self) {
-        if let Some(program) = self.programs.first() {
+        for program in self.of_senders.values().chain([&self.programs]).filter_map(|all| all.first()) {
             program.code.memos.lock().unwrap_or_else(PoisonError::into_inner).clear();
         }
     }
@@ -163,10 +168,141 @@ impl Catalog {
         &self.programs
     }
 
-    /// A mapping by its name.
-    pub fn program(&self, name: &str) -> Option<&Program> {
-        self.programs.iter().find(|program| program.name() == name)
+    /// A mapping by its name, as a sender has it.
+    pub fn program(&self, sender: &str, name: &str) -> Option<&Program> {
+        let programs = self.of_senders.get(sender).unwrap_or(&self.programs);
+        programs.iter().find(|program| program.name() == name)
     }
+}
+
+/// See [`Catalog::program_for`].
+fn found<'p>(
+    programs: &'p [Program],
+    code: &str,
+    trigger: &str,
+    structure: &str,
+    version: &str,
+) -> Option<&'p Program> {
+    let version = Version::nearest(version);
+    let fits = |program: &&Program| {
+        let mapping = &program.mapping;
+        mapping.versions.contains(version)
+            && mapping.code == code
+            && (mapping.events.is_empty()
+                || trigger.is_empty()
+                || mapping.events.iter().any(|event| event == trigger))
+    };
+    let by_event = |program: &&Program| program.mapping.events.iter().any(|event| event == trigger);
+    // Without MSH-9.3, the definitions know which structure an event has.
+    let known = definitions(version).structure_of(code, trigger, structure).map(|known| known.name);
+    let by_structure = |program: &&Program| {
+        program.mapping.structures.iter().any(|name| name == structure || Some(&**name) == known)
+    };
+    let found = || programs.iter().filter(fits);
+    // One event may have had another structure in an earlier version.
+    let by_both = |program: &&Program| by_event(program) && by_structure(program);
+    found().find(by_both).or_else(|| found().find(by_event)).or_else(|| found().find(by_structure)).or_else(
+        || {
+            // Older versions name the code alone, where it leaves no doubt.
+            let mut rest = found().filter(|_| trigger.is_empty());
+            rest.next().filter(|_| rest.next().is_none())
+        },
+    )
+}
+
+/// What stands in the files.
+struct Read {
+    parsed: Vec<Parsed>,
+    tables: Vec<Table>,
+    tests: Vec<(String, Test)>,
+    mistakes: Vec<FileMistake>,
+}
+
+impl Read {
+    fn of(files: &[(String, String)]) -> Read {
+        let mut read =
+            Read { parsed: Vec::new(), tables: Vec::new(), tests: Vec::new(), mistakes: Vec::new() };
+        for (file, text) in files {
+            if file == crate::guide::NOTES {
+                continue;
+            }
+            let mut wrong = |mistake| read.mistakes.push(FileMistake { file: file.clone(), mistake });
+            if let Some(path) = file.strip_suffix(".json") {
+                let name =
+                    path.strip_prefix("site/").unwrap_or_else(|| path.rsplit('/').next().unwrap_or(path));
+                match Table::read(name, text) {
+                    Ok(table) => read.tables.push(table),
+                    Err(mistake) => wrong(mistake),
+                }
+            } else if file.ends_with(".yaml") {
+                let (documents, found) = load::read_file(text);
+                found.into_iter().for_each(wrong);
+                for document in &documents {
+                    let own: &[Test] = match document {
+                        Document::Map(map) => &map.tests,
+                        Document::Mapping(mapping) => &mapping.tests,
+                        Document::Tests { tests, .. } => tests,
+                        Document::Fragment(_) | Document::Overlay(_) | Document::Segment(_) => &[],
+                    };
+                    read.tests.extend(own.iter().map(|test| (file.clone(), test.clone())));
+                }
+                read.parsed.push(Parsed { file: file.clone(), documents });
+            }
+        }
+        read
+    }
+}
+
+fn compiled(parsed: &[Parsed], tables: Vec<Table>, digest: &str) -> (Vec<Program>, Vec<FileMistake>) {
+    let compiled = compile::compile(parsed, tables);
+    let code = Arc::new(compiled.code);
+    let program = |mapping: MappingCode| {
+        let stamp = format!("{} {}+{digest}", mapping.name, mapping.version);
+        Program { code: code.clone(), mapping, stamp }
+    };
+    let programs = compiled.mappings.into_iter().map(program);
+    (programs.collect(), compiled.mistakes)
+}
+
+/// The mappings as the overlays of a sender change them.
+fn compiled_for(
+    sender: &str,
+    files: &[(String, String)],
+    tables: &[Table],
+    digest: &str,
+) -> (Vec<Program>, Vec<FileMistake>) {
+    let mut parsed = Read::of(files).parsed;
+    let mut overlays = Vec::new();
+    let mut mistakes = Vec::new();
+    for (Parsed { documents, .. }, (file, _)) in parsed.iter_mut().zip(yaml(files)) {
+        if overlay::sender_of(file) != Some(sender) {
+            continue;
+        }
+        let taken = documents.extract_if(.., |document| matches!(document, Document::Overlay(_)));
+        overlays.extend(taken.filter_map(|document| match document {
+            Document::Overlay(overlay) => Some(Placed { file, overlay: *overlay }),
+            _ => None,
+        }));
+    }
+    let mut documents: Vec<Document> = Vec::new();
+    let mut counts = Vec::new();
+    for Parsed { documents: own, .. } in &mut parsed {
+        counts.push(own.len());
+        documents.append(own);
+    }
+    mistakes.extend(overlay::apply(overlays, &mut documents));
+    let mut documents = documents.into_iter();
+    for (Parsed { documents: own, .. }, count) in parsed.iter_mut().zip(counts) {
+        own.extend(documents.by_ref().take(count));
+    }
+    let (programs, found) = compiled(&parsed, tables.to_vec(), digest);
+    mistakes.extend(found);
+    (programs, mistakes)
+}
+
+/// The files of mappings among all.
+fn yaml(files: &[(String, String)]) -> impl Iterator<Item = &(String, String)> {
+    files.iter().filter(|(file, _)| file.ends_with(".yaml") && file != crate::guide::NOTES)
 }
 
 impl Program {
@@ -204,9 +340,24 @@ impl Program {
         &self.mapping.name
     }
 
+    /// What is stamped on what it makes: `oru_r01 1.0.0+1f2e3d4c`, with the digest of all mappings and tables.
+    pub fn stamp(&self) -> &str {
+        &self.stamp
+    }
+
     /// The version, such as `1.0.0`.
     pub fn version(&self) -> &str {
         &self.mapping.version
+    }
+
+    /// Whether it takes messages of a version.
+    pub fn takes_version(&self, version: Version) -> bool {
+        self.mapping.versions.contains(version)
+    }
+
+    /// The message structures that it takes.
+    pub fn structures(&self) -> &[String] {
+        &self.mapping.structures
     }
 
     /// Message code and trigger events that it takes.

@@ -544,6 +544,65 @@ pub(crate) const FUNCTIONS: &[Function] = &[
         call: |_, _, _| Val::Absent,
     },
     Function {
+        name: "index",
+        args: (0, 0),
+        answers: Kind::Integer,
+        closed: false,
+        strict: false,
+        spec: "index(): the number of the current item among the repetitions, from 1; SCH-27[index()] is the one that goes with it",
+        examples: &[],
+        call: |run, frame, _| run.index(frame),
+    },
+    Function {
+        name: "later",
+        args: (3, 3),
+        answers: Kind::DateTime,
+        closed: true,
+        strict: true,
+        spec: "later(datetime, amount, unit): so much later; the unit is s, min, h, d, wk, mo or a, or the ISO+ word for it",
+        examples: &[
+            ("later(datetime(ZZZ-1.1), ZZZ-1.2, ZZZ-1.3)", "202401310830^45^min", "2024-01-31T09:15:00Z"),
+            (
+                "later(datetime(ZZZ-1.1), ZZZ-1.2, ZZZ-1.3)",
+                "20240131083000+0100^2^HR",
+                "2024-01-31T10:30:00+01:00",
+            ),
+            ("later(datetime(ZZZ-1.1), ZZZ-1.2, ZZZ-1.3)", "20240131^1^mo", "2024-02-29"),
+            ("later(datetime(ZZZ-1.1), ZZZ-1.2, ZZZ-1.3)", "20240131^5^min", ""),
+            ("later(datetime(ZZZ-1.1), ZZZ-1.2, ZZZ-1.3)", "20240131083000^x^min", ""),
+        ],
+        call: |run, frame, args| {
+            let (Some(amount), Some(unit)) = (run.text_of(frame, args[1]), run.text_of(frame, args[2]))
+            else {
+                return Val::Absent;
+            };
+            run.reading(
+                frame,
+                args[0],
+                "expected a time, a whole number and a unit of time that fit together",
+                |text| later(text, &amount, &unit),
+            )
+        },
+    },
+    Function {
+        name: "minutes",
+        args: (2, 2),
+        answers: Kind::Integer,
+        closed: true,
+        strict: true,
+        spec: "minutes(amount, unit): a length of time in whole minutes; the units are those of later()",
+        examples: &[
+            ("minutes(ZZZ-1.1, ZZZ-1.2)", "1.5^h", "90"),
+            ("minutes(ZZZ-1.1, ZZZ-1.2)", "2^D", "2880"),
+            ("minutes(ZZZ-1.1, ZZZ-1.2)", "30", ""),
+            ("minutes(ZZZ-1.1, ZZZ-1.2)", "30^furlong", ""),
+        ],
+        call: |run, frame, args| {
+            let Some(unit) = run.text_of(frame, args[1]) else { return Val::Absent };
+            run.reading(frame, args[0], "expected a number and a unit of time", |text| minutes(text, &unit))
+        },
+    },
+    Function {
         name: "chain_key",
         args: (0, 0),
         answers: Kind::Text,
@@ -584,6 +643,65 @@ pub(crate) const FUNCTIONS: &[Function] = &[
         },
     },
 ];
+
+/// A unit of time: its UCUM code, by that or by its ISO+ word.
+fn unit_of_time(text: &str) -> Option<&'static str> {
+    Some(match text.trim().to_ascii_lowercase().as_str() {
+        "s" | "sec" => "s",
+        "min" | "m" => "min",
+        "h" | "hr" => "h",
+        "d" | "day" => "d",
+        "wk" | "w" => "wk",
+        "mo" | "mon" => "mo",
+        "a" | "yr" | "y" | "ann" => "a",
+        _ => return None,
+    })
+}
+
+/// A FHIR dateTime so much later, as precise as it was and at its own offset.
+fn later(text: &str, amount: &str, unit: &str) -> Option<String> {
+    let amount: i64 = amount.trim().parse().ok()?;
+    let span = jiff::Span::new();
+    let span = match unit_of_time(unit)? {
+        "s" => span.try_seconds(amount),
+        "min" => span.try_minutes(amount),
+        "h" => span.try_hours(amount),
+        "d" => span.try_days(amount),
+        "wk" => span.try_weeks(amount),
+        "mo" => span.try_months(amount),
+        _ => span.try_years(amount),
+    }
+    .ok()?;
+    if text.len() == 10 {
+        // A date has no hours to add to.
+        if matches!(unit_of_time(unit)?, "s" | "min" | "h") {
+            return None;
+        }
+        let date: jiff::civil::Date = text.parse().ok()?;
+        return Some(date.checked_add(span).ok()?.to_string());
+    }
+    let end = text.rfind(['+', '-', 'Z']).filter(|at| *at > 10)?;
+    let (local, offset) = text.split_at(end);
+    let local: jiff::civil::DateTime = local.parse().ok()?;
+    let moved = local.checked_add(span).ok()?;
+    Some(format!("{}{offset}", moved.strftime("%Y-%m-%dT%H:%M:%S%.f")))
+}
+
+/// A length of time in whole minutes.
+fn minutes(amount: &str, unit: &str) -> Option<String> {
+    let amount: f64 =
+        amount.trim().parse().ok().filter(|amount: &f64| amount.is_finite() && *amount >= 0.0)?;
+    let per_unit = match unit_of_time(unit)? {
+        "s" => 1.0 / 60.0,
+        "min" => 1.0,
+        "h" => 60.0,
+        "d" => 1440.0,
+        "wk" => 10_080.0,
+        _ => return None, // months and years have no fixed length
+    };
+    let minutes = (amount * per_unit).round();
+    (minutes <= 1e9).then(|| format!("{minutes:.0}"))
+}
 
 /// A comparator and the number after it.
 fn compared(text: &str) -> Option<(&str, &str)> {
@@ -763,7 +881,7 @@ mod tests {
         for (index, function) in FUNCTIONS.iter().enumerate() {
             assert!(FUNCTIONS[..index].iter().all(|other| other.name != function.name), "{}", function.name);
             assert!(function.spec.starts_with(&format!("{}(", function.name)), "{}", function.name);
-            let without_examples = ["ordinal", "chain_key", "is_finest"].contains(&function.name);
+            let without_examples = ["ordinal", "index", "chain_key", "is_finest"].contains(&function.name);
             assert_eq!(function.examples.is_empty(), without_examples, "{}", function.name);
         }
     }

@@ -28,5 +28,6 @@ pub use alone::{Alone, NotMapped, explain_by, map_alone, map_by};
 pub use catalog::{Catalog, FileMistake, Program};
 pub use functions::reference;
 pub use identity::id_of;
+pub use language::shape::{json_schema, keys_reference};
 pub use run::{Context, Effect, Mapped, Quarantined, UnmappedCode};
 pub use testing::TestFailure;

@@ -64,6 +64,8 @@ pub(crate) enum Op {
     SenderSystem,
     ReceivedAt,
     MessageId,
+    /// The whole message.
+    MessageText,
     LevelKind,
     LevelId,
     Text(Box<str>),
@@ -107,6 +109,8 @@ pub(crate) enum Pick {
     /// All; where one value is wanted, the first.
     All,
     Number(u16),
+    /// The one whose number an expression says.
+    Nth(ExprId),
     Where(ExprId),
 }
 

@@ -6,7 +6,7 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 
 /// One ConceptMap, ready to look codes up in.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Table {
     /// The canonical name of the map, or of its file.
     pub(crate) name: String,
@@ -22,7 +22,7 @@ pub(crate) struct Target {
     pub(crate) display: Option<String>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 enum Fallback {
     Fixed(Target),
     /// The source code passes under the target's system.

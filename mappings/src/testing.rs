@@ -53,8 +53,9 @@ impl Catalog {
     pub fn explain_tests(&self) -> Vec<Lineage> {
         let explain = |test: &Test| {
             let message = Message::parse(&test.given, &Limits::default()).ok()?;
-            let program = self.program_of(&message)?;
-            explain_by(program, &message, &context(test)).ok().map(|(_, lineage)| lineage)
+            let context = context(test);
+            let program = self.program_of(&context.sender, &message)?;
+            explain_by(program, &message, &context).ok().map(|(_, lineage)| lineage)
         };
         let holding = self.tests.iter().filter(|(_, test)| run(self, test).is_empty());
         holding.filter_map(|(_, test)| explain(test)).collect()
@@ -68,12 +69,13 @@ impl Catalog {
 
 /// What a mapping may know beside the message of a test.
 pub(crate) fn context(test: &Test) -> Context<'_> {
+    let sender = test.sender.as_deref().unwrap_or("test");
     Context {
         message_id: Uuid::from_u128(1),
         received_at: jiff::Timestamp::UNIX_EPOCH,
         seq: 1,
-        sender: "test".into(),
-        authority: "test".into(),
+        sender: sender.into(),
+        authority: sender.into(),
         zone: Zone::UTC,
         namespace: Uuid::nil(),
         systems: &test.systems,

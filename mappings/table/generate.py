@@ -4,8 +4,8 @@
     mappings/table/generate.py DIR        DIR: the folder `codesystems` of the guide, with one CSV a table
 
 A source code becomes one element; a code for which the guide names no target becomes `unmatched`, which is not the same
-as a code that the table does not know. Target codes without a source code serve only the way back and are left out, and
-so is a table that has nothing else. CORRECTIONS holds what the guide leaves open or gets wrong, each with its reason,
+as a code that the table does not know. A code that the guide gives two targets has both, the first of which is taken. Target
+codes without a source code serve only the way back and are left out, and so is a table that has nothing else. CORRECTIONS holds what the guide leaves open or gets wrong, each with its reason,
 which stands in the ConceptMap as the comment of the target. The same input gives the same bytes.
 """
 
@@ -41,9 +41,6 @@ NAMES = {
 
 # The v2 table behind a map whose rows name none, or name it in another way.
 SOURCES = {"MessageStructure": "0354", "ProcessingMode": "0207"}
-
-# Maps that say nothing to a mapping: 261 structures without any target.
-LEFT_OUT = {"MessageStructure"}
 
 UNMATCHED = None
 OBS, REPORT, ENC = FHIR + "observation-status", FHIR + "diagnostic-report-status", FHIR + "encounter-status"
@@ -92,6 +89,10 @@ CORRECTIONS = {
         "A38": ("cancelled", ENC, "Cancelled", "a pre-admission was cancelled"),
         "A52": ("in-progress", ENC, "In Progress", "a leave of absence was cancelled"),
         "A53": ("onleave", ENC, "On Leave", "a return from leave was cancelled"),
+        "A17": ("in-progress", ENC, "In Progress", "two patients in their beds exchange them"),
+        "A23": ("entered-in-error", ENC, "Entered in Error", "the sender deleted the record of the visit"),
+        **{event: (UNMATCHED, None, None, "says nothing about the state of the visit") for event in (
+            "A18 A24 A28 A29 A30 A31 A34 A35 A36 A37 A39 A40 A41 A42 A43 A44 A45 A46 A47 A48 A49 A50 A51 A54 A55 A60 A61 A62").split()},
     },
     # contact-point-use `mobile` is not a system.
     "telecommunication-equipment-type": {
@@ -135,12 +136,15 @@ def rows(path):
 def concept_map(name, id_, path):
     """The ConceptMap of one CSV, or nothing if it holds no source code."""
     fixes = dict(CORRECTIONS.get(id_, {}))
-    source, groups, seen = SOURCES.get(name), {}, set()
+    source, groups, seen = SOURCES.get(name), {}, {}
 
     def add(code, text, target, system, shown, comment):
-        element = {"code": code}
-        if text:
-            element["display"] = text
+        element = seen[code]
+        if element is None:
+            element = seen[code] = {"code": code}
+            if text:
+                element["display"] = text
+            groups.setdefault(system or "", []).append(element)
         if target:
             to = {"code": target}
             # SNOMED CT is named by code alone.
@@ -151,13 +155,12 @@ def concept_map(name, id_, path):
             to = {"equivalence": "unmatched"}
         if comment:
             to["comment"] = comment
-        element["target"] = [to]
-        groups.setdefault(system or "", []).append(element)
+        element.setdefault("target", []).append(to)
 
     for code, text, table, target, shown, system in rows(path):
-        if code in seen:
-            continue  # SegmentActionCode gives U twice; the first is meant
-        seen.add(code)
+        if code in seen and (not target or system not in groups or code in CORRECTIONS.get(id_, {})):
+            continue  # the same code a second time, without anything new to say
+        seen.setdefault(code)
         if not source and (found := re.fullmatch(r"HL7?0?-?(\d{4})", table)):
             source = found[1]
         if code in fixes:
@@ -170,6 +173,7 @@ def concept_map(name, id_, path):
     if not seen:
         return None
     for code, (target, system, shown, comment) in fixes.items():
+        seen[code] = None
         add(code, "", target, system, shown, comment)
     # What has no target goes to the group of the first target system: FHIR wants no group without a target for it.
     none = groups.pop("", [])
@@ -219,7 +223,7 @@ def main():
     made, empty = [], []
     for path in paths:
         name = re.fullmatch(r"HL7 Concept Map_ (.*) - \w+\.csv", os.path.basename(path))[1].strip()
-        map_ = None if name in LEFT_OUT else concept_map(name, kebab(name), path)
+        map_ = concept_map(name, kebab(name), path)
         (made if map_ else empty).append(kebab(name))
         if map_:
             write(map_)

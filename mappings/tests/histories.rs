@@ -33,7 +33,7 @@ impl Known {
             systems: &[],
             options: &[],
         };
-        let program = catalog.program_of(&message).expect("a mapping takes it");
+        let program = catalog.program_of("test", &message).expect("a mapping takes it");
         let mapped = program.run(&message, &context).expect("it is mapped");
         for contribution in &mapped.contributions {
             let kind = contribution.resource_type.to_string();
@@ -326,5 +326,5 @@ fn the_messages_of_a_hospital_are_taken_in_every_version() {
             assert_eq!(program.map(|p| p.name()), Some(mapping), "{code}^{trigger} {version}");
         }
     }
-    assert!(catalog.program_for("SIU", "S12", "SIU_S12", "2.5.1").is_none(), "not taken yet");
+    assert!(catalog.program_for("PMU", "B01", "PMU_B01", "2.5.1").is_none(), "nobody takes it");
 }

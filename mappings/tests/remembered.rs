@@ -41,7 +41,7 @@ fn map(catalog: &Catalog, text: &str, sender: &str, number: u128) -> Option<Resu
         systems: &systems,
         options: &[],
     };
-    Some(catalog.program_of(&message)?.run(&message, &context))
+    Some(catalog.program_of(&context.sender, &message)?.run(&message, &context))
 }
 
 /// Maps by a catalog that remembers and by one that does not, and holds the results against each other.

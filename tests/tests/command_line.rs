@@ -78,6 +78,92 @@ async fn map_reads_every_form_in_which_messages_lie_in_files() {
 }
 
 #[tokio::test]
+async fn map_explains_every_field_and_element_and_the_bundle_stays_the_same() {
+    let folder = tempfile::tempdir().unwrap();
+    let (_, messages) = stay();
+    let (_, plain, _) = pons(folder.path(), &["map", "-"], &messages.concat()).await;
+    let (code, out, error) = pons(folder.path(), &["map", "--explain", "-"], &messages.concat()).await;
+    assert_eq!((code, &out), (Some(0), &plain));
+    let lines = error.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    let told: Vec<Value> = lines.filter(|line| line["lineage"].is_object()).collect();
+    assert_eq!(told.len(), 4);
+    let elements = told[0]["lineage"]["elements"].as_array().unwrap();
+    let family = elements.iter().find(|one| one["element"] == "Patient.name[0].family").unwrap();
+    assert_eq!(family["from"], serde_json::json!(["PID-5.1"]));
+    assert!(family["at"].as_str().unwrap().starts_with("hl7v2/datatype/names.yaml:"), "{family}");
+    let fields = told[0]["lineage"]["fields"].as_array().unwrap();
+    assert!(
+        fields
+            .iter()
+            .any(|one| one["field"] == "PID-1" && one["state"] == "ignored" && one["reason"] == "set id")
+    );
+}
+
+/// A guide of one row a kind, invented here.
+fn write_guide(folder: &Path) {
+    let sheets = [
+        (
+            "messages/HL7 Message - FHIR R4_ ADT_A01 - Sheet1.csv",
+            "IN,,,,,,,,,FHIR\nSort Order,Identifier,Syntax,Name,Min,Max,A,B,C,Primary Target,Segment Map\n\
+             1,ADT_A01.PID,PID,Patient,1,1,,,,Patient[1],PID[Patient]\n2,ADT_A01.XYZ,XYZ,None,1,1,,,,Patient[1],XYZ[Patient]\n",
+        ),
+        (
+            "segments/HL7 Segment - FHIR R4_ PID[Patient] - PID.csv",
+            "v2,,,,,,,,,FHIR\nSort Order,Identifier,Name,Type,Min,Max,A,B,C,FHIR Attribute,,Type,Min,Max,Map,Vocabulary,Assignment\n\
+             5,PID-5,Name,XPN,1,1,,,,name[1],,HumanName,0,-1,,,\n6,PID-5,Name,XPN,1,1,,,,photo,,Attachment,0,-1,,,\n",
+        ),
+        (
+            "datatypes/HL7 Data Type - FHIR R4_ XPN[HumanName] - Sheet1.csv",
+            "v2,,,,,,,,,FHIR\nSort Order,Identifier,Name,Type,Min,Max,A,B,C,FHIR Attribute/ Data Type,,Type,Min,Max,Map,Vocabulary,Assignment\n\
+             2,XPN.2,Given,ST,1,1,,,,given[1],,string,0,-1,,,\n",
+        ),
+        (
+            "codesystems/HL7 Concept Map_ AdministrativeSex - Sheet1.csv",
+            "v2,,,,,,FHIR\nCode,Text,Code System,A,B,C,Code,,Display,Code System\n\
+             F,Female,HL70001,,,,female,,Female,http://hl7.org/fhir/administrative-gender\nF,Female,HL70001,,,,male,,Male,\n",
+        ),
+    ];
+    for (name, text) in sheets {
+        let path = folder.join("mappings").join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, text).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn coverage_counts_what_tests_show_and_nothing_else() {
+    let folder = tempfile::tempdir().unwrap();
+    write_guide(folder.path());
+    std::fs::create_dir_all(folder.path().join("own")).unwrap();
+    std::fs::write(folder.path().join("own/guide.yaml"), "rows: []\n").unwrap();
+    let arguments = ["coverage", "--guide", ".", "--mappings", "own", "--rows"];
+    let (code, out, error) = pons(folder.path(), &arguments, b"").await;
+    assert_eq!(code, Some(1), "something is open: {error}");
+    let lines: Vec<&str> = out.lines().collect();
+    let words = |line: &str| line.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+    assert_eq!(words(lines[1]), ["messages", "2", "1", "0", "1"]);
+    assert_eq!(words(lines[2]), ["segments", "2", "1", "0", "1"]);
+    assert_eq!(words(lines[3]), ["data", "types", "1", "1", "0", "0"]);
+    assert_eq!(words(lines[4]), ["tables", "2", "1", "0", "1"]);
+    assert!(lines.contains(&"PID[Patient] 4  PID-5 -> photo  open"), "{out}");
+    // A reason closes a row; a note about a row that is not there is a mistake.
+    let skip = "rows:\n  - {map: 'PID[Patient]', rows: '4', skip: nobody has one}\n";
+    std::fs::write(folder.path().join("own/guide.yaml"), skip).unwrap();
+    let arguments = ["coverage", "--guide", ".", "--mappings", "own", "--format", "json"];
+    let (code, out, _) = pons(folder.path(), &arguments, b"").await;
+    let told: Value = serde_json::from_str(&out).unwrap();
+    assert_eq!(
+        (code, &told["kinds"]["segments"]["maps"]["PID[Patient]"]["skipped"]),
+        (Some(1), &serde_json::json!(1))
+    );
+    assert_eq!(told["total"], serde_json::json!({"done": 4, "skipped": 1, "open": 2}));
+    std::fs::write(folder.path().join("own/guide.yaml"), skip.replace("'4'", "'9'")).unwrap();
+    let (code, _, error) = pons(folder.path(), &arguments, b"").await;
+    assert_eq!(code, Some(78));
+    assert!(error.contains("the guide has no counted row PID[Patient] 9"), "{error}");
+}
+
+#[tokio::test]
 async fn map_gives_the_same_bytes_again_and_with_many_jobs() {
     let folder = tempfile::tempdir().unwrap();
     let mut population = Population::new(Run::new(3), 8, 5);

@@ -25,6 +25,9 @@ pub(super) struct Arguments {
     /// A folder of mappings, overlays and tables beside the built-in ones
     #[arg(long, value_name = "DIR")]
     mappings: Option<PathBuf>,
+    /// Map as for this sender, with its overlays and tables; otherwise the sender is named after MSH-3 and MSH-4
+    #[arg(long, value_name = "NAME")]
+    sender: Option<String>,
     /// The IANA zone of times without an offset; UTC and flagged without it
     #[arg(long, value_name = "ZONE")]
     zone: Option<String>,
@@ -66,7 +69,7 @@ pub(super) fn main(arguments: &Arguments) -> Outcome {
         })?,
     };
     if let Some(name) = &arguments.mapping
-        && catalog.program(name).is_none()
+        && catalog.program("", name).is_none()
     {
         let names: Vec<&str> = catalog.programs().iter().map(|program| program.name()).collect();
         let hint = schemas::yaml::nearest(name, names.iter().copied())
@@ -172,7 +175,10 @@ impl Mapper<'_> {
         }
         let header = message.header();
         let text = |value: Option<std::borrow::Cow<'_, str>>| value.unwrap_or_default().into_owned();
-        let sender = own_name(&text(header.sending_application()), &text(header.sending_facility()));
+        let sender = match &self.arguments.sender {
+            Some(name) => name.as_str().into(),
+            None => own_name(&text(header.sending_application()), &text(header.sending_facility())),
+        };
         let made_at = header.made_at().and_then(|text| time::Ts::parse(&text).ok());
         let context = Context {
             message_id: Uuid::new_v5(&NAMESPACE, bytes),
@@ -187,8 +193,10 @@ impl Mapper<'_> {
             systems: &[],
             options: &[],
         };
-        let named = self.arguments.mapping.as_ref().and_then(|name| self.catalog.program(name));
-        let program = named.or_else(|| self.catalog.program_of(&message)).ok_or(NotMapped::NotTaken);
+        let named =
+            self.arguments.mapping.as_ref().and_then(|name| self.catalog.program(&context.sender, name));
+        let program =
+            named.or_else(|| self.catalog.program_of(&context.sender, &message)).ok_or(NotMapped::NotTaken);
         let mapped = program.and_then(|program| {
             if self.arguments.explain {
                 explain_by(program, &message, &context).map(|(alone, lineage)| (alone, Some(lineage)))

@@ -11,6 +11,7 @@ pub mod fhir;
 pub mod lanes;
 pub mod plan;
 mod record;
+pub mod reload;
 #[cfg(test)]
 mod tests;
 pub mod waiters;
@@ -159,6 +160,11 @@ impl Mapper {
         self.catalog.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// Uses another catalog from the next message on.
+    pub fn exchange(&self, catalog: Arc<Catalog>) {
+        *self.catalog.write().unwrap_or_else(PoisonError::into_inner) = catalog;
+    }
+
     /// Maps one message. A panic in here is a mistake of ours: the message goes into quarantine, the others go on.
     pub fn prepare(&self, open: OpenMessage) -> Prepared {
         let verb = Verb::begin("normalize", trace::in_context(&open.context), SystemTime::now());
@@ -192,7 +198,7 @@ impl Mapper {
         }
         let trigger = message.header().trigger().unwrap_or_default().into_owned();
         let catalog = self.catalog();
-        let Some(program) = catalog.program_of(&message) else {
+        let Some(program) = catalog.program_of(&open.sender, &message) else {
             return quarantine("there is no mapping for its type (MSH-9)".to_owned(), issues);
         };
         let context = Context {
@@ -206,7 +212,7 @@ impl Mapper {
             systems: self.systems.systems(&open.sender),
             options: &[],
         };
-        let mapping = format!("{} {}", program.name(), program.version());
+        let mapping = program.stamp().to_owned();
         let event = Some(trigger);
         match program.run(&message, &context) {
             Ok(mapped) => {

@@ -95,6 +95,7 @@ pub struct Metrics {
     attempt_seconds: Histogram<f64>,
     latency_seconds: Histogram<f64>,
     gave_way_seconds: Counter<f64>,
+    mappings_read: Counter<u64>,
     issues: Counter<u64>,
     codes: Mutex<HashSet<String>>,
 }
@@ -163,6 +164,12 @@ impl Metrics {
             .f64_counter("pons_normalize_gave_way_seconds_total")
             .with_description("how long normalizing waited so that intake could take in a burst")
             .build();
+        let mappings_read = meter
+            .u64_counter("pons_mappings_read_total")
+            .with_description(
+                "changes of the mappings while running, by whether they are used or were refused",
+            )
+            .build();
         let waits = |name, help| seconds(name, help, &WAITS);
         Ok(Metrics {
             batch_messages,
@@ -176,6 +183,7 @@ impl Metrics {
             attempt_seconds: waits("pons_deliver_attempt_seconds", "how long one attempt to deliver took"),
             latency_seconds: waits("pons_deliver_latency_seconds", "from receipt to delivery"),
             gave_way_seconds,
+            mappings_read,
             issues,
             codes: Mutex::default(),
             counts,
@@ -231,6 +239,12 @@ impl Metrics {
     /// Normalizing gave way to intake.
     pub fn gave_way(&self, time: Duration) {
         self.gave_way_seconds.add(time.as_secs_f64(), &[]);
+    }
+
+    /// The mappings changed while running: they are used now, or were refused.
+    pub fn mappings_read(&self, used: bool) {
+        let result = if used { "used" } else { "refused" };
+        self.mappings_read.add(1, &[KeyValue::new("result", result)]);
     }
 
     /// What a batch of messages gave rise to say.

@@ -199,6 +199,7 @@ impl<'a> Compiler<'a> {
             ("sender", "name") => (Op::SenderName, Kind::Text),
             ("sender", "system") => (Op::SenderSystem, Kind::Text),
             ("context", "received_at") => (Op::ReceivedAt, Kind::Instant),
+            ("context", "message") => (Op::MessageText, Kind::Text),
             ("context", "message_id") => (Op::MessageId, Kind::Text),
             ("context", "sender") => (Op::SenderName, Kind::Text),
             ("level", "type") => {
@@ -212,7 +213,7 @@ impl<'a> Compiler<'a> {
             _ => {
                 let known: &[&str] = match head {
                     "sender" => &["name", "system"],
-                    "context" => &["received_at", "message_id", "sender"],
+                    "context" => &["received_at", "message_id", "message", "sender"],
                     _ => &["type", "id"],
                 };
                 let hint = hint(name, known.iter().copied());
@@ -281,7 +282,7 @@ impl<'a> Compiler<'a> {
                 }
             },
         };
-        let types = match field.map(|field| source::field(name, field)) {
+        let types = match field.map(|field| self.field_types(name, field)) {
             None => Types::default(),
             Some(Ok(types)) => types,
             Some(Err(most)) => {
@@ -296,6 +297,10 @@ impl<'a> Compiler<'a> {
         let pick = match &path.filter {
             None | Some(Filter::All) => Pick::All,
             Some(Filter::Number(number)) => Pick::Number(*number),
+            // A number picks by place, and is said by what is around the path.
+            Some(Filter::Where(expr)) if matches!(&**expr, Expr::Call { name, .. } if name == "index") => {
+                Pick::Nth(self.formula(env, &Formula { place: at, expr: (**expr).clone() }).id)
+            }
             Some(Filter::Where(expr)) => {
                 let inner = env.with_item(types.clone());
                 Pick::Where(self.truth(&inner, expr, at))

@@ -13,7 +13,7 @@ pub(crate) mod target;
 mod whole;
 
 use crate::catalog::FileMistake;
-use crate::language::ast::{Document, Fragment, Map, OptionDef, Word};
+use crate::language::ast::{Declared, Document, Fragment, Map, OptionDef, Word};
 use crate::program::{Code, IgnoreRule, MappingCode, NodeId, Slot};
 use crate::table::Table;
 use schemas::yaml::{Mistake, Place, nearest};
@@ -38,10 +38,18 @@ pub(crate) fn compile(files: &[Parsed], tables: Vec<Table>) -> Compiled {
     let mut compiler = Compiler {
         maps: HashMap::new(),
         fragments: HashMap::new(),
+        declared: HashMap::new(),
         mappings: Vec::new(),
         taken: HashSet::new(),
         tables: tables.iter().zip(0u32..).map(|(table, n)| (table.name.clone(), n)).collect(),
-        code: Code { tables, ..Code::default() },
+        code: Code {
+            sender_tables: (tables.iter().zip(0..))
+                .filter(|(table, _)| table.name.contains('/'))
+                .map(|(table, id)| (table.name.clone(), id))
+                .collect(),
+            tables,
+            ..Code::default()
+        },
         called: HashMap::new(),
         parts: HashMap::new(),
         open: Vec::new(),
@@ -58,7 +66,10 @@ pub(crate) fn compile(files: &[Parsed], tables: Vec<Table>) -> Compiled {
             match document {
                 Document::Map(map) => compiler.map_of_its_own(map),
                 Document::Tests { of, .. } => compiler.tests_of(of),
-                Document::Mapping(_) | Document::Fragment(_) => {}
+                Document::Mapping(_)
+                | Document::Fragment(_)
+                | Document::Overlay(_)
+                | Document::Segment(_) => {}
             }
         }
     }
@@ -88,6 +99,8 @@ pub(crate) fn compile(files: &[Parsed], tables: Vec<Table>) -> Compiled {
 struct Compiler<'a> {
     maps: HashMap<&'a str, (&'a Map, &'a str)>,
     fragments: HashMap<&'a str, (&'a Fragment, &'a str)>,
+    /// The segments of sites' own.
+    declared: HashMap<&'a str, &'a Declared>,
     /// The names of the mappings.
     mappings: Vec<&'a str>,
     /// Resources of fragments that some mapping has taken, as fragment and id.
@@ -140,7 +153,8 @@ impl<'a> Compiler<'a> {
                         self.resources.extend(mapping.resources.iter().map(|r| r.id.text.as_str()));
                         self.mappings.push(&mapping.name.text);
                     }
-                    Document::Tests { .. } => {}
+                    Document::Tests { .. } | Document::Overlay(_) => {}
+                    Document::Segment(declared) => self.declare(declared),
                     Document::Fragment(fragment) => {
                         let own = (&**fragment, &*parsed.file);
                         if let Some((_, other)) = self.fragments.insert(&fragment.name.text, own) {
@@ -152,6 +166,27 @@ impl<'a> Compiler<'a> {
                 }
             }
         }
+    }
+
+    /// A segment of a site's own.
+    fn declare(&mut self, declared: &'a Declared) {
+        for word in &declared.types {
+            if source::Types::named(&word.text).is_none() {
+                let hint = hint(&word.text, source::type_names());
+                self.wrong(word.place, "type", format!("there is no data type of this name{hint}"));
+            }
+        }
+        if self.declared.insert(&declared.name.text, declared).is_some() {
+            self.wrong(declared.name.place, &declared.name.text, "this segment is declared twice");
+        }
+    }
+
+    /// The types of a field. `Err` holds how many fields the segment has.
+    fn field_types(&self, segment: &str, number: u16) -> Result<source::Types, usize> {
+        let Some(declared) = self.declared.get(segment) else { return source::field(segment, number) };
+        let word = usize::from(number).checked_sub(1).and_then(|index| declared.types.get(index));
+        let word = word.ok_or(declared.types.len())?;
+        Ok(source::Types::named(&word.text).unwrap_or_default())
     }
 
     /// Tests that stand in a file of their own are about something that there is.

@@ -260,6 +260,7 @@ impl<'c> Walk<'c> {
                 self.add(Read::Field { scope, name, field });
                 match pick {
                     Pick::All | Pick::Number(_) => Some(()),
+                    Pick::Nth(_) => None,
                     Pick::Where(condition) => self.expr(*condition, Around { item: Lies::Inside, ..around }),
                 }
             }
@@ -290,7 +291,7 @@ impl<'c> Walk<'c> {
                 Some(())
             }
             Op::Option { .. } | Op::SenderName | Op::Text(_) | Op::Number(_) => Some(()),
-            Op::ReceivedAt | Op::MessageId => None,
+            Op::ReceivedAt | Op::MessageId | Op::MessageText => None,
             Op::Call { function, args } => self.call(*function, args, around),
             Op::Not(inner) | Op::OneOf { item: inner, .. } => self.expr(*inner, around),
             Op::And(a, b) | Op::Or(a, b) | Op::Compare(_, a, b) | Op::Coalesce(a, b) => {

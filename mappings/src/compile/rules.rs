@@ -44,6 +44,15 @@ impl Want {
 impl<'a> Compiler<'a> {
     /// Compiles one rule, with everything around its producer.
     pub(super) fn rule(&mut self, env: &Env<'a>, rule: &'a Rule, want: &Want, name: &str) -> NodeId {
+        let Some(file) = rule.file.as_deref() else { return self.rule_here(env, rule, want, name) };
+        let around = std::mem::replace(&mut self.file, file);
+        let node = self.rule_here(env, rule, want, name);
+        self.file = around;
+        node
+    }
+
+    /// Compiles a rule of the file at hand.
+    fn rule_here(&mut self, env: &Env<'a>, rule: &'a Rule, want: &Want, name: &str) -> NodeId {
         let (env, each) = self.item(env, rule.each.as_ref());
         // With `each:`, a condition is about the item.
         let when = rule.when.as_ref().map(|formula| self.condition(&env, formula));
@@ -403,39 +412,52 @@ impl<'a> Compiler<'a> {
         let table = match map {
             TableRef::Named(word) => {
                 let id = self.find_table(word)?;
-                if let (CodeForm::Code, Some(codes)) = (form, target::required_codes(&want.path)) {
-                    let table = &self.code.tables[id as usize];
-                    let passes = table.passes_unknown_codes();
-                    let mut strange: Vec<String> = table
-                        .target_codes()
-                        .filter(|target| !codes.contains(&target.code.as_str()))
-                        .map(|target| target.code.clone())
-                        .collect();
-                    strange.sort_unstable();
-                    if !strange.is_empty() {
-                        let text = format!(
-                            "the table answers {}, which {} does not take",
-                            strange.join(", "),
-                            want.path
-                        );
-                        self.wrong(word.place, name, text);
-                    }
-                    if passes {
-                        let text = format!(
-                            "the table lets unknown codes pass, and {} takes a fixed list",
-                            want.path
-                        );
-                        self.wrong(word.place, name, text);
-                    }
-                }
+                self.check_table(id, word, form, want, name);
                 Lookup::Table(id)
             }
             TableRef::Given => Lookup::Given,
-            TableRef::Sender(word) => Lookup::Sender(word.text.as_str().into()),
+            TableRef::Sender(word) => {
+                let is = |known: &str| known.split_once('/').is_some_and(|(_, table)| table == word.text);
+                let tables = self.code.sender_tables.iter().filter(|(known, _)| is(known));
+                let mut tables: Vec<u32> = tables.map(|(_, id)| *id).collect();
+                tables.sort_unstable();
+                for id in tables {
+                    self.check_table(id, word, form, want, name);
+                }
+                Lookup::Sender(word.text.as_str().into())
+            }
         };
         let unmapped = self.code_rule(rule.on_unmapped.as_ref(), Some(Severity::Warning), form, want, name);
         let unmatched = self.code_rule(rule.on_unmatched.as_ref(), None, form, want, name);
         Some(TableUse { table, unmapped, unmatched })
+    }
+
+    /// Whether what a table answers is what its element takes.
+    fn check_table(&mut self, id: u32, word: &Word, form: CodeForm, want: &Want, name: &str) {
+        let (CodeForm::Code, Some(codes)) = (form, target::required_codes(&want.path)) else { return };
+        let table = &self.code.tables[id as usize];
+        let (table_name, passes) = (table.name.clone(), table.passes_unknown_codes());
+        let mut strange: Vec<String> = table
+            .target_codes()
+            .filter(|target| !codes.contains(&target.code.as_str()))
+            .map(|target| target.code.clone())
+            .collect();
+        strange.sort_unstable();
+        if !strange.is_empty() {
+            let text = format!(
+                "the table {table_name} answers {}, which {} does not take",
+                strange.join(", "),
+                want.path
+            );
+            self.wrong(word.place, name, text);
+        }
+        if passes {
+            let text = format!(
+                "the table {table_name} lets unknown codes pass, and {} takes a fixed list",
+                want.path
+            );
+            self.wrong(word.place, name, text);
+        }
     }
 
     fn code_rule(

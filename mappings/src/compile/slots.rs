@@ -59,6 +59,21 @@ impl<'a> Compiler<'a> {
         outer: bool,
         slots: &mut Vec<Slot>,
     ) {
+        let around = self.file;
+        self.file = rule.file.as_deref().unwrap_or(around);
+        self.flatten_here(env, word, rule, at, outer, slots);
+        self.file = around;
+    }
+
+    fn flatten_here(
+        &mut self,
+        env: &Env<'a>,
+        word: &Word,
+        rule: &'a Rule,
+        at: &At,
+        outer: bool,
+        slots: &mut Vec<Slot>,
+    ) {
         let Some(element) = self.element(&at.parent, word) else { return };
         let want = Want::of(&element);
         let name = format!("{}/{}", at.name, word.text);
@@ -125,6 +140,8 @@ impl<'a> Compiler<'a> {
             false => Vec::new(),
         };
         let node = self.rule(env, rule, want, &name);
+        let around = self.file;
+        self.file = rule.file.as_deref().unwrap_or(around);
         let sources = self.sources(env, rule);
         let mut inner = Vec::new();
         below(rule, &mut inner);
@@ -136,6 +153,7 @@ impl<'a> Compiler<'a> {
             );
         }
         let clear = rule.clear.as_ref().map(|formula| self.condition(env, formula));
+        self.file = around;
         let idle = clear.is_none() && idle(env, rule);
         let mut slot = Slot {
             name: names::name(&name),

@@ -5,12 +5,15 @@ use super::rows::Row;
 use super::target::{Aim, aims};
 use crate::lineage::{Fate, Lineage, Origin};
 use schemas::fhir::r4;
+use schemas::hl7v2::definitions::{Version, definitions};
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 /// One pair.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Fact {
+    /// Message code and trigger event.
+    event: Arc<str>,
     /// The segment's place in the structure.
     place: Arc<str>,
     /// Field, component and subcomponent; zeros where the segment as a whole is the reason.
@@ -35,13 +38,15 @@ impl Facts {
     pub(super) fn of(lineages: &[Lineage]) -> Facts {
         let mut all = HashSet::new();
         for lineage in lineages {
+            let event: Arc<str> = Arc::from(&*lineage.event);
             for origin in &lineage.elements {
                 let leaves = if origin.sources.is_empty() { &origin.because } else { &origin.sources };
                 for leaf in leaves {
-                    all.insert(fact(origin, &lineage.fields[*leaf]));
+                    all.insert(fact(&event, origin, &lineage.fields[*leaf]));
                 }
                 if let Some(place) = &origin.segment {
                     all.insert(Fact {
+                        event: event.clone(),
                         place: place.clone(),
                         at: [0; 3],
                         types: [None, None],
@@ -75,7 +80,9 @@ impl Facts {
                 };
                 let segment = row.source.rsplit('.').next().unwrap_or_default();
                 self.about(segment).any(|fact| {
-                    stands(&fact.place, &row.source) && fact.resource == resource && below(&fact.path, path)
+                    stands(&fact.place, &fact.event, &row.source)
+                        && fact.resource == resource
+                        && below(&fact.path, path)
                 })
             }
             Kind::Segment => {
@@ -140,8 +147,9 @@ impl Fact {
     }
 }
 
-fn fact(origin: &Origin, fate: &Fate) -> Fact {
+fn fact(event: &Arc<str>, origin: &Origin, fate: &Fate) -> Fact {
     Fact {
+        event: event.clone(),
         place: fate.place.clone(),
         at: [fate.path.field.into(), fate.path.component.max(1), fate.path.subcomponent.max(1).into()],
         types: fate.types.clone(),
@@ -221,8 +229,8 @@ fn segment_of(place: &str) -> &str {
 }
 
 /// Whether a place in our structures is the one that the guide names: the same structure and segment, and the guide's groups on
-/// the way. `ADT_A01:follow:PID.ROL` is the ROL after the PID.
-fn stands(place: &str, guide: &str) -> bool {
+/// the way. `ADT_A01:follow:PID.ROL` is the ROL after the PID. A structure that HL7 does not have (ADT_A11) is named after its event.
+fn stands(place: &str, event: &str, guide: &str) -> bool {
     let mut own: Vec<&str> = place.split('.').collect();
     let mut names: Vec<&str> = guide.split('.').collect();
     let (Some(own_last), Some(last)) = (own.pop(), names.pop()) else { return false };
@@ -237,11 +245,19 @@ fn stands(place: &str, guide: &str) -> bool {
         (Some(_), None) => true,
         (None, _) => true,
     };
-    if own_name != last || !position || own.first() != Some(&structure) {
+    if own_name != last
+        || !position
+        || (own.first() != Some(&structure) && (known(structure) || event != structure))
+    {
         return false;
     }
     let mut own = own.iter().skip(1);
     names.iter().skip(1).filter(|name| **name != "CHOICE").all(|name| own.any(|known| known == name))
+}
+
+/// Whether HL7 has a message structure of this name.
+fn known(structure: &str) -> bool {
+    Version::ALL.iter().any(|version| definitions(*version).structure(structure).is_some())
 }
 
 #[cfg(test)]
@@ -253,6 +269,8 @@ mod tests {
         for (place, guide, expected) in [
             ("ADT_A01.PID", "ADT_A01.PID", true),
             ("ADT_A02.PID", "ADT_A01.PID", false),
+            ("ADT_A09.PID", "ADT_A11.PID", true),
+            ("ADT_A09.PID", "ADT_A01.PID", false),
             ("ADT_A01.ROL_PID", "ADT_A01:follow:PID.ROL", true),
             ("ADT_A01.ROL_PV1", "ADT_A01:follow:PID.ROL", false),
             ("ADT_A17.PID_2", "ADT_A17.PID", true),
@@ -264,7 +282,7 @@ mod tests {
             ("ORU_R01.PATIENT_RESULT.PATIENT.PID", "ORU_R01.PATIENT_RESULT.PATIENT.PID", true),
             ("ORM_O01.ORDER.ORDER_DETAIL.OBR", "ORM_O01.ORDER_DETAIL.CHOICE.OBR", true),
         ] {
-            assert_eq!(stands(place, guide), expected, "{place} {guide}");
+            assert_eq!(stands(place, "ADT_A11", guide), expected, "{place} {guide}");
         }
     }
 

@@ -59,6 +59,17 @@ pub enum State {
     Open,
 }
 
+impl State {
+    /// Its place among the counts.
+    fn place(&self) -> usize {
+        match self {
+            State::Done => 0,
+            State::Skipped(_) => 1,
+            State::Open => 2,
+        }
+    }
+}
+
 /// One row of the guide and what became of it.
 #[derive(Clone, Debug)]
 pub struct Counted {
@@ -151,21 +162,32 @@ impl Coverage {
     pub fn count(&self, kind: Kind) -> [usize; 3] {
         let mut count = [0; 3];
         for row in self.rows.iter().filter(|row| row.kind == kind) {
-            count[match row.state {
-                State::Done => 0,
-                State::Skipped(_) => 1,
-                State::Open => 2,
-            }] += 1;
+            count[row.state.place()] += 1;
         }
         count
     }
 
-    /// The counts, and every row that is not done with its reason.
+    /// The counts as a whole, by kind and by map, and every row that is not done with its reason.
     pub fn to_json(&self) -> Value {
-        let counts = Kind::ALL.map(|kind| {
-            let [done, skipped, open] = self.count(kind);
-            json!({"kind": kind.word(), "rows": done + skipped + open, "done": done, "skipped": skipped, "open": open})
-        });
+        let counts = |rows: &mut dyn Iterator<Item = &Counted>| {
+            let mut count = [0; 3];
+            rows.for_each(|row| count[row.state.place()] += 1);
+            json!({"done": count[0], "skipped": count[1], "open": count[2]})
+        };
+        let mut kinds = serde_json::Map::new();
+        for kind in Kind::ALL {
+            let of_kind = || self.rows.iter().filter(move |row| row.kind == kind);
+            let mut maps = serde_json::Map::new();
+            for row in of_kind() {
+                if !maps.contains_key(&row.map) {
+                    let count = counts(&mut of_kind().filter(|other| other.map == row.map));
+                    maps.insert(row.map.clone(), count);
+                }
+            }
+            let mut one = counts(&mut of_kind());
+            one["maps"] = maps.into();
+            kinds.insert(kind.word().to_owned(), one);
+        }
         let rest = self.rows.iter().filter(|row| row.state != State::Done).map(|row| {
             let mut one = json!({
                 "kind": row.kind.word(), "map": row.map, "row": row.number, "v2": row.source, "fhir": row.target,
@@ -176,6 +198,6 @@ impl Coverage {
             }
             one
         });
-        json!({"kinds": counts, "rows": rest.collect::<Vec<_>>()})
+        json!({"total": counts(&mut self.rows.iter()), "kinds": kinds, "rows": rest.collect::<Vec<_>>()})
     }
 }

@@ -20,11 +20,11 @@ pub(super) fn count(folder: &Path, files: &[(String, String)]) -> Result<Vec<(Co
         .iter()
         .filter(|(file, _)| file.starts_with("table/") && file.ends_with(".json"))
         .filter_map(|(_, text)| serde_json::from_str::<Value>(text).ok())
-        .filter_map(|map| Some((map["name"].as_str()?.to_owned(), map)))
+        .filter_map(|map| Some((plain(map["name"].as_str()?), map)))
         .collect();
     let mut counted = Vec::new();
     for sheet in sheets(&folder.join("codesystems"))? {
-        let said = maps.get(&sheet.map).map(says).unwrap_or_default();
+        let said = maps.get(&plain(&sheet.map)).map(says).unwrap_or_default();
         for (row, number) in sheet.rows.iter().zip(3..) {
             let [code, target, system] = cells(&sheet, row);
             if code.is_empty() {
@@ -63,6 +63,11 @@ fn cells<'r>(sheet: &Sheet, row: &'r [String]) -> [&'r str; 3] {
     let mut codes = columns("Code").filter(|column| sheet.headings[*column] == "Code");
     let (source, target) = (codes.next(), codes.next());
     [cell(source), cell(target), cell(columns("Code System").nth(1))]
+}
+
+/// Letters and digits: a ConceptMap's name may hold nothing else.
+fn plain(name: &str) -> String {
+    name.chars().filter(char::is_ascii_alphanumeric).collect()
 }
 
 fn says(map: &Value) -> HashMap<String, Vec<Said>> {

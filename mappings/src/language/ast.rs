@@ -1,8 +1,10 @@
 //! What a mapping file says, as a tree with places.
 
 use super::expression::Expr;
+use super::overlay::Overlay;
 use schemas::issue::Severity;
 use schemas::yaml::Place;
+use std::sync::Arc;
 
 /// A word with its place.
 #[derive(Clone, Debug, PartialEq)]
@@ -29,6 +31,18 @@ pub(crate) enum Document {
     Fragment(Box<Fragment>),
     /// `tests_for:` a map, a mapping or a fragment that stands elsewhere.
     Tests { of: Word, tests: Vec<Test> },
+    /// `overlay:` what a sender's site changes.
+    Overlay(Box<Overlay>),
+    /// `z_segment:` a segment that HL7 does not know.
+    Segment(Declared),
+}
+
+/// A segment of a site's own.
+#[derive(Debug)]
+pub(crate) struct Declared {
+    pub(crate) name: Word,
+    /// The data type of each field, from the first.
+    pub(crate) types: Vec<Word>,
 }
 
 /// A map of a data type or of a segment.
@@ -81,6 +95,7 @@ pub(crate) struct Level {
 #[derive(Debug)]
 pub(crate) struct OptionDef {
     pub(crate) name: Word,
+    pub(crate) choices: Vec<String>,
     pub(crate) default: String,
 }
 
@@ -88,6 +103,8 @@ pub(crate) struct OptionDef {
 #[derive(Debug)]
 pub(crate) struct Rule {
     pub(crate) place: Place,
+    /// The overlay's file, if it comes from one.
+    pub(crate) file: Option<Arc<str>>,
     pub(crate) id: Option<Word>,
     pub(crate) when: Option<Formula>,
     pub(crate) each: Option<Formula>,
@@ -351,6 +368,7 @@ pub(crate) struct Test {
     pub(crate) unmapped: Option<Vec<String>>,
     pub(crate) issues: Vec<String>,
     /// What the sender is configured with.
+    pub(crate) sender: Option<String>,
     pub(crate) options: Vec<(String, String)>,
     pub(crate) systems: Vec<(String, String)>,
 }

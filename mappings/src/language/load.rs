@@ -2,6 +2,7 @@
 
 use super::ast::*;
 use super::expression::{self, Expr};
+use super::overlay::{Overlay, Patch};
 use crate::resource::Existing;
 use schemas::issue::Severity;
 use schemas::yaml::{Fields, Key, Mistake, Node, Place, Value, nearest};
@@ -41,6 +42,12 @@ fn document(node: &Node, mistakes: Mistakes<'_>) -> Option<Document> {
         fields.finish();
         return Some(Document::Tests { of: of?, tests });
     }
+    if node.get("overlay").is_some() {
+        return overlay(node, mistakes).map(|overlay| Document::Overlay(Box::new(overlay)));
+    }
+    if node.get("z_segment").is_some() {
+        return declared(node, mistakes).map(Document::Segment);
+    }
     if matches!(node.value, Value::Empty) {
         return None;
     }
@@ -48,7 +55,7 @@ fn document(node: &Node, mistakes: Mistakes<'_>) -> Option<Document> {
         mistakes,
         node.place,
         "",
-        "expected a document that begins with type_map:, segment_map:, fragment:, mapping: or tests_for:",
+        "expected a document that begins with type_map:, segment_map:, fragment:, mapping:, tests_for:, overlay: or z_segment:",
     );
     None
 }
@@ -89,9 +96,13 @@ fn map(node: &Node, mistakes: Mistakes<'_>) -> Option<Map> {
     };
     let options = options(&mut fields);
     let params = words(&mut fields, "params");
-    let identity = fields.take("identity").and_then(|node| identity(node, "identity", fields.mistakes()));
-    let display = formula_at(&mut fields, "display");
-    let chain = chain(&mut fields);
+    // What one segment says belongs to the resource of a mapping, which says who it is.
+    let (mut own_identity, mut display, mut levels) = (None, None, Vec::new());
+    if !of_segment {
+        own_identity = fields.take("identity").and_then(|node| identity(node, "identity", fields.mistakes()));
+        display = formula_at(&mut fields, "display");
+        levels = chain(&mut fields);
+    }
     let ignore = ignores(&mut fields);
     let tests = tests(&mut fields);
     fields.take_text("guide");
@@ -141,9 +152,9 @@ fn map(node: &Node, mistakes: Mistakes<'_>) -> Option<Map> {
         options,
         params,
         rules,
-        identity,
+        identity: own_identity,
         display,
-        chain,
+        chain: levels,
         ignore,
         tests,
     })
@@ -234,6 +245,77 @@ fn fragment(node: &Node, mistakes: Mistakes<'_>) -> Option<Fragment> {
     let ignore = ignores(&mut fields);
     fields.finish();
     Some(Fragment { name: name?, options, resources, ignore })
+}
+
+fn overlay(node: &Node, mistakes: Mistakes<'_>) -> Option<Overlay> {
+    let mut fields = Fields::new(node, "", mistakes);
+    let name = required_word(&mut fields, "overlay");
+    let priority = fields.take_parsed("priority", "a number").unwrap_or(0);
+    let options = match fields.take("options") {
+        Some(node) => pairs(node, "options", fields.mistakes(), |key, node, mistakes| {
+            let text = node.text().map(str::to_owned);
+            if text.is_none() {
+                wrong(mistakes, node.place, &key.text, "expected a choice");
+            }
+            Some((key, text?))
+        }),
+        None => Vec::new(),
+    };
+    let patches = match fields.take("patch") {
+        Some(node) => pairs(node, "patch", fields.mistakes(), |path, node, mistakes| {
+            let patch = patch(node, &path.text, mistakes);
+            patch.map(|patch| (path, patch))
+        }),
+        None => Vec::new(),
+    };
+    fields.finish();
+    Some(Overlay { name: name?, priority, options, patches })
+}
+
+fn patch(node: &Node, path: &str, mistakes: Mistakes<'_>) -> Option<Patch> {
+    const VERBS: [&str; 4] = ["replace", "remove", "add", "table"];
+    let mut fields = Fields::new(node, path, mistakes);
+    if VERBS.iter().filter(|verb| node.get(verb).is_some()).count() != 1 {
+        fields.wrong(node.place, "", format!("expected one of {}", VERBS.join(", ")));
+    }
+    let after = word(&mut fields, "after");
+    let replace = fields.take("replace").map(|node| rule(node, path, fields.mistakes()));
+    let add = fields.take("add").map(|node| rule(node, path, fields.mistakes()));
+    let remove = fields.take_text("remove").map(str::to_owned);
+    let table = fields.take("table").map(|node| table(node, path, fields.mistakes()));
+    fields.finish();
+    match (replace, add, remove, table) {
+        (Some(rule), None, None, None) => Some(Patch::Replace(Box::new(rule?))),
+        (None, Some(rule), None, None) => Some(Patch::Add { rule: Box::new(rule?), after }),
+        (None, None, Some(reason), None) => Some(Patch::Remove(reason)),
+        (None, None, None, Some(table)) => Some(Patch::Table(table?)),
+        _ => None,
+    }
+}
+
+fn declared(node: &Node, mistakes: Mistakes<'_>) -> Option<Declared> {
+    let mut fields = Fields::new(node, "", mistakes);
+    let name = required_word(&mut fields, "z_segment");
+    fields.take_text("title");
+    let mut types = Vec::new();
+    for node in fields.take_list("fields") {
+        let mut field = Fields::new(node, "fields", fields.mistakes());
+        field.take_required("name");
+        types.extend(required_word(&mut field, "type"));
+        field.finish();
+    }
+    fields.finish();
+    let name = name?;
+    if !(name.text.len() == 3 && name.text.starts_with('Z')) {
+        wrong(
+            mistakes,
+            name.place,
+            "z_segment",
+            "expected the name of a segment of a site's own, such as ZPD",
+        );
+        return None;
+    }
+    Some(Declared { name, types })
 }
 
 fn one_include(node: &Node, mistakes: Mistakes<'_>) -> Option<Include> {
@@ -395,7 +477,7 @@ fn options(fields: &mut Fields<'_, '_>) -> Vec<OptionDef> {
             option.wrong(node.place, "default", format!("expected one of {}", choices.join(", ")));
         }
         option.finish();
-        Some(OptionDef { name, default })
+        Some(OptionDef { name, choices, default })
     })
 }
 
@@ -440,11 +522,13 @@ fn tests(fields: &mut Fields<'_, '_>) -> Vec<Test> {
             .is_some()
             .then(|| test.take_texts("unmapped").into_iter().map(str::to_owned).collect::<Vec<_>>());
         let issues = test.take_texts("issues").into_iter().map(str::to_owned).collect();
+        let sender = test.take_text("sender").map(str::to_owned);
         let options = settings(&mut test, "options");
         let systems = settings(&mut test, "systems");
         test.finish();
         if let Some(given) = given {
             tests.push(Test {
+                sender,
                 place: node.place,
                 name,
                 given,
@@ -656,6 +740,7 @@ fn rule(node: &Node, path: &str, mistakes: Mistakes<'_>) -> Option<Rule> {
     fields.finish();
     Some(Rule {
         place: node.place,
+        file: None,
         id,
         when,
         each,

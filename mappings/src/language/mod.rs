@@ -5,3 +5,5 @@
 pub(crate) mod ast;
 pub(crate) mod expression;
 pub(crate) mod load;
+pub(crate) mod overlay;
+pub(crate) mod shape;

@@ -39,6 +39,7 @@ impl<'r> Run<'r> {
             Op::SenderName => Val::Text(Cow::Borrowed(&self.context.sender)),
             Op::SenderSystem => Val::Text(crate::identity::sender_system(&self.context.authority).into()),
             Op::ReceivedAt => Val::Text(self.context.received_at.to_string().into()),
+            Op::MessageText => Val::Text(Cow::Borrowed(self.message.text())),
             Op::MessageId => Val::Text(self.context.message_id.to_string().into()),
             Op::LevelKind => frame.level.map_or(Val::Absent, |level| Val::Text(level.kind.into())),
             Op::LevelId => frame.level.map_or(Val::Absent, |level| Val::Text(level.id.into())),
@@ -128,6 +129,7 @@ impl<'r> Run<'r> {
         {
             let Some(segment) = self.first_segment(frame, scope, *name) else { return false };
             let element = self.field(segment, *field);
+            self.cause_if_asked(element);
             return !element.is_absent() && !self.is_null(element);
         }
         !matches!(self.eval(frame, id), Val::Absent | Val::Null)
@@ -151,6 +153,12 @@ impl<'r> Run<'r> {
 
     /// What a path names; absent for anything else. For a field with repetitions, the field, or the one that is picked.
     pub(super) fn element(&mut self, frame: &Frame<'r, '_>, id: ExprId) -> Element {
+        let element = self.find_element(frame, id);
+        self.cause_if_asked(element);
+        element
+    }
+
+    fn find_element(&mut self, frame: &Frame<'r, '_>, id: ExprId) -> Element {
         let code = self.code;
         match code.op(id) {
             Op::Segment { scope, name, field, pick, steps } if *field > 0 => {
@@ -161,6 +169,10 @@ impl<'r> Run<'r> {
                 let picked = match pick {
                     Pick::All => whole,
                     Pick::Number(number) => whole.repetition(self.message, u32::from(*number)),
+                    Pick::Nth(number) => {
+                        let number = self.number(frame, *number);
+                        whole.repetition(self.message, number)
+                    }
                     Pick::Where(condition) => {
                         let found = whole.repetitions(self.message).find(|repetition| {
                             let frame = Frame { item: Item::Element(*repetition), ..*frame };
@@ -253,8 +265,10 @@ impl<'r> Run<'r> {
             Op::Segment { scope, name, field, pick, steps } => {
                 let Some(segment) = self.first_segment(frame, scope, *name) else { return items };
                 let whole = self.field(segment, *field);
+                let nth = if let Pick::Nth(number) = pick { self.number(frame, *number) } else { 0 };
                 for repetition in whole.repetitions(message) {
                     let meant = match pick {
+                        Pick::Nth(_) => repetition.repetition_number(message) == nth,
                         Pick::All => true,
                         Pick::Number(number) => repetition.repetition_number(message) == u32::from(*number),
                         Pick::Where(condition) => {
@@ -624,6 +638,24 @@ impl<'r> Run<'r> {
                 Val::Text(crate::identity::scoped_system(&self.context.authority, name).into())
             }
             (None, None) => Val::Absent,
+        }
+    }
+
+    /// See the function `index`.
+    pub(crate) fn index(&self, frame: &Frame<'r, '_>) -> Val<'r> {
+        match frame.item {
+            Item::Element(element) if !element.is_absent() => {
+                Val::Integer(element.repetition_number(self.message).into())
+            }
+            _ => Val::Absent,
+        }
+    }
+
+    /// A number from 1; 0 for anything else.
+    fn number(&mut self, frame: &Frame<'r, '_>, id: ExprId) -> u32 {
+        match self.eval(frame, id) {
+            Val::Integer(number) => u32::try_from(number).unwrap_or(0),
+            _ => 0,
         }
     }
 

@@ -100,7 +100,7 @@ impl<'r> Run<'r> {
         match self.recall(frame, make.remember.as_ref()) {
             Recall::Known(Outcome::Reference(reference)) => {
                 out.push_str(&reference);
-                self.carried += 1;
+                self.carried += u64::from(!reference.is_empty());
                 Ok(!reference.is_empty())
             }
             Recall::Known(_) | Recall::Never => self.make(frame, node, make, from, out),

@@ -381,7 +381,7 @@ impl<'r> Run<'r> {
             self.ignored.clear();
             self.marks.clear();
             self.doubted.clear();
-            self.untrace(0);
+            self.untrace_all();
         }
         self.find_effects()
     }

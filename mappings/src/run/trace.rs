@@ -62,10 +62,20 @@ impl<'r> Run<'r> {
         self.tracer.as_ref().map_or(0, |tracer| tracer.traces.len())
     }
 
-    /// Takes back the notes since a moment: what they are about was not written after all.
+    /// Takes back the notes since a moment about the resource at hand: what they are about was not written after all. What was
+    /// made on the way stays.
     pub(super) fn untrace(&mut self, traced: usize) {
         if let Some(tracer) = &mut self.tracer {
-            tracer.traces.truncate(traced);
+            let of = tracer.resource;
+            let made = tracer.traces.split_off(traced.min(tracer.traces.len()));
+            tracer.traces.extend(made.into_iter().filter(|trace| trace.resource != of));
+        }
+    }
+
+    /// Takes back every note.
+    pub(super) fn untrace_all(&mut self) {
+        if let Some(tracer) = &mut self.tracer {
+            tracer.traces.clear();
         }
     }
 
@@ -132,7 +142,9 @@ impl<'r> Run<'r> {
     /// The type of a choice element is known once it is written: `.value` becomes `.valueQuantity` in the notes since then.
     pub(super) fn trace_choice(&mut self, traced: usize, path: usize, name: &str, suffix: &str) {
         let Some(tracer) = &mut self.tracer else { return };
-        for trace in &mut tracer.traces[traced..] {
+        // Not those of what was made on the way.
+        let turn = tracer.turn;
+        for trace in tracer.traces.iter_mut().skip(traced).filter(|trace| trace.turn == turn) {
             for prefix in [".", "._"] {
                 if trace
                     .path
@@ -168,6 +180,13 @@ impl<'r> Run<'r> {
     pub(super) fn cause_of(&mut self, element: Element) {
         if let Some(tracer) = &mut self.tracer {
             tracer.causes.extend(element.first..element.end);
+        }
+    }
+
+    /// A condition looked at an element.
+    pub(super) fn cause_if_asked(&mut self, element: Element) {
+        if self.quiet > 0 && self.tracer.is_some() {
+            self.cause_of(element);
         }
     }
 

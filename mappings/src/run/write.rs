@@ -550,7 +550,10 @@ impl<'r> Run<'r> {
             let suffix = if field.choice { self.suffix } else { "" };
             out.push_str(&format!("\"_{}{suffix}\":{{\"extension\":[{}]}}", field.name, self.beside));
             self.beside.clear();
-        } else if count == 0 {
+            // What is said of a value that is not there stands for it.
+            return Ok(true);
+        }
+        if count == 0 {
             out.truncate(start);
         }
         Ok(count > 0)
