@@ -66,6 +66,8 @@ pub(crate) enum Op {
     MessageId,
     /// The whole message.
     MessageText,
+    /// The mapping and its version.
+    MappingName,
     LevelKind,
     LevelId,
     Text(Box<str>),
@@ -204,6 +206,8 @@ pub(crate) enum Action {
     },
     /// JSON text, ready.
     Const(Box<str>),
+    /// The extension that says why there is no value.
+    Absent(Box<str>),
     Concept {
         system: Box<str>,
         code: Vec<Piece>,
@@ -258,6 +262,8 @@ pub(crate) enum Target {
     Resource(u16),
     /// Every resource of the message.
     All,
+    /// Every resource of the message but these.
+    Others(Box<[u16]>),
     /// The resource for which this one is made.
     Owner,
 }
@@ -470,6 +476,7 @@ pub(crate) struct Key {
     pub(crate) value: Vec<ExprId>,
     /// The entry of `resources:` under which the key is counted.
     pub(crate) of: Option<u16>,
+    pub(crate) when: Option<ExprId>,
     /// Counts only where no earlier key was found.
     pub(crate) fallback: bool,
     /// Whether the value counts earlier siblings.

@@ -261,7 +261,7 @@ fn a_person_is_made_once_and_one_without_an_id_is_only_named() {
     assert_eq!(persons[1], &serde_json::json!({"display": "ANN TEST"}));
     assert_eq!(nth(&bundle, "Practitioner", 1), &Value::Null);
     let made = resource(&bundle, "Practitioner");
-    assert_eq!(made["name"][0]["given"][0], "DOC", "the first says it");
+    assert_eq!(made["name"][0]["given"][0], "DOCTOR", "the fuller one says it");
     let patient = resource(&bundle, "Patient")["id"].as_str().expect("an id");
     assert_eq!(encounter["subject"]["reference"], format!("urn:uuid:{patient}"));
 }
@@ -822,4 +822,43 @@ fn a_declared_segment_has_types_and_an_end() {
     let told = |zpd: &str| build(zpd).expect_err("wrong").iter().map(ToString::to_string).collect::<String>();
     assert!(told("active: {const: \"true\", when: \"valued(ZPD-3)\"}").contains("ZPD has 2 fields"));
     assert!(told("birthDate: {value: \"date(ZPD-1.30)\"}").contains("CX has"));
+}
+
+#[test]
+fn why_there_is_no_value_stands_beside_the_element() {
+    let catalog = adt(
+        "  birthDate: {first: [{id: known, value: \"date(PID-7)\"}, {id: unknown, absent: asked-unknown}]}
+  contact: {each: PID-5, set: {name: {use: xpn_name}, gender: {absent: unknown}}}",
+        "",
+    );
+    let (bundle, _) = map(&catalog, "PID|||P1||TEST^JANE");
+    let patient = resource(&bundle, "Patient");
+    assert_eq!(patient["_birthDate"]["extension"][0]["valueCode"], "asked-unknown");
+    assert_eq!(patient["contact"][0]["_gender"]["extension"][0]["valueCode"], "unknown");
+    let (bundle, _) = map(&catalog, "PID|||P1||||19800304");
+    assert_eq!(resource(&bundle, "Patient")["birthDate"], "1980-03-04");
+    assert_eq!(resource(&bundle, "Patient")["_birthDate"], Value::Null);
+    assert_eq!(resource(&bundle, "Patient")["contact"], Value::Null, "nothing but a reason is no contact");
+    let told = mistakes(
+        "  birthDate: {absent: unkown}\n  name: {absent: unknown}\n  telecom: {all: [{id: a, each: PID-13, set: {value: {value: it}}, extension: [{id: b, url: x, as: string, value: it}]}]}",
+    );
+    assert!(told[0].contains("did you mean `unknown`?"), "{told:?}");
+    assert!(told[1].contains("says why a single primitive has no value"), "{told:?}");
+}
+
+#[test]
+fn a_key_may_have_a_condition_and_a_reference_to_all_may_leave_some_out() {
+    let resources = "
+- {id: other, type: Organization, from: PID, identity: {keys: [{each: PID-4, when: \"it.1 != 'X'\", use: cx_key}, {value: PID-18.1, when: \"valued(PID-19)\"}], else: omit}, parts: [], set: {name: {value: PID-5.1}}}
+- {id: list, type: List, from: PID, identity: {keys: [], else: message}, parts: [], set: {status: {const: current}, mode: {const: working}, entry: {set: {item: {refs: \"*\", without: [patient], max: 1}}}}}";
+    let catalog = adt("  active: {const: \"true\"}", resources);
+    let (bundle, _) = map(&catalog, "PID|||P1|X~Y|TEST|||||||||||||A");
+    assert_eq!(resource(&bundle, "Organization")["name"], "TEST");
+    let item = resource(&bundle, "List")["entry"][0]["item"]["reference"].clone();
+    let id = resource(&bundle, "Organization")["id"].as_str().expect("an id").to_owned();
+    assert_eq!(item, format!("urn:uuid:{id}"), "the patient is left out");
+    let (bundle, _) = map(&catalog, "PID|||P1|X|TEST|||||||||||||A");
+    assert_eq!(resource(&bundle, "Organization"), &Value::Null, "neither key counts");
+    let (bundle, _) = map(&catalog, "PID|||P1|X|TEST|||||||||||||A|S");
+    assert_eq!(resource(&bundle, "Organization")["name"], "TEST");
 }

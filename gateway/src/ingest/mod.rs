@@ -210,7 +210,9 @@ impl Ingest {
             return Err(not_taken(200));
         }
         self.takes.takes(&code, &trigger, &structure, &version).map_err(not_taken)?;
-        let training = matches!(header.processing_id().as_deref(), Some("T" | "D"));
+        // Table 0103: P alone is production; a message that does not say is one.
+        let processing_id = or_empty(header.processing_id());
+        let training = !matches!(processing_id.trim(), "" | "P");
         if training == known.production {
             return Err(reject(
                 RejectionKind::Reject,

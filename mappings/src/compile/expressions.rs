@@ -199,6 +199,7 @@ impl<'a> Compiler<'a> {
             ("sender", "name") => (Op::SenderName, Kind::Text),
             ("sender", "system") => (Op::SenderSystem, Kind::Text),
             ("context", "received_at") => (Op::ReceivedAt, Kind::Instant),
+            ("context", "mapping") => (Op::MappingName, Kind::Text),
             ("context", "message") => (Op::MessageText, Kind::Text),
             ("context", "message_id") => (Op::MessageId, Kind::Text),
             ("context", "sender") => (Op::SenderName, Kind::Text),
@@ -213,7 +214,7 @@ impl<'a> Compiler<'a> {
             _ => {
                 let known: &[&str] = match head {
                     "sender" => &["name", "system"],
-                    "context" => &["received_at", "message_id", "message", "sender"],
+                    "context" => &["received_at", "message_id", "message", "mapping", "sender"],
                     _ => &["type", "id"],
                 };
                 let hint = hint(name, known.iter().copied());

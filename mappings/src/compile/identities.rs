@@ -23,6 +23,7 @@ impl<'a> Compiler<'a> {
             Some(typed) => &env.with_item(typed.types.clone()),
             None => env,
         };
+        let when = key.when.as_ref().map(|formula| self.condition(env, formula));
         let uses = if key.value.is_empty() { key.uses.as_ref().or(default) } else { key.uses.as_ref() };
         let each = each.map(|typed| typed.id);
         if let Some(word) = uses {
@@ -40,6 +41,7 @@ impl<'a> Compiler<'a> {
                 system,
                 value: vec![value],
                 of,
+                when,
                 fallback: key.fallback,
                 ordinal: false,
                 by_map: true,
@@ -58,7 +60,7 @@ impl<'a> Compiler<'a> {
             .filter(|f| !matches!(&f.expr, Expr::Call { name, .. } if name == "ordinal"))
             .map(|formula| self.formula(env, formula).id)
             .collect();
-        Some(Key { each, system, value, of, fallback: key.fallback, ordinal, by_map: false })
+        Some(Key { each, system, value, of, when, fallback: key.fallback, ordinal, by_map: false })
     }
 
     /// The system and the value of a map with `key:`.

@@ -46,8 +46,10 @@ fn of_action(code: &Code, action: &Action) -> Option<Parts> {
 
 /// Of the elements of an object; a constant beside others is not written by itself.
 fn of_fields(code: &Code, fields: &[Field]) -> Option<Parts> {
-    let constant =
-        |field: &&Field| matches!(code.node(field.node).does, Action::Const(_) | Action::Concept { .. });
+    let constant = |field: &&Field| {
+        let does = &code.node(field.node).does;
+        matches!(does, Action::Const(_) | Action::Absent(_) | Action::Concept { .. })
+    };
     all(fields.iter().filter(|field| !constant(field)).map(|field| of_id(code, field.node)))
 }
 

@@ -292,6 +292,7 @@ impl<'c> Walk<'c> {
             }
             Op::Option { .. } | Op::SenderName | Op::Text(_) | Op::Number(_) => Some(()),
             Op::ReceivedAt | Op::MessageId | Op::MessageText => None,
+            Op::MappingName => None,
             Op::Call { function, args } => self.call(*function, args, around),
             Op::Not(inner) | Op::OneOf { item: inner, .. } => self.expr(*inner, around),
             Op::And(a, b) | Op::Or(a, b) | Op::Compare(_, a, b) | Op::Coalesce(a, b) => {
@@ -360,7 +361,7 @@ impl<'c> Walk<'c> {
                 self.work += 4;
                 self.expr(*expr, around)
             }
-            Action::Const(_) => Some(()),
+            Action::Const(_) | Action::Absent(_) => Some(()),
             Action::Concept { code, display, .. } => {
                 for piece in code {
                     if let Piece::Expr(expr) = piece {

@@ -8,6 +8,7 @@ use crate::json::{self, Primitive};
 use crate::language::ast::{self, Answer, Body, Does, OnCode, OnError, Policy, Rule, TableRef, Word};
 use crate::language::expression;
 use crate::language::load::within;
+use crate::language::shape::ABSENT;
 use crate::program::{
     Action, Argument, Base, CodeForm, CodeRule, ExprId, Field, Lookup, MapBody, Node, NodeId, Op, Parts,
     Piece, Recovery, Scope, TableUse, Target, TypeMap,
@@ -69,6 +70,9 @@ impl<'a> Compiler<'a> {
             OnError::Rule(other) => Recovery::Node(self.rule(env, other, want, name)),
         };
         let extension = if extends { Vec::new() } else { self.extensions(env, &rule.extension, name) };
+        if !extension.is_empty() && want.many && self.is_primitive(rule, want) {
+            self.wrong(rule.place, name, "an item of a list of primitives cannot have extensions here");
+        }
         if !extension.is_empty() && !self.is_primitive(rule, want) {
             self.wrong(
                 rule.place,
@@ -206,7 +210,7 @@ impl<'a> Compiler<'a> {
                 _ => return None,
             },
             Does::First(_) | Does::All(_) | Does::Switch { .. } => return None,
-            Does::Value(_) | Does::Const(_) | Does::Object | Does::Extension => None,
+            Does::Value(_) | Does::Const(_) | Does::Absent(_) | Does::Object | Does::Extension => None,
         };
         match inferred.filter(|ty| want.types.contains(ty)) {
             Some(ty) => Some(ty),
@@ -280,6 +284,7 @@ impl<'a> Compiler<'a> {
                 self.value(env, rule, formula, ty, want, name).unwrap_or(nothing)
             }
             (Does::Const(word), Some(ty)) => self.constant(word, ty, want, name).unwrap_or(nothing),
+            (Does::Absent(word), Some(ty)) => self.absent(word, ty, want, name),
             (Does::Concept(word), Some(ty)) => {
                 self.concept(env, rule, word, ty, want, name).unwrap_or(nothing)
             }
@@ -305,7 +310,7 @@ impl<'a> Compiler<'a> {
                 let to = self.ref_target(to);
                 Action::Ref { to, filter }
             }
-            (Does::Refs { to, filter, max }, Some(ty)) => {
+            (Does::Refs { to, filter, without, max }, Some(ty)) => {
                 self.expect_reference(rule, ty, want, name);
                 if !want.many && *max != Some(1) {
                     self.wrong(
@@ -315,7 +320,14 @@ impl<'a> Compiler<'a> {
                     );
                 }
                 let filter = filter.as_ref().map(|formula| self.condition(env, formula));
-                let to = self.ref_target(to);
+                let mut to_all = self.ref_target(to);
+                if !without.is_empty() {
+                    if to_all != Target::All {
+                        self.wrong(rule.place, name, "`without:` stands beside `refs: \"*\"`");
+                    }
+                    to_all = Target::Others(without.iter().map(|word| self.reference(word)).collect());
+                }
+                let to = to_all;
                 Action::Refs { to, filter, max: max.unwrap_or(u32::MAX) }
             }
             (Does::Extension, _) => nothing,
@@ -488,6 +500,18 @@ impl<'a> Compiler<'a> {
             policy: on.policy.unwrap_or(Policy::Omit),
             issue: on.issue.or(issue),
         }
+    }
+
+    fn absent(&mut self, word: &Word, ty: &'static str, want: &Want, name: &str) -> Action {
+        if Primitive::of(ty).is_none() || want.choice || want.many {
+            let text = "says why a single primitive has no value; write it under the element that is one";
+            self.wrong(word.place, name, format!("{} is a {ty}, and `absent:` {text}", want.path));
+        }
+        if !ABSENT.contains(&word.text.as_str()) {
+            let hint = hint(&word.text, ABSENT.iter().copied());
+            self.wrong(word.place, name, format!("expected one of {}{hint}", ABSENT.join(", ")));
+        }
+        Action::Absent(word.text.as_str().into())
     }
 
     fn constant(&mut self, word: &Word, ty: &'static str, want: &Want, name: &str) -> Option<Action> {
@@ -802,7 +826,7 @@ fn loosely(want: &str, made: &str) -> bool {
 /// Whether a rule writes the same whatever the message says.
 fn is_constant(rule: &Rule) -> bool {
     match &rule.does {
-        Does::Const(_) | Does::Concept(_) => true,
+        Does::Const(_) | Does::Concept(_) | Does::Absent(_) => true,
         Does::Object => rule.set.iter().all(|(_, rule)| is_constant(rule)),
         Does::First(rules) | Does::All(rules) => rules.iter().all(is_constant),
         _ => false,

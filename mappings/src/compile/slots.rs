@@ -307,7 +307,7 @@ fn idle(env: &Env<'_>, rule: &Rule) -> bool {
             cases.iter().map(|(_, rule)| rule).chain(otherwise.as_deref()).all(|rule| idle(env, rule))
         }
         Does::Extension => true,
-        Does::Const(_) | Does::Concept(_) | Does::Ref { .. } | Does::Refs { .. } => false,
+        Does::Const(_) | Does::Absent(_) | Does::Concept(_) | Does::Ref { .. } | Does::Refs { .. } => false,
     }
 }
 

@@ -76,17 +76,19 @@ impl<'a> Compiler<'a> {
         let mut env = Env::of_mapping(&mapping.name.text, &mapping.options);
         env.aliases = aliases;
         let effects = mapping.effects.iter().map(|effect| self.effect(&env, &resources, effect)).collect();
-        let checks = mapping
-            .checks
-            .iter()
-            .map(|check| CheckCode {
-                rule: format!("{}/checks/{}", mapping.name.text, check.id.text).into(),
-                when: self.condition(&env, &check.when),
-                issue: check.issue,
-                text: check.text.as_str().into(),
-                quarantine: check.quarantine,
-            })
-            .collect();
+        let mut checks = Vec::new();
+        let mut included: Vec<&str> = mapping.include.iter().map(|one| one.fragment.text.as_str()).collect();
+        included.sort_unstable();
+        included.dedup();
+        for name in included {
+            if let Some((fragment, file)) = self.fragments.get(name).copied() {
+                let env = Env::of_mapping(&fragment.name.text, &fragment.options);
+                let around = std::mem::replace(&mut self.file, file);
+                checks.extend(self.checks(&env, &fragment.checks));
+                self.file = around;
+            }
+        }
+        checks.extend(self.checks(&env, &mapping.checks));
         let code = mapping.source.code.clone().unwrap_or_else(|| {
             let first = mapping.source.structures.first().map_or("", |word| word.text.as_str());
             first.split('_').next().unwrap_or("").to_owned()
@@ -104,6 +106,17 @@ impl<'a> Compiler<'a> {
             ignore: self.ignored_by(mapping),
             refs: Vec::new(),
         }
+    }
+
+    fn checks(&mut self, env: &Env<'a>, checks: &'a [ast::Check]) -> Vec<CheckCode> {
+        let check = |check: &'a ast::Check| CheckCode {
+            rule: format!("{}/checks/{}", env.owner, check.id.text).into(),
+            when: self.condition(env, &check.when),
+            issue: check.issue,
+            text: check.text.as_str().into(),
+            quarantine: check.quarantine,
+        };
+        checks.iter().map(check).collect()
     }
 
     /// The resources of a mapping: those that it includes, then its own.

@@ -131,6 +131,8 @@ pub(crate) struct Rule {
 pub(crate) enum Does {
     Value(Formula),
     Const(Word),
+    /// `absent:` why there is no value, by FHIR's data-absent-reason.
+    Absent(Word),
     Concept(Word),
     Use(Word),
     Make {
@@ -156,6 +158,8 @@ pub(crate) enum Does {
     Refs {
         to: Word,
         filter: Option<Formula>,
+        /// Of all resources, those that are not meant.
+        without: Vec<Word>,
         max: Option<u32>,
     },
 }
@@ -242,6 +246,8 @@ pub(crate) struct KeyRule {
     pub(crate) value: Vec<Formula>,
     pub(crate) system: Option<Formula>,
     pub(crate) of: Option<Word>,
+    /// Only if this holds.
+    pub(crate) when: Option<Formula>,
     /// Counts only where no earlier key was found: what is good enough to tell two apart in need is no alias.
     pub(crate) fallback: bool,
 }
@@ -274,6 +280,7 @@ pub(crate) struct Fragment {
     pub(crate) name: Word,
     pub(crate) options: Vec<OptionDef>,
     pub(crate) resources: Vec<Resource>,
+    pub(crate) checks: Vec<Check>,
     pub(crate) ignore: Vec<Ignore>,
 }
 

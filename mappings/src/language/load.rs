@@ -242,9 +242,13 @@ fn fragment(node: &Node, mistakes: Mistakes<'_>) -> Option<Fragment> {
     for node in fields.take_list("resources") {
         resources.extend(resource(node, fields.mistakes()));
     }
+    let mut checks = Vec::new();
+    for node in fields.take_list("checks") {
+        checks.extend(check(node, fields.mistakes()));
+    }
     let ignore = ignores(&mut fields);
     fields.finish();
-    Some(Fragment { name: name?, options, resources, ignore })
+    Some(Fragment { name: name?, options, resources, checks, ignore })
 }
 
 fn overlay(node: &Node, mistakes: Mistakes<'_>) -> Option<Overlay> {
@@ -584,6 +588,7 @@ fn identity(node: &Node, path: &str, mistakes: Mistakes<'_>) -> Option<Identity>
         let uses = word(&mut key, "use");
         let system = formula_at(&mut key, "system");
         let of = word(&mut key, "of");
+        let when = formula_at(&mut key, "when");
         let fallback = key.take_bool("fallback").unwrap_or(false);
         let mut value = Vec::new();
         match key.take("value") {
@@ -599,7 +604,7 @@ fn identity(node: &Node, path: &str, mistakes: Mistakes<'_>) -> Option<Identity>
             key.wrong(node.place, "value", "expected `each:` or `value:`");
         }
         key.finish();
-        keys.push(KeyRule { place: node.place, each, uses, value, system, of, fallback });
+        keys.push(KeyRule { place: node.place, each, uses, value, system, of, when, fallback });
     }
     fields.finish();
     Some(Identity { keys, uses, otherwise })
@@ -614,11 +619,12 @@ fn elements(node: &Node, path: &str, mistakes: Mistakes<'_>) -> Vec<(Word, Rule)
     })
 }
 
-const PRODUCERS: [&str; 10] =
-    ["value", "const", "concept", "use", "make", "first", "all", "switch", "ref", "refs"];
+const PRODUCERS: [&str; 11] =
+    ["value", "const", "absent", "concept", "use", "make", "first", "all", "switch", "ref", "refs"];
 
 /// What may stand beside them.
-const MODIFIERS: [&str; 20] = [
+const MODIFIERS: [&str; 21] = [
+    "without",
     "id",
     "when",
     "each",
@@ -691,6 +697,7 @@ fn rule(node: &Node, path: &str, mistakes: Mistakes<'_>) -> Option<Rule> {
     let does = match producers.first() {
         Some(&"value") => formula_at(&mut fields, "value").map(Does::Value),
         Some(&"const") => word(&mut fields, "const").map(Does::Const),
+        Some(&"absent") => word(&mut fields, "absent").map(Does::Absent),
         Some(&"concept") => word(&mut fields, "concept").map(Does::Concept),
         Some(&"use") => word(&mut fields, "use").map(Does::Use),
         Some(&"make") => {
@@ -711,7 +718,8 @@ fn rule(node: &Node, path: &str, mistakes: Mistakes<'_>) -> Option<Rule> {
             let to = word(&mut fields, "refs");
             let filter = formula_at(&mut fields, "where");
             let max = fields.take_parsed("max", "a number");
-            to.map(|to| Does::Refs { to, filter, max })
+            let without = words(&mut fields, "without");
+            to.map(|to| Does::Refs { to, filter, without, max })
         }
         Some(_) => None,
         None if !set.is_empty() => Some(Does::Object),

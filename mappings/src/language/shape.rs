@@ -58,6 +58,25 @@ const fn must(name: &'static str, holds: Holds, means: &'static str) -> Key {
     Key { name, holds, required: true, means }
 }
 
+/// The codes of FHIR's data-absent-reason.
+pub(crate) const ABSENT: &[&str] = &[
+    "unknown",
+    "asked-unknown",
+    "temp-unknown",
+    "not-asked",
+    "asked-declined",
+    "masked",
+    "not-applicable",
+    "unsupported",
+    "as-text",
+    "error",
+    "not-a-number",
+    "negative-infinity",
+    "positive-infinity",
+    "not-performed",
+    "not-permitted",
+];
+
 const EXISTING: &[&str] = &["merge", "fill", "add", "keep"];
 const SEVERITY: &[&str] = &["information", "warning", "error"];
 
@@ -130,6 +149,7 @@ pub(crate) const SHAPES: &[Shape] = &[
             must("fragment", Holds::Text, "its name"),
             key("options", Holds::Keyed("option"), "choices that a site has"),
             key("resources", Holds::List("resource"), "its resources"),
+            key("checks", Holds::List("check"), "what is reported, or keeps the message back"),
             key("ignore", Holds::List("ignore"), "what is left out on purpose"),
         ],
     },
@@ -170,6 +190,11 @@ pub(crate) const SHAPES: &[Shape] = &[
             key("from", Holds::Expr, "on what the map is called"),
             key("value", Holds::Expr, "an expression"),
             key("const", Holds::Text, "a constant"),
+            key(
+                "absent",
+                Holds::One(ABSENT),
+                "why there is no value, as FHIR's extension data-absent-reason",
+            ),
             key("concept", Holds::Text, "a constant code: system#code"),
             key("use", Holds::Text, "a map; beside `make:` the map that fills what is made"),
             key("make", Holds::Text, "a resource of its own; the element refers to it"),
@@ -181,6 +206,7 @@ pub(crate) const SHAPES: &[Shape] = &[
             key("ref", Holds::Text, "the resource of the message that is meant"),
             key("refs", Holds::Text, "all resources of the message that are meant, or `*`"),
             key("where", Holds::Expr, "only those for which this holds"),
+            key("without", Holds::Texts, "of `*`, the resources that are not meant"),
             key("max", Holds::Text, "at most so many"),
             key("as", Holds::Text, "the type, where there is a choice"),
             key("display", Holds::Expr, "the display of a concept or a reference"),
@@ -273,6 +299,7 @@ pub(crate) const SHAPES: &[Shape] = &[
             key("value", Holds::Exprs, "the identifier, of one or more parts"),
             key("system", Holds::Expr, "whose it is"),
             key("of", Holds::Text, "the resource under which it is counted"),
+            key("when", Holds::Expr, "only if this holds"),
             key("fallback", Holds::One(&["true", "false"]), "counts only where no better one is found"),
         ],
     },
@@ -612,6 +639,7 @@ mod tests {
                 vec![
                     rule("value: x"),
                     rule("const: x"),
+                    rule("absent: x"),
                     rule("concept: x"),
                     rule("use: x"),
                     rule("make: x, use: x"),

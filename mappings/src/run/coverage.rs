@@ -160,10 +160,10 @@ impl<'r> Run<'r> {
                 continue;
             }
             let mut path = message.path_of(leaf);
-            // HL7's null in a part of a value that was taken leaves that part out, which is what was done.
+            // HL7's null in a part or a repetition of a value that was taken leaves that out, which is what was done.
             let beside = |other: usize| {
                 let found = message.path_of(other);
-                let place = |path: &Path| (path.segment, path.occurrence, path.field, path.repetition);
+                let place = |path: &Path| (path.segment, path.occurrence, path.field);
                 place(&found) == place(&path)
             };
             if message.is_null(leaf) {

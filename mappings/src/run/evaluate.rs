@@ -39,6 +39,7 @@ impl<'r> Run<'r> {
             Op::SenderName => Val::Text(Cow::Borrowed(&self.context.sender)),
             Op::SenderSystem => Val::Text(crate::identity::sender_system(&self.context.authority).into()),
             Op::ReceivedAt => Val::Text(self.context.received_at.to_string().into()),
+            Op::MappingName => Val::Text(format!("{} {}", self.mapping.name, self.mapping.version).into()),
             Op::MessageText => Val::Text(Cow::Borrowed(self.message.text())),
             Op::MessageId => Val::Text(self.context.message_id.to_string().into()),
             Op::LevelKind => frame.level.map_or(Val::Absent, |level| Val::Text(level.kind.into())),

@@ -64,10 +64,19 @@ impl<'r> Run<'r> {
     pub(super) fn referenced(&self, frame: &Frame<'_, '_>, to: &Target, max: u32) -> Related {
         match to {
             Target::Owner => Related::new(),
-            Target::All => {
+            Target::All | Target::Others(_) => {
+                let left_out = |index: &usize| match to {
+                    Target::Others(names) => names.iter().any(|name| {
+                        let def = self.mapping.refs.get(usize::from(*name)).copied().flatten();
+                        def == Some(self.instances[*index].def)
+                    }),
+                    _ => false,
+                };
                 // A resource is not among those that it is about.
                 let own = frame.owner.map(|owner| self.entries[owner].id);
-                (0..self.instances.len()).filter(|index| Some(self.instances[*index].id) != own).collect()
+                (0..self.instances.len())
+                    .filter(|index| Some(self.instances[*index].id) != own && !left_out(index))
+                    .collect()
             }
             Target::Resource(name) => {
                 let Some(def) = self.mapping.refs.get(usize::from(*name)).copied().flatten() else {
@@ -300,6 +309,10 @@ impl<'r> Run<'r> {
             if key.fallback && !keys.is_empty() {
                 continue;
             }
+            // With `each:`, a condition is about the item.
+            if key.each.is_none() && key.when.is_some_and(|when| !self.holds(frame, when)) {
+                continue;
+            }
             let mut found = |run: &mut Self, frame: &Frame<'r, '_>| {
                 let Some(found) = run.key(frame, key, kind) else { return };
                 if !keys.contains(&found) {
@@ -319,7 +332,9 @@ impl<'r> Run<'r> {
                     }
                     _ => Frame { item, ..*frame },
                 };
-                found(self, &frame);
+                if key.when.is_none_or(|when| self.holds(&frame, when)) {
+                    found(self, &frame);
+                }
             }
         }
         self.quiet -= 1;

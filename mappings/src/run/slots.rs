@@ -317,8 +317,15 @@ fn keep(slots: &mut Vec<SlotWrite>, write: SlotWrite, again: Again) {
                 }
             }
         }
+        // Two mentions of one person in one message: the fuller one says more.
+        (Write::Valued(known), Write::Valued(more)) if length(&more) > length(known) => *known = more,
         _ => {}
     }
+}
+
+/// How much text fragments hold.
+fn length(fragments: &[Fragment]) -> usize {
+    fragments.iter().map(|fragment| fragment.json.len()).sum()
 }
 
 /// How many items a slot holds, if it is a list.
@@ -335,7 +342,7 @@ pub(super) enum Again {
     Never,
     /// From another segment of the same resource: lists are appended.
     Part,
-    /// From another element that names the same resource: the first says it.
+    /// From another element that names the same resource: the fuller one says it, of two alike the first.
     Made,
 }
 

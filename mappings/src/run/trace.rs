@@ -224,6 +224,7 @@ impl<'r> Run<'r> {
             | Action::First(_)
             | Action::All(_)
             | Action::Switch { .. }
+            | Action::Absent(_)
             | Action::Refs { .. } => {}
         }
     }

@@ -19,9 +19,9 @@ pub(super) struct Sink<'o> {
     pub(super) max: u32,
 }
 
-/// The extension that says why a value is not there.
+/// Begins the extension that says why a value is not there; the code and its end follow.
 const DATA_ABSENT: &str =
-    r#"{"url":"http://hl7.org/fhir/StructureDefinition/data-absent-reason","valueCode":"unknown"}"#;
+    r#"{"url":"http://hl7.org/fhir/StructureDefinition/data-absent-reason","valueCode":""#;
 
 /// An object that is being written.
 struct Object<'r> {
@@ -116,12 +116,7 @@ impl<'r> Run<'r> {
             }
             Recovery::Policy(Policy::DataAbsent) => {
                 self.unreadable_issue(node, Severity::Warning, "cannot be read and is said to be absent");
-                push_part(&mut self.beside, DATA_ABSENT);
-                let path = self.trace_beside();
-                for below in ["[0].url", "[0].valueCode"] {
-                    self.trace_path(node, marks, below);
-                }
-                self.untrace_beside(path);
+                self.write_absent(node, marks, "unknown");
                 Ok(())
             }
             Recovery::Policy(Policy::Fail) => {
@@ -200,6 +195,16 @@ impl<'r> Run<'r> {
         }
     }
 
+    /// Says beside a primitive why it has no value.
+    fn write_absent(&mut self, node: &Node, marks: usize, code: &str) {
+        push_part(&mut self.beside, &[DATA_ABSENT, code, "\"}"].concat());
+        let path = self.trace_beside();
+        for below in ["[0].url", "[0].valueCode"] {
+            self.trace_path(node, marks, below);
+        }
+        self.untrace_beside(path);
+    }
+
     /// Writes the extensions beside a primitive.
     fn write_beside(&mut self, frame: &Frame<'r, '_>, node: &'r Node) -> Result<(), Halt> {
         if node.extension.is_empty() {
@@ -255,6 +260,10 @@ impl<'r> Run<'r> {
                 if let Some(node) = found.map(|(_, node)| *node).or(*otherwise) {
                     self.emit(frame, node, sink)?;
                 }
+            }
+            Action::Absent(code) => {
+                let marks = self.marks.len();
+                self.write_absent(node, marks, code);
             }
             Action::Refs { to, filter, max } => {
                 let before = sink.count;
@@ -358,7 +367,11 @@ impl<'r> Run<'r> {
                 Ok(sink.count > 0)
             }
             Action::Extension { url, value, nested } => self.write_extension(frame, url, *value, nested, out),
-            Action::First(_) | Action::All(_) | Action::Switch { .. } | Action::Refs { .. } => Ok(false),
+            Action::First(_)
+            | Action::All(_)
+            | Action::Switch { .. }
+            | Action::Absent(_)
+            | Action::Refs { .. } => Ok(false),
         }
     }
 
