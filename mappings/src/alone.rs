@@ -96,6 +96,7 @@ fn render(mapped: Mapped, context: &Context<'_>, mapping: &str) -> Alone {
         sender: &context.sender,
         received_at: context.received_at,
         mapping,
+        elements: &mapped.bundle,
     };
     Alone { bundle: bundle::assemble(&entries, &about), issues }
 }

@@ -32,6 +32,8 @@ pub struct About<'a> {
     pub received_at: jiff::Timestamp,
     /// The mapping and its version, such as `oru_r01 1.0.0`.
     pub mapping: &'a str,
+    /// Further members of the Bundle as JSON text, or nothing. Its tags and security labels are those of every resource in it.
+    pub elements: &'a str,
 }
 
 /// One resource that may have to be left out of its Bundle.
@@ -122,24 +124,58 @@ pub fn assemble(entries: &[Entry<'_>], about: &About<'_>) -> String {
     let ids: Vec<&str> = (0..entries.len()).map(|entry| &ids[entry * ID_LENGTH..][..ID_LENGTH]).collect();
     let here: HashSet<&str, RandomState> = ids.iter().copied().collect();
     let reference = memmem::Finder::new(REFERENCE);
-    let _ = write!(
-        out,
-        "{{\"resourceType\":\"Bundle\",\"id\":\"{}\",\"type\":\"transaction\",\"timestamp\":\"{}\"",
-        about.message, about.received_at
-    );
+    let _ =
+        write!(out, "{{\"resourceType\":\"Bundle\",\"id\":\"{}\",\"type\":\"transaction\"", about.message);
+    if !about.elements.is_empty() {
+        out.push(',');
+        out.push_str(about.elements);
+    }
+    if !Members::of(&format!("{{{}}}", about.elements)).any(|member| member == "timestamp") {
+        let _ = write!(out, ",\"timestamp\":\"{}\"", about.received_at);
+    }
+    let labels = labels(about.elements);
     if entries.is_empty() {
         out.push('}'); // FHIR has no empty arrays
         return out;
     }
     out.push_str(",\"entry\":[");
     for (entry, id) in entries.iter().zip(&ids) {
-        put(&mut out, entry.resource_type, id, |out| find_references(entry.json, &reference, &here, out));
+        let labelled = labels.as_ref().map(|labels| label(entry.json, labels));
+        let json = labelled.as_deref().unwrap_or(entry.json);
+        put(&mut out, entry.resource_type, id, |out| find_references(json, &reference, &here, out));
     }
     let id = Uuid::new_v5(&about.message, b"provenance").to_string();
     put(&mut out, "Provenance", &id, |out| provenance(out, &id, &ids, about));
     out.pop();
     out.push_str("]}");
     out
+}
+
+/// The tags and security labels among the members of a Bundle.
+fn labels(elements: &str) -> Option<serde_json::Map<String, serde_json::Value>> {
+    if !elements.contains("\"meta\"") {
+        return None;
+    }
+    let members: serde_json::Value = serde_json::from_str(&format!("{{{elements}}}")).ok()?;
+    let mut meta = members.get("meta")?.as_object()?.clone();
+    meta.retain(|name, _| name == "tag" || name == "security");
+    (!meta.is_empty()).then_some(meta)
+}
+
+/// A resource with the labels of its Bundle beside its own.
+fn label(json: &str, labels: &serde_json::Map<String, serde_json::Value>) -> String {
+    let Ok(mut resource) = serde_json::from_str::<serde_json::Value>(json) else { return json.to_owned() };
+    for (name, codings) in labels {
+        let own = &mut resource["meta"][name];
+        let mut all = own.as_array().cloned().unwrap_or_default();
+        for coding in codings.as_array().into_iter().flatten() {
+            if !all.contains(coding) {
+                all.push(coding.clone());
+            }
+        }
+        *own = all.into();
+    }
+    resource.to_string()
 }
 
 /// One entry with a comma after it.
@@ -312,6 +348,7 @@ mod tests {
             sender: "test \"lab\"",
             received_at: "2026-01-02T03:04:05Z".parse().expect("a time"),
             mapping: "adt_a01 1.0.0",
+            elements: "",
         };
         let text = assemble(&entries, &about);
         let bundle: serde_json::Value = serde_json::from_str(&text).expect("JSON");

@@ -12,6 +12,7 @@ use schemas::yaml::Place;
 use serde_json::{Value, json};
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use uuid::Uuid;
 
 /// Where everything of one message came from and went to.
 #[derive(Clone, Debug)]
@@ -27,8 +28,8 @@ pub struct Lineage {
 /// Where one element comes from.
 #[derive(Clone, Debug)]
 pub struct Origin {
-    /// The Bundle's entry, from 0.
-    pub entry: usize,
+    /// The Bundle's entry, from 0; `None` for the Bundle itself.
+    pub entry: Option<usize>,
     /// The resource's type.
     pub resource_type: String,
     /// The element: `name[0].family`, indexes from 0.
@@ -79,16 +80,27 @@ impl Lineage {
         let ids = entries.iter().enumerate();
         let ids = ids.filter_map(|(entry, value)| Some((value["resource"]["id"].as_str()?, entry)));
         let ids: HashMap<&str, usize> = ids.collect();
-        let mut by_slot: HashMap<(uuid::Uuid, &str), Vec<&Trace>> = HashMap::new();
+        let mut by_slot: HashMap<(Uuid, &str), Vec<&Trace>> = HashMap::new();
         for trace in &traced.traces {
             by_slot.entry((trace.resource, trace.slot)).or_default().push(trace);
         }
         let places: Vec<Arc<str>> = traced.places.iter().map(|place| Arc::from(&**place)).collect();
         let mut elements = Vec::new();
+        let of = |resource, slots, id, kind: &str, entry| Written {
+            resource,
+            slots,
+            id,
+            kind: kind.to_owned(),
+            entry,
+        };
+        let mut written = vec![of(&bundle, traced.bundle.iter().collect(), Uuid::nil(), "Bundle", None)];
         for contribution in contributions {
             let Some(entry) = ids.get(contribution.id.to_string().as_str()) else { continue };
-            let resource = &entries[*entry]["resource"];
-            let mut slots: Vec<&SlotWrite> = contribution.slots.iter().collect();
+            let slots = contribution.slots.iter().collect();
+            let kind = &contribution.resource_type;
+            written.push(of(&entries[*entry]["resource"], slots, contribution.id, kind, Some(*entry)));
+        }
+        for Written { resource, mut slots, id, kind, entry } in written {
             slots.sort_by(|a, b| (a.order, a.name).cmp(&(b.order, b.name)));
             // How many items each list has before the slot at hand.
             let mut before: HashMap<&str, u32> = HashMap::new();
@@ -96,13 +108,13 @@ impl Lineage {
             let mut said: HashSet<&str> = HashSet::new();
             for slot in slots {
                 let Write::Valued(fragments) = &slot.write else { continue };
-                for trace in by_slot.get(&(contribution.id, slot.name)).into_iter().flatten() {
+                for trace in by_slot.get(&(id, slot.name)).into_iter().flatten() {
                     let Some(path) = place(fragments, &before, &said, &trace.path) else { continue };
                     let Some(urls) = urls_on(resource, &path) else { continue };
                     let leaves = |leaves: &[u32]| leaves.iter().map(|leaf| *leaf as usize).collect();
                     elements.push(Origin {
-                        entry: *entry,
-                        resource_type: contribution.resource_type.to_string(),
+                        entry,
+                        resource_type: kind.clone(),
                         path,
                         urls,
                         rule: trace.rule.clone(),
@@ -162,6 +174,15 @@ impl Lineage {
             .collect();
         json!({"elements": elements, "fields": fields})
     }
+}
+
+/// A resource of the Bundle, or the Bundle itself, with what was said of it.
+struct Written<'w> {
+    resource: &'w Value,
+    slots: Vec<&'w SlotWrite>,
+    id: Uuid,
+    kind: String,
+    entry: Option<usize>,
 }
 
 /// The path of an element in its resource; `None` if its slot did not come to be written there.
@@ -298,7 +319,7 @@ mod tests {
             let Some(entries) = bundle["entry"].as_array() else { continue };
             // The last one is the Provenance that every Bundle has.
             for (entry, value) in entries.iter().enumerate().take(entries.len() - 1) {
-                let origins = lineage.elements.iter().filter(|origin| origin.entry == entry);
+                let origins = lineage.elements.iter().filter(|origin| origin.entry == Some(entry));
                 let known: HashSet<&str> = origins.map(|origin| &*origin.path).collect();
                 for path in elements(&value["resource"]) {
                     let kind = &value["resource"]["resourceType"];

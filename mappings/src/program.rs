@@ -495,6 +495,8 @@ pub(crate) struct MappingCode {
     pub(crate) events: Vec<String>,
     pub(crate) versions: VersionRange,
     pub(crate) resources: Vec<ResourceCode>,
+    /// What is said of the Bundle itself.
+    pub(crate) bundle: Vec<Slot>,
     pub(crate) effects: Vec<EffectCode>,
     pub(crate) checks: Vec<CheckCode>,
     pub(crate) ignore: Vec<IgnoreRule>,

@@ -56,6 +56,13 @@ pub(crate) fn resource<'f>(
     target::required_elements(resource_type).iter().find(lacks).map(|(name, _)| *name)
 }
 
+/// Writes fragments as the members of an object, without braces.
+pub(crate) fn elements<'f>(fragments: impl Iterator<Item = &'f Fragment>, out: &mut String) {
+    let parts: SmallVec<[Part<'f>; 24]> =
+        fragments.map(|fragment| Part::new(&fragment.path, fragment)).collect();
+    members(&parts, false, out);
+}
+
 /// Writes the members of an object. Two rules for one single value: the first in order says it.
 fn members(parts: &[Part<'_>], mut comma: bool, out: &mut String) {
     for (index, part) in parts.iter().enumerate() {

@@ -862,3 +862,71 @@ fn a_key_may_have_a_condition_and_a_reference_to_all_may_leave_some_out() {
     let (bundle, _) = map(&catalog, "PID|||P1|X|TEST|||||||||||||A|S");
     assert_eq!(resource(&bundle, "Organization")["name"], "TEST");
 }
+
+#[test]
+fn a_reference_never_leads_to_what_stands_with_another_order_or_another_patient() {
+    let documents = [
+        "segment_map: pid\nfrom: PID\nto: Patient\nrules: {name: {each: PID-5, use: xpn_name}}",
+        "segment_map: obr\nfrom: OBR\nto: DiagnosticReport\nrules: {code: {set: {text: {value: OBR-4.1}}}}",
+        "segment_map: obx\nfrom: OBX\nto: Observation\nrules: {code: {set: {text: {value: OBX-3.1}}}}",
+        "mapping: oru
+version: 1
+source: {format: hl7v2, structure: ORU_R01, events: [A01]}
+resources:
+  - {id: patient, type: Patient, from: PATIENT_RESULT.PATIENT, identity: {keys: [{each: PID-3}], use: cx_key, else: quarantine}, parts: [{use: pid, from: PID}]}
+  - {id: report, type: DiagnosticReport, each: PATIENT_RESULT.ORDER_OBSERVATION, identity: {keys: [], else: message}, parts: [{use: obr, from: OBR}],
+     set: {status: {const: final}, subject: {ref: patient}, result: {refs: observation}}}
+  - {id: observation, type: Observation, each: PATIENT_RESULT.ORDER_OBSERVATION.OBSERVATION, identity: {keys: [], else: message}, parts: [{use: obx, from: OBX}],
+     set: {status: {const: final}, subject: {ref: patient}}}",
+    ];
+    let catalog = catalog(&documents);
+    let map = |segments: &str| {
+        let text = message_text("R01", segments).replace("ADT^R01", "ORU^R01");
+        let message = Message::parse(&text, &Limits::default()).expect("a message");
+        let program = &catalog.programs()[0];
+        let alone = mappings::map_by(program, &message, &context()).expect("it is mapped");
+        serde_json::from_str::<Value>(&alone.bundle).expect("JSON")
+    };
+    // The second order has no result yet.
+    let bundle = map("PID|||P1||ONE^A\nOBR|1|||FIRST\nOBX|1|ST|GLU||5\nOBR|2|||SECOND");
+    assert_eq!(nth(&bundle, "DiagnosticReport", 0)["result"].as_array().map(Vec::len), Some(1));
+    assert_eq!(nth(&bundle, "DiagnosticReport", 1)["code"]["text"], "SECOND");
+    assert_eq!(nth(&bundle, "DiagnosticReport", 1)["result"], Value::Null);
+    // Two patients, each with an order of their own.
+    let bundle = map("PID|||P1||ONE^A\nOBR|1|||FIRST\nPID|||P2||TWO^B\nOBR|1|||SECOND\nOBX|1|ST|GLU||5");
+    let id = |n: usize| format!("urn:uuid:{}", nth(&bundle, "Patient", n)["id"].as_str().expect("an id"));
+    assert_eq!(nth(&bundle, "DiagnosticReport", 0)["subject"]["reference"], id(0));
+    assert_eq!(nth(&bundle, "DiagnosticReport", 0)["result"], Value::Null);
+    assert_eq!(nth(&bundle, "DiagnosticReport", 1)["subject"]["reference"], id(1));
+    assert_eq!(resource(&bundle, "Observation")["subject"]["reference"], id(1));
+}
+
+#[test]
+fn a_message_may_say_something_of_its_bundle() {
+    let pid = "segment_map: pid\nfrom: PID\nto: Patient\nrules: {name: {each: PID-5, use: xpn_name}, meta: {set: {tag: {set: {code: {const: own}}}}}}";
+    let mapping = format!(
+        "mapping: adt\nversion: 1\nsource: {{format: hl7v2, structure: ADT_A01, events: [A01]}}\nresources:{PATIENT}
+bundle:
+  identifier: {{set: {{system: {{value: sender.system}}, value: {{value: MSH-10}}}}}}
+  timestamp: {{value: \"instant(MSH-7)\"}}
+  meta: {{set: {{tag: {{when: \"MSH-11.1 != 'P'\", set: {{system: {{const: \"http://terminology.hl7.org/CodeSystem/v3-ActReason\"}}, code: {{const: HTEST}}}}}}}}}}"
+    );
+    let catalog = catalog(&[pid, &mapping]);
+    let (bundle, _) = map(&catalog, "PID|||P1||TEST^JANE");
+    assert_eq!(bundle["identifier"]["value"], "TEST1");
+    assert_eq!(bundle["timestamp"], "2024-01-31T08:30:00+01:00");
+    assert_eq!((&bundle["type"], &bundle["meta"]), (&"transaction".into(), &Value::Null));
+    assert_eq!(resource(&bundle, "Patient")["meta"]["tag"].as_array().map(Vec::len), Some(1));
+    // What is no production message says so in every resource.
+    let text = message_text("A01", "PID|||P1||TEST^JANE").replace("|P|2.5.1", "|T|2.5.1");
+    let message = Message::parse(&text, &Limits::default()).expect("a message");
+    let alone = map_alone(&catalog, &message, &context()).expect("it is mapped");
+    let bundle: Value = serde_json::from_str(&alone.bundle).expect("JSON");
+    assert_eq!(bundle["meta"]["tag"][0]["code"], "HTEST");
+    let tags = &resource(&bundle, "Patient")["meta"]["tag"];
+    assert_eq!((&tags[0]["code"], &tags[1]["code"]), (&"own".into(), &"HTEST".into()));
+    let wrong = mapping.replace("timestamp:", "type:");
+    let files = vec![("test.yaml".to_owned(), [COMMON, pid, &wrong].join("\n---\n"))];
+    let mistakes = Catalog::from_files(files).expect_err("the type is not its to say");
+    assert!(mistakes.iter().any(|m| m.to_string().contains("is not a mapping's to say")), "{mistakes:?}");
+}

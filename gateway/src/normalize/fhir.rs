@@ -67,7 +67,7 @@ impl Reader<'_> {
             })
             .collect::<Result<_, String>>()?;
         let stamp = Stamp { sender: self.open.sender.clone(), at: None, number: None, seq: self.open.seq.0 };
-        Ok(Facts { what, effects: Vec::new(), stamp })
+        Ok(Facts { bundle: String::new(), what, effects: Vec::new(), stamp })
     }
 
     fn contribution(&self, index: usize, write: &Write) -> Contribution {

@@ -85,6 +85,8 @@ pub struct Prepared {
 /// What one message says.
 #[derive(Debug)]
 pub struct Facts {
+    /// What it says about the Bundle, as JSON members.
+    pub bundle: String,
     /// In the order of the message.
     pub what: Vec<What>,
     /// What it does beyond that.
@@ -218,7 +220,8 @@ impl Mapper {
             Ok(mapped) => {
                 issues.extend(mapped.issues);
                 let what = mapped.contributions.into_iter().map(What::Slots).collect();
-                let facts = Ok(Facts { what, effects: mapped.effects, stamp: mapped.stamp });
+                let facts =
+                    Ok(Facts { bundle: mapped.bundle, what, effects: mapped.effects, stamp: mapped.stamp });
                 Mapped { event, mapping, issues, facts }
             }
             Err(quarantined) => {

@@ -409,6 +409,7 @@ impl Merge {
                 sender: &open.sender,
                 received_at: open.received_at,
                 mapping: &prepared.mapping,
+                elements: prepared.facts.as_ref().map_or("", |facts| &facts.bundle),
             },
         )
     }

@@ -5,7 +5,7 @@ use super::{Compiler, Env, Part, hint, reads, source, target};
 use crate::language::ast::{self, Answer, Body, Formula, Mapping, OnExisting, Resource, Word};
 use crate::language::expression::is_segment_name;
 use crate::program::{
-    CheckCode, EffectCode, IdentityRule, IgnoreRule, MappingCode, PartCode, ResourceCode, VersionRange,
+    CheckCode, EffectCode, IdentityRule, IgnoreRule, MappingCode, PartCode, ResourceCode, Slot, VersionRange,
 };
 use crate::resource::Existing;
 use schemas::hl7v2::definitions::{NodeId, Structure, Version, definitions};
@@ -76,6 +76,7 @@ impl<'a> Compiler<'a> {
         let mut env = Env::of_mapping(&mapping.name.text, &mapping.options);
         env.aliases = aliases;
         let effects = mapping.effects.iter().map(|effect| self.effect(&env, &resources, effect)).collect();
+        let mut bundle = Vec::new();
         let mut checks = Vec::new();
         let mut included: Vec<&str> = mapping.include.iter().map(|one| one.fragment.text.as_str()).collect();
         included.sort_unstable();
@@ -85,10 +86,12 @@ impl<'a> Compiler<'a> {
                 let env = Env::of_mapping(&fragment.name.text, &fragment.options);
                 let around = std::mem::replace(&mut self.file, file);
                 checks.extend(self.checks(&env, &fragment.checks));
+                bundle.extend(self.bundle(&env, &fragment.bundle));
                 self.file = around;
             }
         }
         checks.extend(self.checks(&env, &mapping.checks));
+        bundle.extend(self.bundle(&env, &mapping.bundle));
         let code = mapping.source.code.clone().unwrap_or_else(|| {
             let first = mapping.source.structures.first().map_or("", |word| word.text.as_str());
             first.split('_').next().unwrap_or("").to_owned()
@@ -101,11 +104,28 @@ impl<'a> Compiler<'a> {
             events: mapping.source.events.iter().map(|word| word.text.clone()).collect(),
             versions,
             resources,
+            bundle,
             effects,
             checks,
             ignore: self.ignored_by(mapping),
             refs: Vec::new(),
         }
+    }
+
+    /// What is said of the Bundle; what it is made of is not a mapping's to say.
+    fn bundle(&mut self, env: &Env<'a>, rules: &'a [(Word, ast::Rule)]) -> Vec<Slot> {
+        let mut env = env.clone();
+        env.anchor = Some("MSH");
+        for (word, _) in rules {
+            if matches!(word.text.as_str(), "id" | "type" | "entry" | "total" | "link" | "signature") {
+                self.wrong(
+                    word.place,
+                    &word.text,
+                    "is not a mapping's to say: expected identifier, timestamp or meta",
+                );
+            }
+        }
+        self.slots(&env, rules, "Bundle", "bundle", false)
     }
 
     fn checks(&mut self, env: &Env<'a>, checks: &'a [ast::Check]) -> Vec<CheckCode> {

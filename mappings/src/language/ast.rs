@@ -268,6 +268,8 @@ pub(crate) struct Mapping {
     pub(crate) options: Vec<OptionDef>,
     pub(crate) include: Vec<Include>,
     pub(crate) resources: Vec<Resource>,
+    /// Elements of the Bundle itself.
+    pub(crate) bundle: Vec<(Word, Rule)>,
     pub(crate) effects: Vec<EffectRule>,
     pub(crate) checks: Vec<Check>,
     pub(crate) ignore: Vec<Ignore>,
@@ -281,6 +283,8 @@ pub(crate) struct Fragment {
     pub(crate) options: Vec<OptionDef>,
     pub(crate) resources: Vec<Resource>,
     pub(crate) checks: Vec<Check>,
+    /// Elements of the Bundle itself.
+    pub(crate) bundle: Vec<(Word, Rule)>,
     pub(crate) ignore: Vec<Ignore>,
 }
 

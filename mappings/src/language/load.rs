@@ -208,6 +208,8 @@ fn mapping(node: &Node, mistakes: Mistakes<'_>) -> Option<Mapping> {
     for node in fields.take_list("resources") {
         resources.extend(resource(node, fields.mistakes()));
     }
+    let bundle =
+        fields.take("bundle").map(|node| elements(node, "bundle", fields.mistakes())).unwrap_or_default();
     let mut effects = Vec::new();
     for node in fields.take_list("effects") {
         effects.extend(effect(node, fields.mistakes()));
@@ -227,6 +229,7 @@ fn mapping(node: &Node, mistakes: Mistakes<'_>) -> Option<Mapping> {
         options,
         include,
         resources,
+        bundle,
         effects,
         checks,
         ignore,
@@ -246,9 +249,11 @@ fn fragment(node: &Node, mistakes: Mistakes<'_>) -> Option<Fragment> {
     for node in fields.take_list("checks") {
         checks.extend(check(node, fields.mistakes()));
     }
+    let bundle =
+        fields.take("bundle").map(|node| elements(node, "bundle", fields.mistakes())).unwrap_or_default();
     let ignore = ignores(&mut fields);
     fields.finish();
-    Some(Fragment { name: name?, options, resources, checks, ignore })
+    Some(Fragment { name: name?, options, resources, checks, bundle, ignore })
 }
 
 fn overlay(node: &Node, mistakes: Mistakes<'_>) -> Option<Overlay> {

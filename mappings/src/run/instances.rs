@@ -22,7 +22,9 @@ impl<'r> Run<'r> {
         let mapping = self.mapping;
         for (def, resource) in mapping.resources.iter().enumerate() {
             self.around.push(Vec::new());
-            let Some(group) = self.group_of(&resource.groups) else { continue };
+            let group = self.group_of(&resource.groups);
+            self.places.push(group);
+            let Some(group) = group else { continue };
             let places: Vec<InstanceId> = self.groups.instances_of(group).collect();
             for place in places {
                 match resource.segment {
@@ -122,16 +124,19 @@ impl<'r> Run<'r> {
         }
     }
 
-    /// The instances of a resource that share the most of the groups around this place.
+    /// The instances of a resource that belong to this place: those in the innermost group around it that, by the structure,
+    /// has a place for them. Where that group holds none there are none: what stands in the next order, or with the next
+    /// patient, is another's.
     pub(super) fn related(&self, group: InstanceId, def: usize) -> Related {
         let Some(around) = self.around.get(def).filter(|around| !around.is_empty()) else {
             return Related::new();
         };
+        let structure = self.groups.structure();
+        let Some(target) = self.places.get(def).copied().flatten() else { return Related::new() };
         let mut at = Some(group);
         while let Some(id) = at {
-            let found = &around[id.0 as usize];
-            if !found.is_empty() {
-                return found.clone();
+            if structure.within(target, self.groups.group(id)) {
+                return around[id.0 as usize].clone();
             }
             at = self.groups.parent(id);
         }

@@ -20,8 +20,9 @@ pub(crate) use trace::leaf_paths;
 pub(crate) use trace::{Trace, shift};
 
 use crate::program::{Code, IgnoreRule, MappingCode, Parts, TableUse};
-use crate::resource::{Contributed, Contribution, Stamp};
+use crate::resource::{Contributed, Contribution, Fragment, SlotWrite, Stamp, Write};
 use foldhash::fast::RandomState;
+use schemas::hl7v2::definitions::NodeId;
 use schemas::hl7v2::grammar::{Groups, InstanceId};
 use schemas::hl7v2::time::{Ts, Zone};
 use schemas::hl7v2::{Element, Leaf, Level, Message, SegmentName};
@@ -62,6 +63,8 @@ pub struct Context<'c> {
 pub struct Mapped {
     /// What it says about each resource, in the order of the mapping and of the message.
     pub contributions: Vec<Contributed>,
+    /// What it says about the Bundle: its members as JSON text, without a comma at either end.
+    pub bundle: String,
     /// What is to be done beside writing resources.
     pub effects: Vec<Effect>,
     /// What could not be taken as it stood. Unmapped fields are among them (`unmapped-field`).
@@ -219,10 +222,14 @@ pub(crate) struct Run<'r> {
     instances: Vec<Instance>,
     /// For each entry of `resources:`, its instances by the groups in which they lie.
     around: Vec<Vec<SmallVec<[usize; 1]>>>,
+    /// For each entry of `resources:`, the group in which it stands.
+    places: Vec<Option<NodeId>>,
     ordinals: HashMap<(InstanceId, String), u32, RandomState>,
     issues: Vec<Issue>,
     unmapped_codes: Vec<UnmappedCode>,
     effects: Vec<Effect>,
+    /// What is said about the Bundle.
+    bundle: Vec<SlotWrite>,
     /// The segments on which maps stood, and what those maps ignore of them.
     ignored: Vec<(u32, &'r [IgnoreRule])>,
     /// What became of which leaves.
@@ -261,6 +268,8 @@ pub(crate) struct Run<'r> {
 /// Where everything of a message came from and went to.
 #[derive(Debug, Default)]
 pub(crate) struct Traced {
+    /// What was said about the Bundle.
+    pub(crate) bundle: Vec<SlotWrite>,
     pub(crate) traces: Vec<Trace>,
     /// What became of each leaf, and why where it is left out on purpose.
     pub(crate) states: Vec<(State, Option<Arc<str>>)>,
@@ -327,10 +336,12 @@ impl<'r> Run<'r> {
             entry_of: HashMap::default(),
             instances: Vec::new(),
             around: Vec::new(),
+            places: Vec::new(),
             ordinals: HashMap::default(),
             issues: Vec::new(),
             unmapped_codes: Vec::new(),
             effects: Vec::new(),
+            bundle: Vec::new(),
             ignored: Vec::new(),
             marks: Vec::with_capacity(2 * message.leaves().len() + 64),
             quiet: 0,
@@ -383,7 +394,23 @@ impl<'r> Run<'r> {
             self.doubted.clear();
             self.untrace_all();
         }
+        self.write_bundle()?;
         self.find_effects()
+    }
+
+    /// What the message says about its Bundle.
+    fn write_bundle(&mut self) -> Result<(), Halt> {
+        let mapping = self.mapping;
+        if mapping.bundle.is_empty() {
+            return Ok(());
+        }
+        self.trace_resource(Uuid::nil());
+        self.uncause(0);
+        let frame = Frame { anchor: Some(0), ..self.root_frame() };
+        for slot in &mapping.bundle {
+            self.write_of_bundle(&frame, slot)?;
+        }
+        Ok(())
     }
 
     fn checks(&mut self) -> Result<(), Halt> {
@@ -430,7 +457,10 @@ impl<'r> Run<'r> {
             *traced = self.traced_whole(*tracer, &states);
         }
         let stamp = self.stamp();
+        let mut bundle = String::new();
+        crate::render::elements(fragments_of(&self.bundle), &mut bundle);
         Mapped {
+            bundle,
             contributions: self.entries,
             effects: self.effects,
             issues: self.issues,
@@ -458,7 +488,12 @@ impl<'r> Run<'r> {
             let parts = [structure.name, &groups, name];
             parts.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join(".")
         });
-        Traced { states: states.collect(), places: places.collect(), traces: tracer.traces }
+        Traced {
+            bundle: self.bundle.clone(),
+            states: states.collect(),
+            places: places.collect(),
+            traces: tracer.traces,
+        }
     }
 
     /// When the message says it was said: EVN-2, else MSH-7; and MSH-13.
@@ -505,6 +540,14 @@ impl<'r> Run<'r> {
     fn last_path(&self) -> String {
         self.last_leaf.map_or(String::new(), |leaf| self.message.path_of(leaf).to_string())
     }
+}
+
+/// What slots hold.
+fn fragments_of(slots: &[SlotWrite]) -> impl Iterator<Item = &Fragment> {
+    slots.iter().flat_map(|slot| match &slot.write {
+        Write::Valued(fragments) => &**fragments,
+        Write::Cleared => &[],
+    })
 }
 
 /// Where each field begins: for each segment, the first leaf of field 1, of field 2, ..., and the end of the last.

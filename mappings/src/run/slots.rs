@@ -87,6 +87,17 @@ impl<'r> Run<'r> {
         Ok(())
     }
 
+    /// Writes one slot of the Bundle itself.
+    pub(super) fn write_of_bundle(&mut self, frame: &Frame<'r, '_>, slot: &'r Slot) -> Result<(), Halt> {
+        let write = self.said(frame, slot)?.write;
+        self.settle();
+        if let Some(write) = write {
+            let (name, order) = (slot.name, slot.order);
+            keep(&mut self.bundle, SlotWrite { name, order, on_existing: None, write }, Again::Never);
+        }
+        Ok(())
+    }
+
     /// Writes several slots of a resource that may be remembered together.
     pub(super) fn write_slots(
         &mut self,
