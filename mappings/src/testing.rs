@@ -132,12 +132,15 @@ fn run(catalog: &Catalog, test: &Test) -> Vec<String> {
     wrong
 }
 
-/// What a path such as `Patient.name[0].family` or `Observation[1].status` names in a Bundle. Indexes count from 0; without
+/// What a path such as `Patient.name[0].family`, `Observation[1].status` or `Bundle.timestamp` names in a Bundle. Indexes count from 0; without
 /// one the first is meant.
 fn at<'b>(bundle: &'b Value, path: &str) -> Option<&'b Value> {
     let mut steps = path.split('.');
     let (kind, index) = step(steps.next()?)?;
-    let mut found = resources(bundle).filter(|resource| resource["resourceType"] == kind).nth(index)?;
+    let mut found = match kind {
+        "Bundle" => bundle,
+        _ => resources(bundle).filter(|resource| resource["resourceType"] == kind).nth(index)?,
+    };
     for text in steps {
         let (name, index) = step(text)?;
         found = found.get(name)?;

@@ -173,6 +173,28 @@ def heal(by_version, dictionary, which):
                         fields[number] = later.copy(withdrawn=True, low=0)
 
 
+# What 2.9 adds behind the last field of a segment, as far as HL7's v2-to-FHIR guide maps it: a message of 2.9 is read as 2.8.2.
+LATER = {
+    "MSH": {26: ("CWE", 1, "Security classification tag"), 27: ("CWE", -1, "Security handling instructions"),
+            28: ("ST", -1, "Special access restriction instructions")},
+    "NTE": {9: ("CWE", -1, "Coded comment")},
+    "OBX": {31: ("ID", 1, "Action code"), 32: ("CWE", -1, "Observation value absent reason"),
+            33: ("EIP", -1, "Observation related specimen identifier")},
+    "ORC": {35: ("ID", 1, "Action code"), 36: ("DR", 1, "Order status date range"), 37: ("DTM", 1, "Order creation date/time"),
+            38: ("EI", 1, "Filler order group number")},
+    "PRT": {23: ("CWE", 1, "Preferred method of contact"), 24: ("PLN", -1, "Contact identifiers")},
+    "TXA": {27: ("HD", 1, "Creating facility"), 28: ("CWE", 1, "Creating specialty")},
+}
+
+
+def add_later(by_version):
+    for segment, fields in LATER.items():
+        mine = by_version[VERSIONS[-1]][0][segment]
+        for number, (datatype, high, text) in fields.items():
+            assert number not in mine, (segment, number)
+            mine[number] = Field(datatype, 0, high, None, None, text)
+
+
 def heal_withdrawn(version, name, fields, other, last):
     """A withdrawn or skipped field keeps the type it last had: senders go on filling it."""
     top = max([*fields, *other, *last], default=0)
@@ -300,6 +322,31 @@ def name_positions(nodes):
     assert len(siblings) == len(set(siblings)), siblings
 
 
+def pair_up(name, nodes):
+    """The two patients who exchange their beds (A17) are a group that repeats: the visit behind a PID is that patient's."""
+    if name != "ADT_A17":
+        return nodes
+    at = [index for index, n in enumerate(nodes) if n.children is None and n.name == "PID"]
+    if len(at) != 2:
+        return nodes
+    first, second = nodes[at[0]:at[1]], nodes[at[1]:]
+    names = {n.name: n for n in second}
+    if any(n.children is not None for n in nodes) or not set(names) <= {n.name for n in first}:
+        return nodes
+    for n in first:
+        n.low = min(n.low, names[n.name].low) if n.name in names else 0
+    return nodes[:at[0]] + [Node("PATIENT", 1, -1, False, first)]
+
+
+def add_answer(mine):
+    """What a registry of immunizations answers (RSP_K11 by query profile, as US registries do) is what a VXU says, for each person."""
+    if "RSP_K11" not in mine or "VXU_V04" not in mine:
+        return
+    said = [n.clone() for n in mine["VXU_V04"] if n.name not in ("MSH", "SFT", "UAC")]
+    at = next(index for index, n in enumerate(mine["RSP_K11"]) if n.name == "QPD") + 1
+    mine["RSP_K11"].insert(at, Node("RESPONSE", 0, -1, False, said))
+
+
 def render(nodes):
     parts = []
     for n in nodes:
@@ -323,7 +370,7 @@ def structures(by_version, dictionary, table):
             if wrong in mine:
                 mine[right] = mine.pop(wrong)
         for name in mine:
-            mine[name] = heal_tree(mine[name])
+            mine[name] = pair_up(name, heal_tree(mine[name]))
     for version in ("2.1", "2.2"):  # hl7apy flattens these; the other source has the groups and the alternatives
         for name in ("ORM_O01", "ORR_O02"):
             tree = clone(dictionary[version][2][name])
@@ -400,7 +447,7 @@ def events_of(by_version, dictionary, table):
             elif table.get((code, trigger)) in mine and version not in ("2.3", "2.3.1"):
                 found[version][code, trigger] = table[code, trigger]
             elif name in theirs:
-                peer = shape(heal_tree(clone(theirs[name])))
+                peer = shape(pair_up(name, heal_tree(clone(theirs[name]))))
                 same = [n for n, s in shapes.items() if n.split("_")[0] == code and s == peer]
                 if same:
                     found[version][code, trigger] = min(same)
@@ -456,6 +503,7 @@ def write_fields(path, head, by_version, which, titles):
 def main():
     dictionary, table = read_dictionary(pathlib.Path(sys.argv[1]).resolve())
     by_version = {v: read_hl7apy(v) for v in VERSIONS}
+    table["ORU", "R40"] = "ORU_R01"  # later than table 0354 as the source has it
     for code, trigger in table:
         EARLY[f"{code}_{trigger}"] = table[code, trigger]
     # What 2.3 calls ADT_A01 and ADT_A02 took more triggers than table 0354 of later versions gives them.
@@ -464,6 +512,7 @@ def main():
     EARLY.update({"ADT_A15": "ADT_A09", "ADT_A37": "ADT_A24", "ORU_R03": "ORU_R01"})
     heal(by_version, dictionary, 0)
     heal(by_version, dictionary, 1)
+    add_later(by_version)
     titles = {}
     for version in dictionary:
         titles.update({n: title(t) for n, t in dictionary[version][3].items()})
@@ -476,6 +525,8 @@ def main():
         "# HL7 v2 data types with components, all versions; as segments.txt. A type that is not here is primitive.",
     ], by_version, 1, {})
     events = structures(by_version, dictionary, table)
+    for version in VERSIONS:
+        add_answer(by_version[version][2])
     lines = [
         "# HL7 v2 message structures, all versions. Written by generate.py; SOURCE.md names the sources and their licences.",
         "# `= ADT_A01`, then one line a span of versions: the segments in order, ? * + as usual, NAME(...) a group, <A|B>",

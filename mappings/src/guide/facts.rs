@@ -252,7 +252,17 @@ fn stands(place: &str, event: &str, guide: &str) -> bool {
         return false;
     }
     let mut own = own.iter().skip(1);
-    names.iter().skip(1).filter(|name| **name != "CHOICE").all(|name| own.any(|known| known == name))
+    // Groups that the guide draws and HL7's structure has not (NEXT_OF_KIN of ADT_A01) are no places.
+    let named = names.iter().skip(1).filter(|name| has_group(structure, name));
+    named.into_iter().all(|name| own.any(|known| known == name))
+}
+
+/// Whether a structure has a group of this name, in any version.
+fn has_group(structure: &str, name: &str) -> bool {
+    Version::ALL
+        .iter()
+        .filter_map(|version| definitions(*version).structure(structure))
+        .any(|structure| structure.groups().any(|(path, _)| path.rsplit('.').next() == Some(name)))
 }
 
 /// Whether HL7 has a message structure of this name.

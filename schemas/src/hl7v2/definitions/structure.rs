@@ -480,7 +480,7 @@ mod tests {
         let adt = definitions(Version::V2_5_1).structure("ADT_A01").expect("ADT_A01");
         assert_eq!(adt.positions(NodeId::ROOT, "ROL").len(), 2);
         assert_eq!(adt.positions(NodeId::ROOT, "ROL_PID").len(), 1);
-        let swap = definitions(Version::V2_5_1).structure("ADT_A17").expect("ADT_A17");
+        let swap = definitions(Version::V2_5_1).structure("ADT_A24").expect("ADT_A24");
         assert_eq!(swap.positions(NodeId::ROOT, "PID_2").len(), 1);
     }
 }

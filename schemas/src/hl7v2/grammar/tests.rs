@@ -59,7 +59,7 @@ fn messages_in_order_are_grouped_without_a_word() {
             "PID PV1 ORC OBR NTE DG1 OBX ORC OBR",
             "PATIENT(PID PATIENT_VISIT(PV1)) ORDER(ORC ORDER_DETAIL(OBR NTE DG1 OBSERVATION(OBX))) ORDER(ORC ORDER_DETAIL(OBR))",
         ),
-        ("2.4", "ADT^A17", "EVN PID PV1 PID PV1", "EVN PID_1 PV1_1 PID_2 PV1_2"),
+        ("2.4", "ADT^A17", "EVN PID PV1 PID PV1", "EVN PATIENT(PID PV1) PATIENT(PID PV1)"),
         (
             "2.5.1",
             "ADT^A01^ADT_A01",
