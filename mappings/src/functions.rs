@@ -647,13 +647,13 @@ pub(crate) const FUNCTIONS: &[Function] = &[
 /// A unit of time: its UCUM code, by that or by its ISO+ word.
 fn unit_of_time(text: &str) -> Option<&'static str> {
     Some(match text.trim().to_ascii_lowercase().as_str() {
-        "s" | "sec" => "s",
-        "min" | "m" => "min",
-        "h" | "hr" => "h",
-        "d" | "day" => "d",
-        "wk" | "w" => "wk",
-        "mo" | "mon" => "mo",
-        "a" | "yr" | "y" | "ann" => "a",
+        "s" | "sec" | "secs" | "second" | "seconds" => "s",
+        "min" | "m" | "mins" | "minute" | "minutes" => "min",
+        "h" | "hr" | "hrs" | "hour" | "hours" => "h",
+        "d" | "day" | "days" => "d",
+        "wk" | "w" | "week" | "weeks" => "wk",
+        "mo" | "mon" | "month" | "months" => "mo",
+        "a" | "yr" | "y" | "ann" | "year" | "years" => "a",
         _ => return None,
     })
 }

@@ -134,6 +134,9 @@ impl Lineage {
                 }
             }
         }
+        let labels: Vec<Origin> =
+            elements.iter().flat_map(|origin| labelled(origin, &bundle, entries)).collect();
+        elements.extend(labels);
         elements.sort_by_key(|origin| origin.entry);
         let header = message.header();
         let event = [header.message_code(), header.trigger()].map(Option::unwrap_or_default).join("_");
@@ -174,6 +177,26 @@ impl Lineage {
             .collect();
         json!({"elements": elements, "fields": fields})
     }
+}
+
+/// The labels of the Bundle are those of every resource in it, too.
+fn labelled(origin: &Origin, bundle: &Value, entries: &[Value]) -> Vec<Origin> {
+    let label = ["tag", "security"].into_iter().find_map(|name| {
+        let (index, below) = origin.path.strip_prefix(&format!("meta.{name}["))?.split_once(']')?;
+        Some((name, &bundle["meta"][name][index.parse::<usize>().ok()?], below))
+    });
+    let Some((name, coding, below)) = label.filter(|_| origin.entry.is_none()) else { return Vec::new() };
+    let of_entry = |(entry, value): (usize, &Value)| {
+        let resource = &value["resource"];
+        let at = resource["meta"][name].as_array()?.iter().position(|own| own == coding)?;
+        Some(Origin {
+            entry: Some(entry),
+            resource_type: resource["resourceType"].as_str()?.to_owned(),
+            path: format!("meta.{name}[{at}]{below}"),
+            ..origin.clone()
+        })
+    };
+    entries.iter().enumerate().filter_map(of_entry).collect()
 }
 
 /// A resource of the Bundle, or the Bundle itself, with what was said of it.

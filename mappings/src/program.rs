@@ -139,13 +139,20 @@ pub(crate) struct Node {
     pub(crate) rule: Arc<str>,
     /// Where the rule stands.
     pub(crate) at: At,
-    /// Extensions beside a primitive.
+    /// Extensions beside a primitive, or in a reference.
     pub(crate) extension: Vec<NodeId>,
     /// The type's suffix in the name of a choice element, such as `Quantity`; empty elsewhere.
     pub(crate) suffix: &'static str,
     /// The parts of the element on which its map was called, a bit each, of which at least one must be there for anything to
     /// be written; 0 where that cannot be said.
     pub(crate) needs: Parts,
+}
+
+impl Node {
+    /// Whether its extensions stand in the reference that it writes.
+    pub(crate) fn extends_reference(&self) -> bool {
+        !self.extension.is_empty() && matches!(self.does, Action::Make { .. } | Action::Ref { .. })
+    }
 }
 
 /// A place in a file of the mappings.

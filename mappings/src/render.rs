@@ -5,6 +5,10 @@ use crate::resource::Fragment;
 use smallvec::SmallVec;
 use uuid::Uuid;
 
+/// Begins the extension that says why a value is not there; the code and its end follow.
+pub(crate) const DATA_ABSENT: &str =
+    r#"{"url":"http://hl7.org/fhir/StructureDefinition/data-absent-reason","valueCode":""#;
+
 /// A fragment and its place in the object that is being written.
 #[derive(Clone, Copy)]
 struct Part<'f> {
@@ -65,6 +69,19 @@ pub(crate) fn elements<'f>(fragments: impl Iterator<Item = &'f Fragment>, out: &
 
 /// Writes the members of an object. Two rules for one single value: the first in order says it.
 fn members(parts: &[Part<'_>], mut comma: bool, out: &mut String) {
+    // Why there is no value is said only where there is none.
+    let excused = |part: &Part<'_>| {
+        part.name.strip_prefix('_').is_some_and(|name| {
+            part.fragment.json.starts_with(DATA_ABSENT) && parts.iter().any(|other| other.name == name)
+        })
+    };
+    let kept: SmallVec<[Part<'_>; 24]>;
+    let parts = if parts.iter().any(excused) {
+        kept = parts.iter().copied().filter(|part| !excused(part)).collect();
+        &*kept
+    } else {
+        parts
+    };
     for (index, part) in parts.iter().enumerate() {
         let same = |other: &&Part<'_>| other.name == part.name;
         if parts[..index].iter().any(|other| same(&other)) {

@@ -930,3 +930,33 @@ bundle:
     let mistakes = Catalog::from_files(files).expect_err("the type is not its to say");
     assert!(mistakes.iter().any(|m| m.to_string().contains("is not a mapping's to say")), "{mistakes:?}");
 }
+
+#[test]
+fn a_reference_may_have_extensions_and_a_reason_gives_way_to_a_value() {
+    let catalog = adt(
+        "  generalPractitioner: {each: PV1-7, make: Practitioner, use: xcn_practitioner, extension: [{id: since, url: \"http://test.example/since\", as: string, value: PID-10.1}]}
+  birthDate: {value: \"date(PID-7)\"}",
+        "",
+    );
+    let (bundle, _) = map(&catalog, "PID|||P1|||||||X\nPV1|||||||D1^TEST^DOC");
+    let doctor = &resource(&bundle, "Patient")["generalPractitioner"][0];
+    assert_eq!(
+        doctor["extension"][0],
+        serde_json::json!({"url": "http://test.example/since", "valueString": "X"})
+    );
+    assert!(doctor["reference"].is_string());
+    let (bundle, _) = map(&catalog, "PID|||P1\nPV1|||||||D1^TEST^DOC");
+    assert_eq!(resource(&bundle, "Patient")["generalPractitioner"][0]["extension"], Value::Null);
+    // The mapping's own word for a missing value, and the value of a part.
+    let mapping = format!(
+        "mapping: adt\nversion: 1\nsource: {{format: hl7v2, structure: ADT_A01, events: [A01]}}\nresources:{PATIENT}"
+    )
+    .replace("parts:", "set: {birthDate: {absent: unknown}}, parts:");
+    let pid = "segment_map: pid\nfrom: PID\nto: Patient\nrules: {birthDate: {value: \"date(PID-7)\"}}";
+    let catalog = crate::catalog(&[pid, &mapping]);
+    let (bundle, _) = map(&catalog, "PID|||P1||||19800304");
+    assert_eq!(resource(&bundle, "Patient")["birthDate"], "1980-03-04");
+    assert_eq!(resource(&bundle, "Patient")["_birthDate"], Value::Null);
+    let (bundle, _) = map(&catalog, "PID|||P1");
+    assert_eq!(resource(&bundle, "Patient")["_birthDate"]["extension"][0]["valueCode"], "unknown");
+}

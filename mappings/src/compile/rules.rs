@@ -73,11 +73,12 @@ impl<'a> Compiler<'a> {
         if !extension.is_empty() && want.many && self.is_primitive(rule, want) {
             self.wrong(rule.place, name, "an item of a list of primitives cannot have extensions here");
         }
-        if !extension.is_empty() && !self.is_primitive(rule, want) {
+        let refers = matches!(rule.does, Does::Make { .. } | Does::Ref { .. });
+        if !extension.is_empty() && !refers && !self.is_primitive(rule, want) {
             self.wrong(
                 rule.place,
                 name,
-                "`extension:` stands beside the value of a primitive; here, write it under `set:`",
+                "`extension:` stands beside the value of a primitive or a reference; here, write it under `set:`",
             );
         }
         let when_item = when.is_some_and(|when| each.is_none_or(|each| self.is_about_item(when, each)));

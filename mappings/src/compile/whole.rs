@@ -363,15 +363,7 @@ impl<'a> Compiler<'a> {
             format!("{groups}.{path}")
         };
         let stands = |structure: &&&Structure| {
-            // The segment stands in the group or in one around it.
-            let mut group = structure.group(&inner);
-            while let Some(id) = group {
-                if !structure.positions(id, segment).is_empty() {
-                    return true;
-                }
-                group = (id != NodeId::ROOT).then(|| structure.node(id).parent);
-            }
-            false
+            structure.group(&inner).is_some_and(|group| !structure.positions(group, segment).is_empty())
         };
         if !segment.starts_with('Z')
             && !part.stray

@@ -186,7 +186,9 @@ fn split(map: &str) -> Option<(&str, &str)> {
 fn place_in(source: &str, name: &str, separator: char) -> Option<[u32; 3]> {
     let mut at = [0; 3];
     // The maps of CF name the components after CWE.
-    let rest = match source.split_once(separator) {
+    // One map writes FT-1 for FT.1.
+    let split = source.split_once(separator).or_else(|| source.split_once(['-', '.']));
+    let rest = match split {
         Some((_, rest)) => rest,
         None if source.is_empty() || source == name => return Some(at),
         None => return None,

@@ -41,7 +41,7 @@ impl<'r> Run<'r> {
             }
             return Ok(());
         }
-        for index in self.referenced(frame, to, max) {
+        for index in self.referenced(frame, to, max == 1 && filter.is_none()) {
             self.step()?;
             if self.instances[index].left_out || written >= max || sink.count >= sink.max {
                 continue;
@@ -61,7 +61,7 @@ impl<'r> Run<'r> {
     }
 
     /// The instances that a reference may lead to.
-    pub(super) fn referenced(&self, frame: &Frame<'_, '_>, to: &Target, max: u32) -> Related {
+    pub(super) fn referenced(&self, frame: &Frame<'_, '_>, to: &Target, one: bool) -> Related {
         match to {
             Target::Owner => Related::new(),
             Target::All | Target::Others(_) => {
@@ -85,7 +85,7 @@ impl<'r> Run<'r> {
                 let related = self.related(frame.group, def);
                 // A map on a segment means the resource of that segment, where there is one.
                 let of_segment = |index: &usize| self.instances[*index].anchor == frame.anchor;
-                if max == 1
+                if one
                     && frame.anchor.is_some()
                     && let Some(own) = related.iter().copied().find(of_segment)
                 {
@@ -245,6 +245,10 @@ impl<'r> Run<'r> {
         let before = self.trace_resource(id);
         let mut wrote = Ok(());
         for slot in &make.slots {
+            // What the caller adds is said of the finest level alone: a closed bed closes no hospital.
+            if slot.outer && inner.level.is_some_and(|level| !level.finest) {
+                continue;
+            }
             let frame = if slot.outer { outer } else { &callee };
             wrote = wrote.and_then(|()| self.write_slot(frame, slot, Place::Made(made), 0, Again::Never));
         }

@@ -514,7 +514,7 @@ impl Run<'_> {
                         let contribution = &self.entries[owner];
                         (&*contribution.resource_type, contribution.id)
                     }),
-                    _ => self.referenced(frame, to, 1).into_iter().find(of_instance).map(|index| {
+                    _ => self.referenced(frame, to, true).into_iter().find(of_instance).map(|index| {
                         let instance = &self.instances[index];
                         (self.mapping.resources[instance.def].kind, instance.id)
                     }),

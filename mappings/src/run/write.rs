@@ -7,6 +7,7 @@ use super::{Call, Frame, Halt, Item, Run, Val};
 use crate::json;
 use crate::language::ast::Policy;
 use crate::program::{Action, Argument, Field, MapBody, Node, NodeId, PartCode, Piece, Recovery, TableUse};
+use crate::render::DATA_ABSENT;
 use crate::table::Target as Code;
 use schemas::hl7v2::{Element, Level};
 use schemas::issue::Severity;
@@ -18,10 +19,6 @@ pub(super) struct Sink<'o> {
     pub(super) count: u32,
     pub(super) max: u32,
 }
-
-/// Begins the extension that says why a value is not there; the code and its end follow.
-const DATA_ABSENT: &str =
-    r#"{"url":"http://hl7.org/fhir/StructureDefinition/data-absent-reason","valueCode":""#;
 
 /// An object that is being written.
 struct Object<'r> {
@@ -171,6 +168,9 @@ impl<'r> Run<'r> {
             self.trace(node, marks, &sink.out[start..]);
         }
         let written = match written {
+            Ok(true) if node.extends_reference() => {
+                self.write_inside(frame, node, start, sink.out).map(|()| true)
+            }
             Ok(true) => self.write_beside(frame, node).map(|()| true),
             other => other,
         };
@@ -203,6 +203,30 @@ impl<'r> Run<'r> {
             self.trace_path(node, marks, below);
         }
         self.untrace_beside(path);
+    }
+
+    /// Writes the extensions of a reference into its object, which begins at `start`.
+    fn write_inside(
+        &mut self,
+        frame: &Frame<'r, '_>,
+        node: &'r Node,
+        start: usize,
+        out: &mut String,
+    ) -> Result<(), Halt> {
+        let mut text = String::from("\"extension\":[");
+        let mut sink = Sink { out: &mut text, count: 0, max: u32::MAX };
+        let up = self.trace_down(".extension");
+        let mut emitted = Ok(());
+        for extension in &node.extension {
+            // The items of the list are parted from what begins it by nothing.
+            emitted = emitted.and_then(|()| self.emit(frame, *extension, &mut sink));
+        }
+        self.trace_up(up);
+        if sink.count > 0 {
+            text.push_str("],");
+            out.insert_str(start + 1, &text);
+        }
+        emitted
     }
 
     /// Writes the extensions beside a primitive.
