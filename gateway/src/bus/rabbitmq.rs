@@ -15,14 +15,16 @@ use consume::QueueConsumer;
 use lapin::ExchangeKind;
 use lapin::options::{
     BasicConsumeOptions, BasicQosOptions, ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions,
+    QueueDeleteOptions,
 };
-use lapin::protocol::{AMQPErrorKind, AMQPSoftError};
+use lapin::protocol::{AMQPErrorKind, AMQPHardError, AMQPSoftError};
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::uri::{AMQPScheme, AMQPUri};
 use link::{Link, Session, away};
 use publish::{HandOver, Outbound, publish};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::time::timeout;
 
 /// The topic exchange that carries every event.
 const EXCHANGE: &str = "pons.events";
@@ -40,6 +42,8 @@ pub struct RabbitMqSettings {
     /// How long a confirm may take while the broker does not block publishers, before the connection counts as broken.
     /// Default 30 s.
     pub confirm_wait_max: Duration,
+    /// How long a queue may take to begin handing out, before it counts as dead while its broker answers. Default 15 s.
+    pub consume_wait_max: Duration,
     /// How long connecting may take. Default 10 s.
     pub connect_wait_max: Duration,
     /// The longest pause between attempts to connect. Default 10 s.
@@ -65,6 +69,7 @@ impl RabbitMqSettings {
             tls: None,
             window: 500,
             confirm_wait_max: Duration::from_secs(30),
+            consume_wait_max: Duration::from_secs(15),
             connect_wait_max: Duration::from_secs(10),
             reconnect_pause_max: Duration::from_secs(10),
             own_queue_bytes_max: 256 << 20,
@@ -92,6 +97,7 @@ pub struct RabbitMq {
     consuming: Link,
     hand_over: HandOver,
     window: usize,
+    consume_wait_max: Duration,
     own_queue_bytes_max: u64,
 }
 
@@ -124,8 +130,25 @@ impl RabbitMq {
             publishing,
             consuming: Link::new("consume", uri, &settings),
             window: settings.window,
+            consume_wait_max: settings.consume_wait_max,
             own_queue_bytes_max: settings.own_queue_bytes_max,
         })
+    }
+
+    /// Deletes a queue that hands out nothing while its broker answers, so that it is declared anew. A broker that is killed
+    /// within a second of a quorum queue's making may have lost the queue's log: the queue is listed for ever, and whoever
+    /// asks it for a message is cut off after a minute, or at once. What it should have held is still in the store.
+    async fn give_up_dead(&self, queue: &str) -> Result<(), BusError> {
+        // Not the publishing connection: the broker may have stopped that one.
+        let session = self.consuming.session().await?;
+        if is_listed(&session, queue).await? {
+            tracing::warn!(queue, "queue hands out nothing while the broker answers: it is made anew");
+            let channel = session.channel().await?;
+            let deleted = channel.queue_delete(queue.into(), QueueDeleteOptions::default());
+            session.reply(deleted).await?.map_err(|error| session.broken(away(error)))?;
+        }
+        self.publishing.doubt(queue);
+        Ok(())
     }
 
     async fn own_queue(&self, queue: &str) -> Result<(), BusError> {
@@ -147,7 +170,7 @@ impl RabbitMq {
         let session = self.publishing.session().await.expect("the broker is there");
         let channel = session.channel().await.expect("the broker is there");
         for queue in [subscription_queue(name), mark_queue(name), name.to_owned()] {
-            let options = lapin::options::QueueDeleteOptions::default();
+            let options = QueueDeleteOptions::default();
             channel
                 .queue_delete(queue.into(), options)
                 .await
@@ -163,6 +186,7 @@ async fn declare_quorum(
     queue: &str,
     arguments: &[(&str, AMQPValue)],
 ) -> Result<(), BusError> {
+    let listed = is_listed(session, queue).await?;
     let mut table = quorum_arguments();
     for (name, value) in arguments {
         table.insert((*name).into(), value.clone());
@@ -174,7 +198,10 @@ async fn declare_quorum(
     let channel = session.channel().await?;
     let declared = channel.queue_declare(queue.into(), QueueDeclareOptions::durable(), table);
     match session.reply(declared).await? {
-        Ok(_) => Ok(()),
+        Ok(_) if listed => Ok(()),
+        // RabbitMQ keeps where a new queue's log lies in memory for up to a second, or until the next queue is made: one that was
+        // the last before a kill comes back empty and dead.
+        Ok(_) => session.make_and_delete().await,
         Err(error) => match refusal(&error) {
             Some((AMQPSoftError::PRECONDITIONFAILED, reason)) if reason.contains("inequivalent") => {
                 tracing::warn!(queue, reason, "queue has other arguments than ours, taken as it is");
@@ -182,6 +209,19 @@ async fn declare_quorum(
             }
             Some(_) | None => Err(session.broken(away(error))),
         },
+    }
+}
+
+/// Whether the broker knows a queue.
+async fn is_listed(session: &Session, queue: &str) -> Result<bool, BusError> {
+    // A channel of its own, as a refusal closes it.
+    let channel = session.channel().await?;
+    let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
+    let asked = channel.queue_declare(queue.into(), options, FieldTable::default());
+    match session.reply(asked).await? {
+        Ok(_) => Ok(true),
+        Err(error) if matches!(refusal(&error), Some((AMQPSoftError::NOTFOUND, _))) => Ok(false),
+        Err(error) => Err(session.broken(away(error))),
     }
 }
 
@@ -201,6 +241,12 @@ fn refusal(error: &lapin::Error) -> Option<(AMQPSoftError, &str)> {
         AMQPErrorKind::Soft(soft) => Some((soft.clone(), error.get_message().as_str())),
         AMQPErrorKind::Hard(_) => None,
     }
+}
+
+/// Whether the broker failed within itself.
+fn is_internal(error: &lapin::Error) -> bool {
+    let lapin::ErrorKind::ProtocolError(error) = error.kind() else { return false };
+    matches!(error.kind(), AMQPErrorKind::Hard(AMQPHardError::INTERNALERROR))
 }
 
 fn subscription_queue(subscription: &str) -> String {
@@ -257,24 +303,29 @@ impl Bus for RabbitMq {
             let options = BasicConsumeOptions::default();
             channel.basic_consume(queue.into(), "".into(), options, FieldTable::default()).await
         };
-        match session.reply(begun).await? {
+        let Ok(begun) = timeout(self.consume_wait_max, session.reply(begun)).await else {
+            let error = session.broken(BusError::away("the queue did not answer in time"));
+            self.give_up_dead(&subscription_queue(subscription)).await?;
+            return Err(error);
+        };
+        match begun? {
             Ok(stream) => Ok(Box::new(QueueConsumer::new(session, channel, stream))),
             // The queue is not there: nothing is wrong with the connection.
             Err(error) if matches!(refusal(&error), Some((AMQPSoftError::NOTFOUND, _))) => Err(away(error)),
-            Err(error) => Err(session.broken(away(error))),
+            Err(error) => {
+                let of_the_queue = is_internal(&error);
+                let error = session.broken(away(error));
+                if of_the_queue {
+                    self.give_up_dead(&subscription_queue(subscription)).await?;
+                }
+                Err(error)
+            }
         }
     }
 
     async fn marked(&self, mark: &str) -> Result<bool, BusError> {
         let session = self.publishing.session().await?;
-        let channel = session.channel().await?;
-        let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
-        let asked = channel.queue_declare(mark_queue(mark).into(), options, FieldTable::default());
-        match session.reply(asked).await? {
-            Ok(_) => Ok(true),
-            Err(error) if matches!(refusal(&error), Some((AMQPSoftError::NOTFOUND, _))) => Ok(false),
-            Err(error) => Err(session.broken(away(error))),
-        }
+        is_listed(&session, &mark_queue(mark)).await
     }
 
     async fn mark(&self, mark: &str) -> Result<(), BusError> {

@@ -380,8 +380,9 @@ mod rabbitmq {
     async fn a_broker_that_is_killed_keeps_what_it_confirmed_and_one_that_is_wiped_says_so() {
         let mut broker = broker::Broker::start().await;
         let bus = RabbitMq::new(RabbitMqSettings::new(broker.url())).expect("the settings are right");
-        bus.declare("lab").await.expect("the broker is there");
         bus.mark("epoch").await.expect("the broker is there");
+        // The last queue that is made: what the broker knows only of it is lost most easily.
+        bus.declare("lab").await.expect("the broker is there");
         let confirmed = bus.publish(batch("lab", 0..50)).await;
         assert!(all_ok(&confirmed));
         let mut consumer = bus.consume("lab", 10).await.expect("it was declared");
@@ -411,6 +412,45 @@ mod rabbitmq {
         assert!(all_ok(&bus.publish(batch("lab", 0..1)).await));
         let mut consumer = until_there(async || bus.consume("lab", 100).await).await;
         assert_eq!(bodies(&take(&mut *consumer, 1).await), ["body 0"]);
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    #[ignore = "needs RabbitMQ: tests/run starts it"]
+    async fn a_queue_that_a_kill_right_after_its_making_left_dead_is_made_anew() {
+        let mut broker = broker::Broker::start().await;
+        let settings = RabbitMqSettings {
+            consume_wait_max: Duration::from_secs(4),
+            ..RabbitMqSettings::new(broker.url())
+        };
+        let bus = RabbitMq::new(settings).expect("the settings are right");
+        bus.mark("epoch").await.expect("the broker is there");
+        bus.declare("well").await.expect("the broker is there");
+        assert!(all_ok(&bus.publish(batch("well", 0..5)).await));
+        // Made by somebody else, and the last one: RabbitMQ writes down up to a second later where its log lies.
+        let properties = lapin::ConnectionProperties::default();
+        let others =
+            lapin::Connection::connect(&broker.url(), properties).await.expect("the broker is there");
+        let channel = others.create_channel().await.expect("the broker is there");
+        let mut quorum = lapin::types::FieldTable::default();
+        quorum.insert("x-queue-type".into(), lapin::types::AMQPValue::LongString("quorum".into()));
+        let options = lapin::options::QueueDeclareOptions::durable();
+        channel.queue_declare("pons.sub.lab".into(), options, quorum).await.expect("the broker is there");
+        broker.kill();
+        broker.again().await;
+        let mut consumer = until_there(async || {
+            bus.declare("lab").await?;
+            bus.consume("lab", 100).await
+        })
+        .await;
+        assert!(all_ok(&bus.publish(batch("lab", 5..10)).await));
+        assert_eq!(bodies(&take(&mut *consumer, 5).await), bodies_of(5..10));
+        // One that is well is left as it is.
+        let mut consumer = until_there(async || bus.consume("well", 100).await).await;
+        assert_eq!(bodies(&take(&mut *consumer, 5).await), bodies_of(0..5));
+    }
+
+    fn bodies_of(numbers: std::ops::Range<u64>) -> Vec<String> {
+        numbers.map(|n| format!("body {n}")).collect()
     }
 
     /// Takes until the consumer is over.

@@ -9,7 +9,7 @@ use lapin::options::{
     QueueDeleteOptions,
 };
 use lapin::tcp::{OwnedIdentity, OwnedTLSConfig};
-use lapin::types::{AMQPValue, ShortString};
+use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::uri::AMQPUri;
 use lapin::{BasicProperties, Channel, Connect, Connection, ConnectionProperties};
 use std::collections::HashSet;
@@ -142,6 +142,13 @@ impl Link {
         }
     }
 
+    /// Notes that a queue may be gone.
+    pub(super) fn doubt(&self, queue: &str) {
+        if let Some(session) = self.alive() {
+            session.doubt(queue);
+        }
+    }
+
     fn alive(&self) -> Option<Arc<Session>> {
         self.lock().as_ref().filter(|session| session.is_alive()).cloned()
     }
@@ -214,12 +221,21 @@ impl Session {
         self.unlimited.get_or_try_init(|| self.probe()).await.copied()
     }
 
+    /// Makes a queue and deletes it: then the broker has written down what it knows of the one that was made before.
+    pub(super) async fn make_and_delete(&self) -> Result<(), BusError> {
+        let (queue, table) = passing_queue();
+        let channel = self.channel().await?;
+        let made = async {
+            channel.queue_declare(queue.clone(), QueueDeclareOptions::durable(), table).await?;
+            channel.queue_delete(queue, QueueDeleteOptions::default()).await
+        };
+        self.reply(made).await?.map_err(|error| self.broken(away(error)))?;
+        Ok(())
+    }
+
     async fn probe(&self) -> Result<bool, BusError> {
-        let queue: ShortString = format!("pons.probe.{}", uuid::Uuid::now_v7().simple()).into();
-        let mut table = quorum_arguments();
+        let (queue, mut table) = passing_queue();
         table.insert("x-delivery-limit".into(), UNLIMITED);
-        // Milliseconds: should this process die here, the queue goes by itself.
-        table.insert("x-expires".into(), AMQPValue::LongInt(60_000));
         let channel = self.channel().await?;
         let looked = async {
             channel.queue_declare(queue.clone(), QueueDeclareOptions::durable(), table).await?;
@@ -272,6 +288,14 @@ impl Session {
     pub(super) fn put_spare(&self, channel: Channel) {
         lock(&self.spare).push(channel);
     }
+}
+
+/// A quorum queue of a moment: its name and its arguments.
+fn passing_queue() -> (ShortString, FieldTable) {
+    let mut table = quorum_arguments();
+    // Milliseconds: should this process die meanwhile, the queue goes by itself.
+    table.insert("x-expires".into(), AMQPValue::LongInt(60_000));
+    (format!("pons.probe.{}", uuid::Uuid::now_v7().simple()).into(), table)
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
