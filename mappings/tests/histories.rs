@@ -329,3 +329,39 @@ fn the_messages_of_a_hospital_are_taken_in_every_version() {
     }
     assert!(catalog.program_for("PMU", "B01", "PMU_B01", "2.5.1").is_none(), "nobody takes it");
 }
+
+fn order(number: &str, time: &str, control: &str, status: &str, result: &str) -> String {
+    format!(
+        "MSH|^~\\&|ADT|TESTHOSP|||{time}||OML^O21^OML_O21|{number}|P|2.5.1\n\
+         PID|||TEST4711^^^TESTHOSP^MR||TEST^JANE||19800304|F\n\
+         PV1||I|||||||||||||||||TESTVIS1^^^TESTHOSP\n\
+         ORC|{control}|PLAC7^TESTHOSP|FILL7^TESTLAB||{status}\n\
+         OBR|1|PLAC7^TESTHOSP|FILL7^TESTLAB|HB^Haemoglobin^L||||||||||||||||||||{result}"
+    )
+}
+
+fn order_status(messages: &[String]) -> String {
+    let messages: Vec<&str> = messages.iter().map(String::as_str).collect();
+    let known = after(&messages);
+    known.one("ServiceRequest")["status"].as_str().expect("a status").to_owned()
+}
+
+#[test]
+fn an_order_goes_from_new_to_cancelled_and_a_late_copy_of_the_new_one_does_not_revive_it() {
+    let new = order("TEST1", "20250301080000", "NW", "", "");
+    let cancelled = order("TEST2", "20250301090000", "CA", "", "");
+    assert_eq!(order_status(std::slice::from_ref(&new)), "active");
+    assert_eq!(order_status(&[new.clone(), cancelled.clone()]), "revoked");
+    assert_eq!(order_status(&[cancelled, new]), "revoked");
+}
+
+#[test]
+fn a_change_of_an_order_that_tells_no_status_leaves_the_known_one() {
+    let new = order("TEST1", "20250301080000", "NW", "", "");
+    let held = order("TEST2", "20250301090000", "HD", "", "");
+    let done = order("TEST3", "20250301100000", "SC", "CM", "");
+    let changed = order("TEST4", "20250301110000", "XO", "", "");
+    assert_eq!(order_status(&[new.clone(), held.clone(), changed.clone()]), "on-hold");
+    assert_eq!(order_status(&[new.clone(), done.clone(), changed.clone()]), "completed");
+    assert_eq!(order_status(&[changed, done, new]), "completed", "in another order of arrival");
+}

@@ -57,7 +57,8 @@ async fn a_code_is_translated_and_the_messages_that_wait_for_it_are_mapped_again
     .await;
     assert_eq!(found["code"], "WEIBL");
     let (sender, table) = (found["sender"].as_str().unwrap(), found["table"].as_str().unwrap());
-    assert!(found["first"].as_str().unwrap() <= found["last"].as_str().unwrap());
+    let seen = |which: &str| found[which].as_str().unwrap().parse::<jiff::Timestamp>().unwrap();
+    assert!(seen("first") <= seen("last"));
     until(&gateway, async || (webhook.requests() >= 3).then_some(())).await;
 
     // What FHIR does not take is refused, and a dry run changes nothing.
