@@ -353,7 +353,12 @@ impl Normalizer {
         let mut courtesy = Courtesy::default();
         let mut codes_read = false;
         loop {
-            if !codes_read || held.has_changed().unwrap_or(false) || polled.elapsed() >= POLL_EVERY {
+            // In one look: lanes that came between a question and its answer would be worked without what they hold from before.
+            let (ours, lanes_changed) = {
+                let now = held.borrow_and_update();
+                (now.clone(), now.has_changed())
+            };
+            if !codes_read || lanes_changed || polled.elapsed() >= POLL_EVERY {
                 codes_read = match self.mapper.refresh_codes(&*self.store).await {
                     Ok(()) => true,
                     Err(error) => {
@@ -366,7 +371,6 @@ impl Normalizer {
                 open.clear();
                 polled = tokio::time::Instant::now();
             }
-            let ours = held.borrow_and_update().clone();
             let worked = match self.work(&ours, &mut open, &mut after, &mut courtesy).await {
                 Ok(worked) => worked,
                 Err(error) => {
