@@ -352,12 +352,13 @@ impl Normalizer {
         let mut polled = tokio::time::Instant::now();
         let mut courtesy = Courtesy::default();
         let mut codes_read = false;
+        let mut ours = Held::default();
         loop {
-            // In one look: lanes that came between a question and its answer would be worked without what they hold from before.
-            let (ours, lanes_changed) = {
-                let now = held.borrow_and_update();
-                (now.clone(), now.has_changed())
-            };
+            // By what they are, not by whether anybody was told: the wait below takes that away. Lanes that came and were not noticed
+            // would be worked without what they hold from before.
+            let held_now = held.borrow_and_update().clone();
+            let lanes_changed = held_now != ours;
+            ours = held_now;
             if !codes_read || lanes_changed || polled.elapsed() >= POLL_EVERY {
                 codes_read = match self.mapper.refresh_codes(&*self.store).await {
                     Ok(()) => true,
