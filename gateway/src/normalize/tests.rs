@@ -1,11 +1,12 @@
 //! Messages through mapping and recording into a real SQLite store.
 
 use super::lanes::Held;
-use super::{Mapper, Prepared, Recorded, record};
+use super::{Mapper, Normalizer, Prepared, Recorded, record};
 use crate::ingest::keys::of_hl7v2;
 use crate::ingest::senders::Senders;
 use crate::route::Router;
 use crate::store::{self, Format, NewMessage, Role, Store};
+use crate::telemetry::metrics::Metrics;
 use mappings::Catalog;
 use mappings::resource::State;
 use schemas::hl7v2::{Limits, Message};
@@ -13,6 +14,8 @@ use schemas::message::{LANES, LaneSet, MessageId, Seq};
 use serde_json::Value;
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 static CATALOG: LazyLock<Arc<Catalog>> = LazyLock::new(|| Arc::new(Catalog::builtin()));
@@ -290,4 +293,67 @@ async fn the_same_message_gives_the_same_bytes() {
         bundle["entry"].to_string()
     };
     assert_eq!(bundles().await, bundles().await);
+}
+
+#[tokio::test]
+async fn an_idle_replica_that_gains_a_lane_takes_what_waits_there_in_order() {
+    let bench = Bench::new().await;
+    let admitted = |patient: usize, control: &str| {
+        let rest = format!("PID|1||{patient}^^^GENHOSP^MR||TEST^JANE\nPV1|1|I\n");
+        adt("A01", "20260301100000", control, &rest)
+    };
+    let lane = |patient: usize| {
+        let text = admitted(patient, "C");
+        let keys = of_hl7v2(&Message::parse(&text, &Limits::default()).expect("readable"), "adt");
+        LaneSet::of(&keys.order[..1])
+    };
+    let first = lane(1);
+    let (tell, mut told) = tokio::sync::mpsc::unbounded_channel();
+    let hand_on = Arc::new(move |recorded: Vec<Recorded>| {
+        recorded.into_iter().for_each(|one| tell.send(one.message.id).expect("somebody listens"));
+    });
+    let metrics = Metrics::new(Vec::new(), Vec::new(), None).expect("no address, none wrong");
+    let normalizer = Normalizer {
+        store: bench.store.clone(),
+        mapper: Arc::new(Mapper::new(
+            CATALOG.clone(),
+            NAMESPACE,
+            Senders::new(Vec::new(), Vec::new()),
+            Limits::default(),
+        )),
+        router: Arc::new(Router::new(Vec::new(), NAMESPACE)),
+        waiters: Arc::default(),
+        pressure: Arc::default(),
+        metrics: Arc::new(metrics),
+        hand_on,
+    };
+    let held = |lanes: LaneSet| Held { lanes, leases: bench.held.of(lanes) };
+    let (wake, woken) = watch::channel(Seq(i64::MIN));
+    let (lanes, ours) = watch::channel(held(first));
+    let stop = CancellationToken::new();
+    let work = tokio::spawn(normalizer.run(woken, ours, stop.clone()));
+    let store = async |patient: usize, control: String| {
+        let id = bench.store_one("adt", &admitted(patient, &control)).await;
+        wake.send_replace(Seq(i64::MAX));
+        id
+    };
+    let others: Vec<usize> = (2..).filter(|patient| !first.contains(lane(*patient))).take(8).collect();
+    for (round, other) in others.into_iter().enumerate() {
+        // Two, so that the second was taken after the lanes were.
+        for which in ["A", "B"] {
+            let mine = store(1, format!("{which}{round}")).await;
+            assert_eq!(told.recv().await, Some(mine));
+        }
+        let earlier = store(other, format!("E{round}")).await;
+        let mine = store(1, format!("M{round}")).await;
+        assert_eq!(told.recv().await, Some(mine));
+        let later = store(other, format!("L{round}")).await;
+        // Idle by now, mostly.
+        tokio::time::sleep(Duration::from_millis(30)).await;
+        lanes.send_replace(held(LaneSet::ALL));
+        assert_eq!((told.recv().await, told.recv().await), (Some(earlier), Some(later)));
+        lanes.send_replace(held(first));
+    }
+    stop.cancel();
+    work.await.expect("it ends");
 }
