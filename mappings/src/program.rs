@@ -422,8 +422,17 @@ pub(crate) struct Slot {
     pub(crate) existing: Option<OnExisting>,
     /// Whether it is written where the resource is made, not in the map.
     pub(crate) outer: bool,
+    /// Whether, in a chain, it is about the finest level alone: what the others say there stays as it is.
+    pub(crate) finest: bool,
     /// Whether what it wrote for the same values may be written again.
     pub(crate) remember: Option<Remember>,
+}
+
+impl Slot {
+    /// Whether it is remembered and makes no resources.
+    pub(crate) fn is_light(&self) -> bool {
+        self.remember.as_ref().is_some_and(|remember| !remember.makes)
+    }
 }
 
 /// What a slot or a made resource reads of the message, where that is a closed list: the same values there give the same result.
@@ -443,6 +452,8 @@ pub(crate) enum Read {
     Field { scope: Scope, name: SegmentName, field: u16 },
     /// Whether a field is absent, null or valued.
     Presence { scope: Scope, name: SegmentName, field: u16 },
+    /// How many repetitions of a field are valued.
+    Count { scope: Scope, name: SegmentName, field: u16 },
     /// What the caller of the map gave.
     With(u16),
     /// A part of the element on which the map was called; 0 stands for all of it.
@@ -542,7 +553,7 @@ pub(crate) struct ResourceCode {
     pub(crate) identity: IdentityRule,
     pub(crate) parts: Vec<PartCode>,
     pub(crate) set: Vec<Slot>,
-    /// Whether what the slots of `set` wrote for the same values may be written again, all together.
+    /// Whether what the light slots of `set` wrote for the same values may be written again, all together.
     pub(crate) remember: Option<Remember>,
 }
 

@@ -66,12 +66,14 @@ pub(super) fn of_slot(code: &mut Code, slot: &Slot, anchor: Option<SegmentName>)
     remember(code, anchor, 0, |walk| walk.slot(slot, Around::OUTSIDE))
 }
 
-/// What several slots read that stand in one place; `None` also if there is only one.
-pub(super) fn of_slots(code: &mut Code, slots: &[Slot], anchor: Option<SegmentName>) -> Option<Remember> {
-    if slots.len() < 2 {
-        return None;
-    }
-    remember(code, anchor, 0, |walk| slots.iter().try_for_each(|slot| walk.slot(slot, Around::OUTSIDE)))
+/// What several slots read that stand in one place; `None` also if there are fewer than two.
+pub(super) fn of_slots<'s, I: Iterator<Item = &'s Slot>>(
+    code: &mut Code,
+    slots: impl Fn() -> I,
+    anchor: Option<SegmentName>,
+) -> Option<Remember> {
+    slots().nth(1)?;
+    remember(code, anchor, 0, |walk| slots().try_for_each(|slot| walk.slot(slot, Around::OUTSIDE)))
 }
 
 /// What is read where a resource is made from an element.
@@ -325,6 +327,15 @@ impl<'c> Walk<'c> {
             return args.iter().try_for_each(|arg| self.presence(*arg, around));
         }
         self.work += 2;
+        if function.name == "count"
+            && let [arg] = args
+            && let Op::Segment { scope, name, field, pick: Pick::All, steps: [0, 0] } = self.code.op(*arg)
+            && *field > 0
+            && !matches!(scope, Scope::Item)
+        {
+            self.add(Read::Count { scope: scope.clone(), name: *name, field: *field });
+            return Some(());
+        }
         if matches!(function.name, "join" | "lines") {
             // They read the field of every segment of the name, unless it is the one on which the map stands.
             let many = |arg: &ExprId| matches!(self.code.op(*arg), Op::Segment { name, .. } if Some(*name) != self.anchor);

@@ -3,7 +3,7 @@
 use super::rules::Want;
 use super::target::suffix;
 use super::{Compiler, Env, reads};
-use crate::functions::is_strict;
+use crate::functions::{FUNCTIONS, is_strict};
 use crate::language::ast::{Does, Formula, OnExisting, Rule, Word};
 use crate::language::expression::{Expr, PathExpr, Root};
 use crate::names;
@@ -167,8 +167,11 @@ impl<'a> Compiler<'a> {
             fields: 0,
             existing: rule.on_existing.clone().or(at.existing),
             outer,
+            finest: false,
             remember: None,
         };
+        let conditions = || slot.guards.iter().chain(&self.code.node(node).when);
+        slot.finest = conditions().any(|condition| self.asks_for_the_finest(*condition));
         let anchor = env.anchor.and_then(SegmentName::new);
         slot.remember = reads::of_slot(&mut self.code, &slot, anchor);
         if idle {
@@ -186,14 +189,24 @@ impl<'a> Compiler<'a> {
         slots.push(slot);
     }
 
-    /// The fields of the message that a rule carries over; of a rule without any, those that its conditions read.
+    /// Whether a condition holds for the finest level of a chain alone.
+    fn asks_for_the_finest(&self, condition: ExprId) -> bool {
+        match self.code.op(condition) {
+            Op::Call { function, .. } => FUNCTIONS[*function].name == "is_finest",
+            Op::And(a, b) => self.asks_for_the_finest(*a) || self.asks_for_the_finest(*b),
+            _ => false,
+        }
+    }
+
+    /// The fields of the message that a rule carries over, and what a caller hands it of them; of a rule without any, those that
+    /// its conditions read.
     fn sources(&mut self, env: &Env<'a>, rule: &Rule) -> Vec<ExprId> {
         let (mut values, mut conditions) = (Vec::new(), Vec::new());
         gather(rule, &mut values, &mut conditions);
         let mut found: Vec<(&PathExpr, &Formula)> = Vec::new();
         for list in [values, conditions] {
             for (path, formula) in list {
-                let counts = counts(env, path);
+                let counts = counts(env, path) || matches!(path.root, Root::Name("with", _));
                 let known =
                     found.iter().any(|(other, _)| other.root == path.root && other.steps == path.steps);
                 if counts && !known {

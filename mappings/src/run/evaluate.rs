@@ -28,10 +28,7 @@ impl<'r> Run<'r> {
                 let element = self.element(frame, id);
                 self.value_of(element)
             }
-            Op::With(param) => {
-                let given = frame.call.and_then(|call| call.with.iter().find(|(known, _)| known == param));
-                given.map_or(Val::Absent, |(_, value)| value.clone())
-            }
+            Op::With(param) => frame.call.and_then(|call| call.given(*param)).map_or(Val::Absent, Val::clone),
             Op::Option { name, default } => {
                 let set = self.context.options.iter().find(|(option, _)| **option == **name);
                 Val::Text(Cow::Borrowed(set.map_or(default, |(_, choice)| choice)))
@@ -193,6 +190,10 @@ impl<'r> Run<'r> {
                 let first = self.element(frame, *a);
                 if first.is_absent() { self.element(frame, *b) } else { first }
             }
+            Op::With(param) => match frame.call.and_then(|call| call.given(*param)) {
+                Some(Val::Element(element)) => *element,
+                _ => Element::absent(Level::Field),
+            },
             _ => Element::absent(Level::Field),
         }
     }
@@ -297,6 +298,12 @@ impl<'r> Run<'r> {
             _ => {}
         }
         items
+    }
+
+    /// How many repetitions are valued; what `count` answers for a whole field.
+    pub(super) fn count_valued(&self, element: Element) -> usize {
+        let valued = |repetition: &Element| !repetition.is_absent() && !self.is_null(*repetition);
+        element.repetitions(self.message).filter(valued).count()
     }
 
     fn push_item(&self, items: &mut Items, element: Element) {

@@ -1,7 +1,7 @@
 //! The instances of the resources of a mapping: first who they are, then what is said of them.
 
 use super::made::Keys;
-use super::slots::{Again, Place};
+use super::slots::{Again, Place, To};
 use super::{Frame, Halt, Instance, Item, Run};
 use crate::language::ast::Otherwise;
 use crate::program::{PartCode, Parts, ResourceCode};
@@ -238,13 +238,13 @@ impl<'r> Run<'r> {
                 let call = self.call_of_part(&frame, part);
                 let frame = Frame { call: Some(&call), ..frame };
                 self.ignored.push((segment, &part.ignore));
-                self.write_part(&frame, part, segment, Place::Entry(entry), place, again)?;
+                let to = To { place: Place::Entry(entry), part: place, again };
+                self.write_part(&frame, part, segment, to)?;
             }
         }
         self.uncause(0);
         let again = if fresh { Again::Never } else { Again::Made };
-        let (at, remember) = (Place::Entry(entry), resource.remember.as_ref());
-        self.write_slots(&frame, &resource.set, remember, at, place + 1, again)
+        self.write_whole(&frame, resource, To { place: Place::Entry(entry), part: place + 1, again })
     }
 
     /// The merges that the mapping asks for.

@@ -2,7 +2,7 @@
 
 use super::instances::Related;
 use super::memo::{Outcome, Recall};
-use super::slots::{Again, ORDER_STEP, Place};
+use super::slots::{Again, ORDER_STEP, Place, To};
 use super::write::Sink;
 use super::{ChainState, Frame, Halt, Item, Run, Val};
 use crate::json::{self, Primitive};
@@ -245,12 +245,13 @@ impl<'r> Run<'r> {
         let before = self.trace_resource(id);
         let mut wrote = Ok(());
         for slot in &make.slots {
-            // What the caller adds is said of the finest level alone: a closed bed closes no hospital.
-            if slot.outer && inner.level.is_some_and(|level| !level.finest) {
+            // What the caller adds is said of the finest level alone, as what is meant for it: a closed bed closes no hospital.
+            if (slot.outer || slot.finest) && inner.level.is_some_and(|level| !level.finest) {
                 continue;
             }
             let frame = if slot.outer { outer } else { &callee };
-            wrote = wrote.and_then(|()| self.write_slot(frame, slot, Place::Made(made), 0, Again::Never));
+            let to = To { place: Place::Made(made), part: 0, again: Again::Never };
+            wrote = wrote.and_then(|()| self.write_slot(frame, slot, to));
         }
         if let Some(parent) = parent {
             let mut json = String::new();

@@ -122,8 +122,10 @@ impl Steady {
 
 /// How many results are kept.
 const KEPT_MAX: usize = 8192;
-/// Results with longer keys or values than this are not kept.
+/// Results with longer keys or values than this are not kept, ...
 const BYTES_MAX: usize = 2048;
+/// ... nor longer ones than this where resources are made: a bed lies in a room, on a ward, on a floor, in a building, on a site.
+const BYTES_MAX_MAKING: usize = 4096;
 /// For how many senders, with their separators and zones, results are kept at a time. All begin anew with one more.
 const SENDERS_MAX: usize = 256;
 /// After so many tries it is decided whether a result is worth looking up, ...
@@ -425,7 +427,8 @@ impl Run<'_> {
             Outcome::Reference(text) | Outcome::Elements(text, _) => text.len(),
         };
         let slots = made.iter().flat_map(|made| &made.slots);
-        if size + new.key.len() + slots.map(|slot| of_write(&slot.write) + 64).sum::<usize>() > BYTES_MAX {
+        let max = if made.is_empty() { BYTES_MAX } else { BYTES_MAX_MAKING };
+        if size + new.key.len() + slots.map(|slot| of_write(&slot.write) + 64).sum::<usize>() > max {
             return None;
         }
         let inside = |first: u32, end: u32| {
@@ -459,7 +462,7 @@ impl Run<'_> {
     }
 
     /// How much was told about the message until now.
-    fn told(&self) -> usize {
+    pub(super) fn told(&self) -> usize {
         self.issues.len() + self.unmapped_codes.len() + self.doubts
     }
 
@@ -478,6 +481,12 @@ impl Run<'_> {
                 }
                 element
             }
+            Read::Count { scope, name, field } => {
+                let segment = self.first_segment(frame, scope, *name);
+                let element = segment.map_or(absent, |segment| self.field(segment, *field));
+                add_number(key, self.count_valued(element) as i64);
+                return Some(absent);
+            }
             Read::Part(part) => self.part_of_base(frame, [*part, 0]),
             Read::PartPresence(part) => {
                 let element = self.part_of_base(frame, [*part, 0]);
@@ -491,27 +500,23 @@ impl Run<'_> {
                 Item::None => absent,
                 Item::Segment(_) | Item::Instance(_) => return None,
             },
-            Read::With(param) => {
-                let given = frame.call.and_then(|call| call.with.iter().find(|(known, _)| known == param));
-                match given.map(|(_, value)| value) {
-                    None | Some(Val::Absent) => absent,
-                    Some(Val::Element(element)) => *element,
-                    Some(Val::Text(text)) => {
-                        add_text(key, TEXT, text);
-                        return Some(absent);
-                    }
-                    Some(Val::Bool(truth)) => {
-                        key.extend_from_slice(&[TRUTH, u8::from(*truth)]);
-                        return Some(absent);
-                    }
-                    Some(Val::Integer(number)) => {
-                        key.push(NUMBER);
-                        key.extend_from_slice(&number.to_ne_bytes());
-                        return Some(absent);
-                    }
-                    Some(Val::Null | Val::Segment | Val::Unreadable(_)) => return None,
+            Read::With(param) => match frame.call.and_then(|call| call.given(*param)) {
+                None | Some(Val::Absent) => absent,
+                Some(Val::Element(element)) => *element,
+                Some(Val::Text(text)) => {
+                    add_text(key, TEXT, text);
+                    return Some(absent);
                 }
-            }
+                Some(Val::Bool(truth)) => {
+                    key.extend_from_slice(&[TRUTH, u8::from(*truth)]);
+                    return Some(absent);
+                }
+                Some(Val::Integer(number)) => {
+                    add_number(key, *number);
+                    return Some(absent);
+                }
+                Some(Val::Null | Val::Segment | Val::Unreadable(_)) => return None,
+            },
             Read::Ref(to) => {
                 let of_instance = |index: &usize| !self.instances[*index].left_out;
                 let found = match to {
@@ -583,6 +588,11 @@ const PLACE: u8 = 18;
 const TEXT: u8 = 19;
 const TRUTH: u8 = 20;
 const NUMBER: u8 = 21;
+
+fn add_number(key: &mut Vec<u8>, number: i64) {
+    key.push(NUMBER);
+    key.extend_from_slice(&number.to_ne_bytes());
+}
 
 fn add_text(key: &mut Vec<u8>, kind: u8, text: &str) {
     key.push(kind);

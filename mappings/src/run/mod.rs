@@ -185,6 +185,13 @@ pub(crate) struct Call<'r, 'c> {
     pub(crate) outer: Option<&'c Call<'r, 'c>>,
 }
 
+impl<'r> Call<'r, '_> {
+    /// What it gives for a parameter.
+    pub(crate) fn given(&self, param: u16) -> Option<&Val<'r>> {
+        self.with.iter().find(|(known, _)| *known == param).map(|(_, value)| value)
+    }
+}
+
 /// One level of a chain.
 pub(crate) struct ChainState<'r> {
     pub(crate) id: &'r str,

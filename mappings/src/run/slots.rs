@@ -5,7 +5,7 @@ use super::memo::{Outcome, Recall, Together};
 use super::write::Sink;
 use super::{Frame, Halt, Run};
 use crate::language::ast::OnExisting;
-use crate::program::{PartCode, Remember, Slot};
+use crate::program::{PartCode, ResourceCode, Slot};
 use crate::resource::{Contributed, Existing, Fragment, SlotWrite, Write};
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -20,36 +20,61 @@ impl<'r> Run<'r> {
         frame: &Frame<'r, '_>,
         part: &'r PartCode,
         segment: u32,
-        place: Place,
-        number: u32,
-        again: Again,
+        to: To,
     ) -> Result<(), Halt> {
         let leaves = &self.message.leaves()[self.message.segments()[segment as usize].leaves()];
         let present = leaves.iter().fold(0u128, |all, leaf| all | 1 << leaf.field.min(127));
-        let spoken = |slot: &Slot| slot.fields == 0 || slot.fields & present != 0;
         let steady = self.memo.steady(part);
-        let (known, mut new) = match self.recall_together(frame, part, steady) {
+        let recall = self.recall_together(frame, part, steady);
+        let spoken = |slot: &Slot| slot.fields == 0 || slot.fields & present != 0;
+        self.write_slots(frame, &part.slots, recall, |index, _| steady.has(index), spoken, to)
+    }
+
+    /// Writes what a resource says of itself, beside its parts.
+    pub(super) fn write_whole(
+        &mut self,
+        frame: &Frame<'r, '_>,
+        resource: &'r ResourceCode,
+        to: To,
+    ) -> Result<(), Halt> {
+        let recall = self.recall(frame, resource.remember.as_ref());
+        let together = resource.remember.is_some();
+        self.write_slots(frame, &resource.set, recall, |_, slot| together && slot.is_light(), |_| true, to)
+    }
+
+    /// Writes slots, of which some are recalled together: those that `member` names. Of the others `spoken` says which may have
+    /// something to say.
+    fn write_slots(
+        &mut self,
+        frame: &Frame<'r, '_>,
+        slots: &'r [Slot],
+        recall: Recall,
+        member: impl Fn(u32, &Slot) -> bool,
+        spoken: impl Fn(&Slot) -> bool,
+        to: To,
+    ) -> Result<(), Halt> {
+        let (known, mut new) = match recall {
             Recall::Known(Outcome::Slots(writes)) => (Some(writes), None),
             Recall::New(new) => (None, Some((new, Together::default()))),
             Recall::Known(_) | Recall::Never => (None, None),
         };
         let mut known = known.as_deref().map(|writes| writes.iter().peekable());
-        for (index, slot) in (0..).zip(&*part.slots) {
-            if !steady.has(index) {
+        for (index, slot) in (0..).zip(slots) {
+            if !member(index, slot) {
                 if spoken(slot) {
-                    self.write_slot(frame, slot, place, number, again)?;
+                    self.write_slot(frame, slot, to)?;
                 }
             } else if let Some(writes) = &mut known {
                 if let Some((_, write)) = writes.next_if(|(of, _)| *of == index) {
-                    self.put(slot, write.clone(), place, number, again);
+                    self.put(slot, write.clone(), to);
                 }
             } else {
-                let marks = self.marks.len();
-                let said = self.said(frame, slot)?;
+                let (marks, told) = (self.marks.len(), self.told());
+                let write = self.said(frame, slot)?;
                 match &mut new {
-                    // Together only what each remembered by itself.
-                    Some((_, together)) if said.known => {
-                        together.add(index, &said.write, &self.marks[marks..])
+                    // What has to be told each time is not remembered.
+                    Some((_, together)) if told == self.told() => {
+                        together.add(index, &write, &self.marks[marks..])
                     }
                     _ => {
                         if let Some((new, _)) = new.take() {
@@ -57,8 +82,8 @@ impl<'r> Run<'r> {
                         }
                     }
                 }
-                if let Some(write) = said.write {
-                    self.put(slot, write, place, number, again);
+                if let Some(write) = write {
+                    self.put(slot, write, to);
                 }
             }
         }
@@ -69,27 +94,20 @@ impl<'r> Run<'r> {
     }
 
     /// Writes one slot of a resource. `frame` is that of the map, `outer` that of where the resource is made.
-    pub(super) fn write_slot(
-        &mut self,
-        frame: &Frame<'r, '_>,
-        slot: &'r Slot,
-        place: Place,
-        part: u32,
-        again: Again,
-    ) -> Result<(), Halt> {
-        let write = self.said(frame, slot)?.write;
-        if let Place::Entry(_) = place {
+    pub(super) fn write_slot(&mut self, frame: &Frame<'r, '_>, slot: &'r Slot, to: To) -> Result<(), Halt> {
+        let write = self.said(frame, slot)?;
+        if let Place::Entry(_) = to.place {
             self.settle();
         }
         if let Some(write) = write {
-            self.put(slot, write, place, part, again);
+            self.put(slot, write, to);
         }
         Ok(())
     }
 
     /// Writes one slot of the Bundle itself.
     pub(super) fn write_of_bundle(&mut self, frame: &Frame<'r, '_>, slot: &'r Slot) -> Result<(), Halt> {
-        let write = self.said(frame, slot)?.write;
+        let write = self.said(frame, slot)?;
         self.settle();
         if let Some(write) = write {
             let (name, order) = (slot.name, slot.order);
@@ -98,70 +116,38 @@ impl<'r> Run<'r> {
         Ok(())
     }
 
-    /// Writes several slots of a resource that may be remembered together.
-    pub(super) fn write_slots(
-        &mut self,
-        frame: &Frame<'r, '_>,
-        slots: &'r [Slot],
-        remember: Option<&'r Remember>,
-        place: Place,
-        part: u32,
-        again: Again,
-    ) -> Result<(), Halt> {
-        let writes = match self.recall(frame, remember) {
-            Recall::Known(Outcome::Slots(writes)) => writes,
-            Recall::New(new) => {
-                let mut writes = Vec::with_capacity(slots.len());
-                for (slot, index) in slots.iter().zip(0..) {
-                    writes.extend(self.said(frame, slot)?.write.map(|write| (index, write)));
-                }
-                let writes: Arc<[(u32, Write)]> = writes.into();
-                self.remember(new, Some(Outcome::Slots(writes.clone())));
-                writes
-            }
-            Recall::Known(_) | Recall::Never => {
-                return slots.iter().try_for_each(|slot| self.write_slot(frame, slot, place, part, again));
-            }
-        };
-        self.settle();
-        for (index, write) in writes.iter() {
-            self.put(&slots[*index as usize], write.clone(), place, part, again);
-        }
-        Ok(())
-    }
-
-    /// What a slot says, remembered or not.
-    fn said(&mut self, frame: &Frame<'r, '_>, slot: &'r Slot) -> Result<Said, Halt> {
+    /// What a slot says, remembered or not; `None`: nothing.
+    fn said(&mut self, frame: &Frame<'r, '_>, slot: &'r Slot) -> Result<Option<Write>, Halt> {
         self.step()?;
         self.failed = false;
         self.last_leaf = None;
         if slot.idle && !self.any_present(frame, &slot.sources) {
-            return Ok(Said { write: None, known: true });
+            return Ok(None);
         }
         match self.recall(frame, slot.remember.as_ref()) {
-            Recall::Known(Outcome::Slot(write)) => Ok(Said { write, known: true }),
-            Recall::Known(_) | Recall::Never => Ok(Said { write: self.say(frame, slot)?, known: false }),
+            Recall::Known(Outcome::Slot(write)) => Ok(write),
+            Recall::Known(_) | Recall::Never => self.say(frame, slot),
             Recall::New(new) => {
                 let write = self.say(frame, slot)?;
                 self.remember(new, Some(Outcome::Slot(write.clone())));
-                Ok(Said { write, known: false })
+                Ok(write)
             }
         }
     }
 
     /// Adds what a slot says to its resource.
-    fn put(&mut self, slot: &'r Slot, write: Write, place: Place, part: u32, again: Again) {
+    fn put(&mut self, slot: &'r Slot, write: Write, to: To) {
         let on_existing = slot.existing.as_ref().map(|existing| self.existing(existing));
-        let order = part * ORDER_STEP + slot.order;
+        let order = to.part * ORDER_STEP + slot.order;
         let write = SlotWrite { name: slot.name, order, on_existing, write };
-        let contribution = match place {
+        let contribution = match to.place {
             Place::Entry(entry) => self.entries[entry].own(),
             Place::Made(made) => Arc::make_mut(&mut self.made[made]), // nobody else has it yet
         };
         let before = self.tracer.is_some().then(|| items(&contribution.slots, slot.name));
-        keep(&mut contribution.slots, write, again);
+        keep(&mut contribution.slots, write, to.again);
         if let Some(before) = before
-            && again == Again::Part
+            && to.again == Again::Part
         {
             self.trace_shift(self.turn, before);
         }
@@ -286,12 +272,13 @@ impl<'r> Run<'r> {
     }
 }
 
-/// What a slot says.
-struct Said {
-    /// `None`: nothing.
-    write: Option<Write>,
-    /// Whether it says so for the same values whenever they come.
-    known: bool,
+/// To what a slot is added.
+#[derive(Clone, Copy)]
+pub(super) struct To {
+    pub(super) place: Place,
+    /// Which part of the resource it is of, for the order of what is said.
+    pub(super) part: u32,
+    pub(super) again: Again,
 }
 
 /// Where a resource is being put together.
