@@ -426,12 +426,54 @@ pub(crate) struct Slot {
     pub(crate) finest: bool,
     /// Whether what it wrote for the same values may be written again.
     pub(crate) remember: Option<Remember>,
+    /// When it writes no value, whatever stands in what it carries over, if that can be told from less.
+    pub(crate) refusal: Option<Refusal>,
 }
 
-impl Slot {
-    /// Whether it is remembered and makes no resources.
-    pub(crate) fn is_light(&self) -> bool {
-        self.remember.as_ref().is_some_and(|remember| !remember.makes)
+/// When a slot writes no value: what it says then follows from its conditions, and from whether something stands in its sources.
+#[derive(Debug)]
+pub(crate) struct Refusal {
+    /// Each of them must hold for a value to be written. None of them reads what the slot carries over.
+    pub(crate) unless: Vec<ExprId>,
+    /// What the slot says if one of them does not.
+    pub(crate) remember: Remember,
+}
+
+/// Some of the first slots of a list, a bit each, that are remembered together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Members {
+    /// With what they write.
+    pub(crate) whole: u128,
+    /// With their refusal alone: one that does not refuse is written by itself.
+    pub(crate) refusing: u128,
+}
+
+impl Members {
+    /// How many slots can be members.
+    pub(crate) const MAX: usize = u128::BITS as usize;
+
+    /// Whether the slot of this number is among them.
+    pub(crate) fn has(self, index: u32) -> bool {
+        index < u128::BITS && (self.whole | self.refusing) >> index & 1 == 1
+    }
+
+    /// Whether it is with its refusal alone.
+    pub(crate) fn refuses(self, index: u32) -> bool {
+        index < u128::BITS && self.refusing >> index & 1 == 1
+    }
+
+    /// How many they are.
+    pub(crate) fn count(self) -> u32 {
+        (self.whole | self.refusing).count_ones()
+    }
+
+    /// What the slot of this number reads as a member.
+    pub(crate) fn reads(self, index: u32, slot: &Slot) -> &[Read] {
+        match (self.refuses(index), &slot.remember, &slot.refusal) {
+            (true, _, Some(refusal)) => &refusal.remember.reads,
+            (false, Some(remember), _) => &remember.reads,
+            _ => &[],
+        }
     }
 }
 
@@ -446,12 +488,12 @@ pub(crate) struct Remember {
 }
 
 /// One place that is read.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Read {
     /// A field with all its repetitions.
     Field { scope: Scope, name: SegmentName, field: u16 },
-    /// Whether a field is absent, null or valued.
-    Presence { scope: Scope, name: SegmentName, field: u16 },
+    /// Whether a field, or a part of it, is absent, null or valued.
+    Presence { scope: Scope, name: SegmentName, field: u16, steps: [u16; 2] },
     /// How many repetitions of a field are valued.
     Count { scope: Scope, name: SegmentName, field: u16 },
     /// What the caller of the map gave.
@@ -466,6 +508,12 @@ pub(crate) enum Read {
     Level,
     /// The resource that a reference leads to.
     Ref(Target),
+    /// The trigger event.
+    Trigger,
+    /// MSH-9.1.
+    MessageCode,
+    /// MSH-12.1.
+    Version,
 }
 
 /// Where a slot stands in the resource.
@@ -553,8 +601,8 @@ pub(crate) struct ResourceCode {
     pub(crate) identity: IdentityRule,
     pub(crate) parts: Vec<PartCode>,
     pub(crate) set: Vec<Slot>,
-    /// Whether what the light slots of `set` wrote for the same values may be written again, all together.
-    pub(crate) remember: Option<Remember>,
+    /// Which slots of `set` are remembered together, and what they read.
+    pub(crate) together: Option<(Members, Remember)>,
 }
 
 /// One entry of `parts:`.

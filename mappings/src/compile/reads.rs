@@ -3,8 +3,8 @@
 
 use crate::functions::FUNCTIONS;
 use crate::program::{
-    Action, Argument, Base, Code, ExprId, Field, Lookup, Make, MapBody, Node, NodeId, Op, Pick, Piece, Read,
-    Recovery, Remember, Scope, Slot, TableUse, Target,
+    Action, Argument, Base, Code, ExprId, Field, Lookup, Make, MapBody, Members, Node, NodeId, Op, Pick,
+    Piece, Read, Recovery, Refusal, Remember, Scope, Slot, TableUse, Target,
 };
 use schemas::hl7v2::path::SegmentName;
 
@@ -66,14 +66,103 @@ pub(super) fn of_slot(code: &mut Code, slot: &Slot, anchor: Option<SegmentName>)
     remember(code, anchor, 0, |walk| walk.slot(slot, Around::OUTSIDE))
 }
 
-/// What several slots read that stand in one place; `None` also if there are fewer than two.
-pub(super) fn of_slots<'s, I: Iterator<Item = &'s Slot>>(
+/// What a slot reads before it looks at what it carries over; `None` if that says nothing, or nothing less than
+/// [`of_slot`] would. `carries` says whether the sources of the slot are what it carries over, or what its conditions read.
+pub(super) fn of_refusal(
     code: &mut Code,
-    slots: impl Fn() -> I,
+    slot: &Slot,
+    carries: bool,
     anchor: Option<SegmentName>,
-) -> Option<Remember> {
-    slots().nth(1)?;
-    remember(code, anchor, 0, |walk| slots().try_for_each(|slot| walk.slot(slot, Around::OUTSIDE)))
+) -> Option<Refusal> {
+    let node = code.node(slot.node);
+    let mut conditions = Vec::new();
+    for guard in
+        slot.guards.iter().chain(node.when.as_ref().filter(|_| node.each.is_none() || !node.when_item))
+    {
+        conjuncts(code, *guard, &mut conditions);
+    }
+    let reads = |condition: ExprId| {
+        let mut walk = Walk { code, anchor, reads: Vec::new(), makes: false, work: 0 };
+        walk.expr(condition, Around::OUTSIDE).map(|()| walk.reads)
+    };
+    let carried = |read: &Read| {
+        match read {
+        Read::Field { scope, name, field } => carries && slot.sources.iter().any(|source| {
+            matches!(code.op(*source), Op::Segment { scope: s, name: n, field: f, .. } if (s, n, f) == (scope, name, field))
+        }),
+        Read::Presence { .. }
+        | Read::Count { .. }
+        | Read::Trigger
+        | Read::MessageCode
+        | Read::Version => false,
+        _ => true,
+    }
+    };
+    conditions.retain(|condition| reads(*condition).is_some_and(|reads| !reads.iter().any(carried)));
+    if conditions.is_empty() {
+        return None;
+    }
+    let read = |walk: &mut Walk<'_>| {
+        conditions
+            .iter()
+            .chain(&slot.clear)
+            .try_for_each(|condition| walk.expr(*condition, Around::OUTSIDE))?;
+        slot.sources.iter().try_for_each(|source| walk.presence(*source, Around::OUTSIDE))
+    };
+    let mut walk = Walk { code, anchor, reads: Vec::new(), makes: false, work: 0 };
+    read(&mut walk)?;
+    let whole = slot.remember.as_ref().filter(|remember| !remember.makes);
+    if whole.is_some_and(|whole| {
+        walk.reads.len() == whole.reads.len() && whole.reads.iter().all(|read| walk.reads.contains(read))
+    }) {
+        return None;
+    }
+    let remember = remember(code, anchor, 0, read)?;
+    Some(Refusal { unless: conditions, remember })
+}
+
+/// The conditions that must all hold for one to hold.
+fn conjuncts(code: &Code, condition: ExprId, found: &mut Vec<ExprId>) {
+    match code.op(condition) {
+        Op::And(a, b) => {
+            conjuncts(code, *a, found);
+            conjuncts(code, *b, found);
+        }
+        _ => found.push(condition),
+    }
+}
+
+/// Which of several slots that stand in one place are remembered together, and what they read; `None` if there are fewer than two.
+pub(super) fn of_slots(
+    code: &mut Code,
+    slots: &[Slot],
+    anchor: Option<SegmentName>,
+) -> Option<(Members, Remember)> {
+    let mut members = Members::default();
+    for (index, slot) in slots.iter().take(Members::MAX).enumerate() {
+        let whole = slot.remember.as_ref().filter(|remember| !remember.makes);
+        // What a slot carries over changes, and would take the others with it.
+        let carries = |remember: &Remember, refusal: &Refusal| {
+            let field = |read: &&Read| matches!(read, Read::Field { .. });
+            remember.reads.iter().filter(field).any(|read| !refusal.remember.reads.contains(read))
+        };
+        match (whole, &slot.refusal) {
+            (Some(remember), Some(refusal)) if carries(remember, refusal) => members.refusing |= 1 << index,
+            (Some(_), _) => members.whole |= 1 << index,
+            (None, Some(_)) => members.refusing |= 1 << index,
+            (None, None) => {}
+        }
+    }
+    if members.count() < 2 {
+        return None;
+    }
+    let remember = remember(code, anchor, 0, |walk| {
+        for (index, slot) in (0..).zip(slots).filter(|(index, _)| members.has(*index)) {
+            walk.reads_all(members.reads(index, slot));
+        }
+        Some(())
+    });
+    Some((members, remember?))
 }
 
 /// What is read where a resource is made from an element.
@@ -214,6 +303,10 @@ impl<'c> Walk<'c> {
         })
     }
 
+    fn reads_all(&mut self, reads: &[Read]) {
+        reads.iter().for_each(|read| self.add(read.clone()));
+    }
+
     fn add(&mut self, read: Read) {
         if !self.reads.contains(&read) {
             self.reads.push(read);
@@ -233,12 +326,12 @@ impl<'c> Walk<'c> {
     /// Reads whether something stands there, and whether that is HL7's null.
     fn presence(&mut self, id: ExprId, around: Around) -> Option<()> {
         match self.code.op(id) {
-            Op::Segment { scope, name, field, pick: Pick::All, steps: [0, 0] }
+            Op::Segment { scope, name, field, pick: Pick::All, steps }
                 if *field > 0 && !matches!(scope, Scope::Item) =>
             {
-                let (scope, name, field) = (scope.clone(), *name, *field);
+                let (scope, name, field, steps) = (scope.clone(), *name, *field, *steps);
                 if !self.reads.contains(&Read::Field { scope: scope.clone(), name, field }) {
-                    self.add(Read::Presence { scope, name, field });
+                    self.add(Read::Presence { scope, name, field, steps });
                 }
                 Some(())
             }
@@ -257,8 +350,10 @@ impl<'c> Walk<'c> {
                     return None;
                 }
                 let (scope, name, field) = (scope.clone(), *name, *field);
-                let presence = Read::Presence { scope: scope.clone(), name, field };
-                self.reads.retain(|read| *read != presence);
+                self.reads.retain(|read| {
+                    let Read::Presence { scope: s, name: n, field: f, .. } = read else { return true };
+                    (s, n, f) != (&scope, &name, &field)
+                });
                 self.add(Read::Field { scope, name, field });
                 match pick {
                     Pick::All | Pick::Number(_) => Some(()),
@@ -327,6 +422,16 @@ impl<'c> Walk<'c> {
             return args.iter().try_for_each(|arg| self.presence(*arg, around));
         }
         self.work += 2;
+        let header = match function.name {
+            "trigger" => Some(Read::Trigger),
+            "message_code" => Some(Read::MessageCode),
+            "version" => Some(Read::Version),
+            _ => None,
+        };
+        if let Some(header) = header {
+            self.add(header);
+            return Some(());
+        }
         if function.name == "count"
             && let [arg] = args
             && let Op::Segment { scope, name, field, pick: Pick::All, steps: [0, 0] } = self.code.op(*arg)

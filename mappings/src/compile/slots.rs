@@ -142,7 +142,7 @@ impl<'a> Compiler<'a> {
         let node = self.rule(env, rule, want, &name);
         let around = self.file;
         self.file = rule.file.as_deref().unwrap_or(around);
-        let sources = self.sources(env, rule);
+        let (sources, carries) = self.sources(env, rule);
         let mut inner = Vec::new();
         below(rule, &mut inner);
         for rule in inner.into_iter().filter(|rule| rule.clear.is_some()) {
@@ -169,11 +169,13 @@ impl<'a> Compiler<'a> {
             outer,
             finest: false,
             remember: None,
+            refusal: None,
         };
         let conditions = || slot.guards.iter().chain(&self.code.node(node).when);
         slot.finest = conditions().any(|condition| self.asks_for_the_finest(*condition));
         let anchor = env.anchor.and_then(SegmentName::new);
         slot.remember = reads::of_slot(&mut self.code, &slot, anchor);
+        slot.refusal = reads::of_refusal(&mut self.code, &slot, carries, anchor);
         if idle {
             let bit = |source: &ExprId| match self.code.op(*source) {
                 Op::Segment { scope: Scope::Near, name, field: field @ 1..=127, .. }
@@ -199,12 +201,13 @@ impl<'a> Compiler<'a> {
     }
 
     /// The fields of the message that a rule carries over, and what a caller hands it of them; of a rule without any, those that
-    /// its conditions read.
-    fn sources(&mut self, env: &Env<'a>, rule: &Rule) -> Vec<ExprId> {
+    /// its conditions read. And whether it carries any over.
+    fn sources(&mut self, env: &Env<'a>, rule: &Rule) -> (Vec<ExprId>, bool) {
         let (mut values, mut conditions) = (Vec::new(), Vec::new());
         gather(rule, &mut values, &mut conditions);
         let mut found: Vec<(&PathExpr, &Formula)> = Vec::new();
-        for list in [values, conditions] {
+        let mut carries = false;
+        for (list, carried) in [(values, true), (conditions, false)] {
             for (path, formula) in list {
                 let counts = counts(env, path) || matches!(path.root, Root::Name("with", _));
                 let known =
@@ -214,6 +217,7 @@ impl<'a> Compiler<'a> {
                 }
             }
             if !found.is_empty() {
+                carries = carried;
                 break;
             }
         }
@@ -222,7 +226,7 @@ impl<'a> Compiler<'a> {
             let formula = Formula { place: formula.place, expr: Expr::Path(path.clone()) };
             sources.push(self.formula(env, &formula).id);
         }
-        sources
+        (sources, carries)
     }
 }
 

@@ -313,8 +313,7 @@ impl<'a> Compiler<'a> {
                 format!("{kind}.{name} is required, and no rule writes it"),
             );
         }
-        let light = || set.iter().filter(|slot| slot.is_light());
-        let remember = reads::of_slots(&mut self.code, light, anchor.and_then(SegmentName::new));
+        let together = reads::of_slots(&mut self.code, &set, anchor.and_then(SegmentName::new));
         Some(ResourceCode {
             id: resource.id.text.as_str().into(),
             kind,
@@ -325,7 +324,7 @@ impl<'a> Compiler<'a> {
             identity,
             parts,
             set,
-            remember,
+            together,
         })
     }
 

@@ -217,7 +217,7 @@ impl<'r> Run<'r> {
         self.down(frame.base, steps)
     }
 
-    fn down(&self, element: Element, steps: [u16; 2]) -> Element {
+    pub(super) fn down(&self, element: Element, steps: [u16; 2]) -> Element {
         let mut element = element;
         for step in steps {
             if step == 0 || element.is_absent() {

@@ -5,7 +5,7 @@
 
 use super::coverage::{Mark, State};
 use super::{Context, Frame, Item, Run, Val};
-use crate::program::{Code, PartCode, Read, Remember, Target};
+use crate::program::{Code, Members, PartCode, Read, Remember, Target};
 use crate::resource::{Contribution, Write};
 use foldhash::fast::{FixedState, RandomState};
 use schemas::hl7v2::separators::Separators;
@@ -104,20 +104,9 @@ impl Tries {
 struct Part {
     /// How often the part was written since it was last seen which slots these are.
     written: u16,
-    steady: Steady,
+    steady: Members,
     /// What they read together: a slot, and which of its reads.
-    reads: Vec<(u8, u8)>,
-}
-
-/// Some of the first slots of a part, a bit each.
-#[derive(Clone, Copy, Default)]
-pub(super) struct Steady(u128);
-
-impl Steady {
-    /// Whether the slot of this number is among them.
-    pub(super) fn has(self, index: u32) -> bool {
-        index < u128::BITS && self.0 >> index & 1 == 1
-    }
+    reads: Vec<(u32, u8)>,
 }
 
 /// How many results are kept.
@@ -131,7 +120,7 @@ const SENDERS_MAX: usize = 256;
 /// After so many tries it is decided whether a result is worth looking up, ...
 const TRIED: u16 = 1000;
 /// ... which it is if so many of them were known, ...
-const WORTH: u16 = 250;
+const WORTH: u16 = 500;
 /// ... or so many where resources are made ...
 const WORTH_MAKING: u16 = 25;
 /// ... and if not, it is left alone for so many times.
@@ -149,8 +138,10 @@ type Elements = SmallVec<[Element; 6]>;
 pub(super) enum Outcome {
     /// By a slot; `None`: nothing.
     Slot(Option<Write>),
-    /// By several slots, each by its index.
-    Slots(Arc<[(u32, Write)]>),
+    /// By a slot that does not refuse: that depends on what it carries over.
+    Open,
+    /// By several slots, each by its index; `None` by one that does not refuse.
+    Slots(Arc<[(u32, Option<Write>)]>),
     /// The reference to a made resource; empty: none was made.
     Reference(Arc<str>),
     /// The elements that a map writes, parted by commas; empty: none. And how many values they carry.
@@ -170,15 +161,20 @@ pub(super) enum Recall {
 /// What several slots wrote, each as it remembered it.
 #[derive(Default)]
 pub(super) struct Together {
-    writes: Vec<(u32, Write)>,
+    writes: Vec<(u32, Option<Write>)>,
     marks: Vec<Mark>,
 }
 
 impl Together {
     /// Adds what the slot of a number wrote.
     pub(super) fn add(&mut self, index: u32, write: &Option<Write>, marks: &[Mark]) {
-        self.writes.extend(write.iter().map(|write| (index, write.clone())));
+        self.writes.extend(write.iter().map(|write| (index, Some(write.clone()))));
         self.marks.extend_from_slice(marks);
+    }
+
+    /// Adds that the slot of a number does not refuse.
+    pub(super) fn add_open(&mut self, index: u32) {
+        self.writes.push((index, None));
     }
 }
 
@@ -235,27 +231,31 @@ impl Memo {
 
     /// The slots of a part that are looked up together. Which they are is seen from time to time, while each is looked up by
     /// itself.
-    pub(super) fn steady(&mut self, code: &PartCode) -> Steady {
+    pub(super) fn steady(&mut self, code: &PartCode) -> Members {
         let part = self.parts.entry(code.id).or_default();
         part.written += 1;
         match part.written {
             TRIED => {
-                let often = |remember: &&Remember| {
-                    !remember.makes && self.tries[remember.id as usize].again >= STEADY
-                };
+                let often =
+                    |remember: &Remember| !remember.makes && self.tries[remember.id as usize].again >= STEADY;
                 let mut reads: Vec<&Read> = Vec::new();
-                for (index, slot) in (0..128).zip(&*code.slots) {
-                    let Some(remember) = slot.remember.as_ref().filter(often) else { continue };
-                    part.steady.0 |= 1 << index;
-                    for (number, read) in (0..=u8::MAX).zip(&remember.reads) {
+                for (index, slot) in (0..).zip(&*code.slots).take(Members::MAX) {
+                    if slot.remember.as_ref().is_some_and(often) {
+                        part.steady.whole |= 1 << index;
+                    } else if slot.refusal.as_ref().is_some_and(|refusal| often(&refusal.remember)) {
+                        part.steady.refusing |= 1 << index;
+                    } else {
+                        continue;
+                    }
+                    for (number, read) in (0..=u8::MAX).zip(part.steady.reads(index, slot)) {
                         if !reads.contains(&read) {
                             reads.push(read);
                             part.reads.push((index, number));
                         }
                     }
                 }
-                if part.steady.0.count_ones() < TOGETHER {
-                    part.steady = Steady::default();
+                if part.steady.count() < TOGETHER {
+                    part.steady = Members::default();
                 }
             }
             REST => *part = Part::default(),
@@ -303,7 +303,7 @@ impl Run<'_> {
     /// What was written when what stands here now was last read.
     pub(super) fn recall(&mut self, frame: &Frame<'_, '_>, remember: Option<&Remember>) -> Recall {
         let Some(remember) = remember else { return Recall::Never };
-        self.recall_reads(frame, (remember.id, Steady::default()), remember.makes, remember.reads.iter())
+        self.recall_reads(frame, (remember.id, Members::default()), remember.makes, remember.reads.iter())
     }
 
     /// What the steady slots of a part wrote, as [`Outcome::Slots`].
@@ -311,15 +311,15 @@ impl Run<'_> {
         &mut self,
         frame: &Frame<'_, '_>,
         part: &PartCode,
-        steady: Steady,
+        steady: Members,
     ) -> Recall {
-        if steady.0 == 0 {
+        if steady == Members::default() {
             return Recall::Never;
         }
         let Some(known) = self.memo.parts.get_mut(&part.id) else { return Recall::Never };
         let places = std::mem::take(&mut known.reads);
-        let read = |(slot, number): &(u8, u8)| {
-            part.slots[usize::from(*slot)].remember.as_ref()?.reads.get(usize::from(*number))
+        let read = |(index, number): &(u32, u8)| {
+            steady.reads(*index, part.slots.get(*index as usize)?).get(usize::from(*number))
         };
         let recall = self.recall_reads(frame, (part.id, steady), false, places.iter().filter_map(read));
         if let Some(known) = self.memo.parts.get_mut(&part.id) {
@@ -331,7 +331,7 @@ impl Run<'_> {
     fn recall_reads<'c>(
         &mut self,
         frame: &Frame<'_, '_>,
-        (id, steady): (u32, Steady),
+        (id, steady): (u32, Members),
         makes: bool,
         reads: impl Iterator<Item = &'c Read>,
     ) -> Recall {
@@ -346,9 +346,10 @@ impl Run<'_> {
         key.clear();
         key.extend_from_slice(&id.to_ne_bytes());
         key.extend_from_slice(&self.memo.sender.to_ne_bytes());
-        if steady.0 != 0 {
+        if steady != Members::default() {
             // Which slots these are may have been seen anew.
-            key.extend_from_slice(&steady.0.to_ne_bytes());
+            key.extend_from_slice(&steady.whole.to_ne_bytes());
+            key.extend_from_slice(&steady.refusing.to_ne_bytes());
         }
         let mut elements = Elements::new();
         for read in reads {
@@ -423,7 +424,10 @@ impl Run<'_> {
         };
         let size: usize = match &outcome {
             Outcome::Slot(write) => write.as_ref().map_or(0, of_write),
-            Outcome::Slots(writes) => writes.iter().map(|(_, write)| of_write(write) + 64).sum(),
+            Outcome::Open => 0,
+            Outcome::Slots(writes) => {
+                writes.iter().map(|(_, write)| write.as_ref().map_or(0, of_write) + 64).sum()
+            }
             Outcome::Reference(text) | Outcome::Elements(text, _) => text.len(),
         };
         let slots = made.iter().flat_map(|made| &made.slots);
@@ -473,9 +477,10 @@ impl Run<'_> {
             Read::Field { scope, name, field } => {
                 self.first_segment(frame, scope, *name).map_or(absent, |segment| self.field(segment, *field))
             }
-            Read::Presence { scope, name, field } => {
+            Read::Presence { scope, name, field, steps } => {
                 let segment = self.first_segment(frame, scope, *name);
-                let element = segment.map_or(absent, |segment| self.field(segment, *field));
+                let element =
+                    segment.map_or(absent, |segment| self.down(self.field(segment, *field), *steps));
                 if self.add_presence(element, key) {
                     return Some(absent);
                 }
@@ -536,6 +541,18 @@ impl Run<'_> {
                         key.extend_from_slice(id.as_bytes());
                     }
                 }
+                return Some(absent);
+            }
+            Read::Trigger => {
+                add_text(key, TEXT, &self.trigger);
+                return Some(absent);
+            }
+            Read::MessageCode => {
+                add_text(key, TEXT, &self.message_code().unwrap_or_default());
+                return Some(absent);
+            }
+            Read::Version => {
+                add_text(key, TEXT, &self.version().unwrap_or_default());
                 return Some(absent);
             }
             Read::Level => {

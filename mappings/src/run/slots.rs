@@ -5,7 +5,7 @@ use super::memo::{Outcome, Recall, Together};
 use super::write::Sink;
 use super::{Frame, Halt, Run};
 use crate::language::ast::OnExisting;
-use crate::program::{PartCode, ResourceCode, Slot};
+use crate::program::{Members, PartCode, Refusal, ResourceCode, Slot};
 use crate::resource::{Contributed, Existing, Fragment, SlotWrite, Write};
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -27,7 +27,7 @@ impl<'r> Run<'r> {
         let steady = self.memo.steady(part);
         let recall = self.recall_together(frame, part, steady);
         let spoken = |slot: &Slot| slot.fields == 0 || slot.fields & present != 0;
-        self.write_slots(frame, &part.slots, recall, |index, _| steady.has(index), spoken, to)
+        self.write_slots(frame, &part.slots, (steady, recall), spoken, to)
     }
 
     /// Writes what a resource says of itself, beside its parts.
@@ -37,19 +37,19 @@ impl<'r> Run<'r> {
         resource: &'r ResourceCode,
         to: To,
     ) -> Result<(), Halt> {
-        let recall = self.recall(frame, resource.remember.as_ref());
-        let together = resource.remember.is_some();
-        self.write_slots(frame, &resource.set, recall, |_, slot| together && slot.is_light(), |_| true, to)
+        let (members, recall) = match &resource.together {
+            Some((members, remember)) => (*members, self.recall(frame, Some(remember))),
+            None => (Members::default(), Recall::Never),
+        };
+        self.write_slots(frame, &resource.set, (members, recall), |_| true, to)
     }
 
-    /// Writes slots, of which some are recalled together: those that `member` names. Of the others `spoken` says which may have
-    /// something to say.
+    /// Writes slots, of which some are recalled together. Of the others `spoken` says which may have something to say.
     fn write_slots(
         &mut self,
         frame: &Frame<'r, '_>,
         slots: &'r [Slot],
-        recall: Recall,
-        member: impl Fn(u32, &Slot) -> bool,
+        (members, recall): (Members, Recall),
         spoken: impl Fn(&Slot) -> bool,
         to: To,
     ) -> Result<(), Halt> {
@@ -60,32 +60,41 @@ impl<'r> Run<'r> {
         };
         let mut known = known.as_deref().map(|writes| writes.iter().peekable());
         for (index, slot) in (0..).zip(slots) {
-            if !member(index, slot) {
+            if !members.has(index) {
                 if spoken(slot) {
                     self.write_slot(frame, slot, to)?;
                 }
-            } else if let Some(writes) = &mut known {
-                if let Some((_, write)) = writes.next_if(|(of, _)| *of == index) {
-                    self.put(slot, write.clone(), to);
-                }
-            } else {
-                let (marks, told) = (self.marks.len(), self.told());
-                let write = self.said(frame, slot)?;
-                match &mut new {
-                    // What has to be told each time is not remembered.
-                    Some((_, together)) if told == self.told() => {
-                        together.add(index, &write, &self.marks[marks..])
+                continue;
+            }
+            if let Some(writes) = &mut known {
+                match writes.next_if(|(of, _)| *of == index) {
+                    Some((_, Some(write))) => self.put(slot, write.clone(), to),
+                    Some((_, None)) => {
+                        let write = self.said_openly(frame, slot)?;
+                        self.write_said(slot, write, to);
                     }
-                    _ => {
-                        if let Some((new, _)) = new.take() {
-                            self.remember(new, None);
-                        }
-                    }
+                    None => {}
                 }
-                if let Some(write) = write {
-                    self.put(slot, write, to);
+                continue;
+            }
+            let (marks, told) = (self.marks.len(), self.told());
+            let open = new.is_some()
+                && members.refuses(index)
+                && slot.refusal.as_ref().is_some_and(|refusal| !self.refuses(frame, refusal));
+            let write = if open { self.said_openly(frame, slot)? } else { self.said(frame, slot)? };
+            match &mut new {
+                Some((_, together)) if open => together.add_open(index),
+                Some((_, together)) if told == self.told() => {
+                    together.add(index, &write, &self.marks[marks..])
+                }
+                // What has to be told each time is not remembered.
+                _ => {
+                    if let Some((new, _)) = new.take() {
+                        self.remember(new, None);
+                    }
                 }
             }
+            self.write_said(slot, write, to);
         }
         if let Some((new, together)) = new {
             self.remember_together(new, together);
@@ -96,13 +105,18 @@ impl<'r> Run<'r> {
     /// Writes one slot of a resource. `frame` is that of the map, `outer` that of where the resource is made.
     pub(super) fn write_slot(&mut self, frame: &Frame<'r, '_>, slot: &'r Slot, to: To) -> Result<(), Halt> {
         let write = self.said(frame, slot)?;
+        self.write_said(slot, write, to);
+        Ok(())
+    }
+
+    /// Writes what a slot says, with the resources that were made for it.
+    fn write_said(&mut self, slot: &'r Slot, write: Option<Write>, to: To) {
         if let Place::Entry(_) = to.place {
             self.settle();
         }
         if let Some(write) = write {
             self.put(slot, write, to);
         }
-        Ok(())
     }
 
     /// Writes one slot of the Bundle itself.
@@ -119,11 +133,38 @@ impl<'r> Run<'r> {
     /// What a slot says, remembered or not; `None`: nothing.
     fn said(&mut self, frame: &Frame<'r, '_>, slot: &'r Slot) -> Result<Option<Write>, Halt> {
         self.step()?;
-        self.failed = false;
-        self.last_leaf = None;
-        if slot.idle && !self.any_present(frame, &slot.sources) {
+        // In other segments that is looked for once, with what else is refused.
+        let here = slot.fields != 0 || slot.refusal.is_none();
+        if slot.idle && here && !self.any_present(frame, &slot.sources) {
             return Ok(None);
         }
+        let Some(refusal) = &slot.refusal else { return self.said_openly(frame, slot) };
+        self.last_leaf = None;
+        match self.recall(frame, Some(&refusal.remember)) {
+            Recall::Known(Outcome::Slot(write)) => return Ok(write),
+            Recall::Known(_) | Recall::Never => {}
+            Recall::New(new) if self.refuses(frame, refusal) => {
+                let write = self.said_openly(frame, slot)?;
+                self.remember(new, Some(Outcome::Slot(write.clone())));
+                return Ok(write);
+            }
+            Recall::New(new) => {
+                self.last_leaf = None;
+                self.remember(new, Some(Outcome::Open));
+            }
+        }
+        self.said_openly(frame, slot)
+    }
+
+    /// Whether a slot writes no value, whatever it would carry over.
+    fn refuses(&mut self, frame: &Frame<'r, '_>, refusal: &'r Refusal) -> bool {
+        refusal.unless.iter().any(|condition| !self.holds(frame, *condition))
+    }
+
+    /// What a slot says of which it is not known whether it refuses.
+    fn said_openly(&mut self, frame: &Frame<'r, '_>, slot: &'r Slot) -> Result<Option<Write>, Halt> {
+        self.failed = false;
+        self.last_leaf = None;
         match self.recall(frame, slot.remember.as_ref()) {
             Recall::Known(Outcome::Slot(write)) => Ok(write),
             Recall::Known(_) | Recall::Never => self.say(frame, slot),
@@ -239,6 +280,9 @@ impl<'r> Run<'r> {
 
     /// Puts what was made for a slot beside the other resources: what is made of the same thing twice is one.
     fn settle(&mut self) {
+        if self.made.is_empty() {
+            return;
+        }
         let mut all = std::mem::take(&mut self.made);
         for made in all.drain(..) {
             if self.settled.iter().any(|settled| Arc::ptr_eq(settled, &made)) {
