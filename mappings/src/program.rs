@@ -468,11 +468,10 @@ impl Members {
     }
 
     /// What the slot of this number reads as a member.
-    pub(crate) fn reads(self, index: u32, slot: &Slot) -> &[Read] {
-        match (self.refuses(index), &slot.remember, &slot.refusal) {
-            (true, _, Some(refusal)) => &refusal.remember.reads,
-            (false, Some(remember), _) => &remember.reads,
-            _ => &[],
+    pub(crate) fn reads(self, index: u32, slot: &Slot) -> Option<&Reads> {
+        match self.refuses(index) {
+            true => slot.refusal.as_ref().map(|refusal| &refusal.remember.reads),
+            false => slot.remember.as_ref().map(|remember| &remember.reads),
         }
     }
 }
@@ -484,7 +483,64 @@ pub(crate) struct Remember {
     pub(crate) id: u32,
     /// Whether resources are made for it, which is much more work than to write a value.
     pub(crate) makes: bool,
-    pub(crate) reads: Box<[Read]>,
+    pub(crate) reads: Reads,
+}
+
+/// Places that are read.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Reads {
+    /// The segment on which the map stands; `None` if nothing of it is read.
+    pub(crate) anchor: Option<SegmentName>,
+    /// Its fields that are read with all their repetitions, a bit each.
+    pub(crate) fields: u128,
+    /// Those of which it is read whether they are absent, null or valued.
+    pub(crate) presences: u128,
+    /// What else is read.
+    pub(crate) others: Vec<Read>,
+}
+
+impl Reads {
+    /// Adds what is read of the segment on which the map stands by its field, all else as it is.
+    pub(crate) fn new(anchor: Option<SegmentName>, reads: Vec<Read>) -> Reads {
+        let mut all = Reads::default();
+        for read in reads {
+            let own = |scope: &Scope, name: &SegmentName, field: u16| {
+                *scope == Scope::Near && Some(*name) == anchor && u32::from(field) < u128::BITS - 1
+            };
+            match &read {
+                Read::Field { scope, name, field } if own(scope, name, *field) => all.fields |= 1 << field,
+                Read::Presence { scope, name, field, steps: [0, 0] } if own(scope, name, *field) => {
+                    all.presences |= 1 << field;
+                }
+                _ => {
+                    all.others.push(read);
+                    continue;
+                }
+            }
+            all.anchor = anchor;
+        }
+        all.presences &= !all.fields;
+        all
+    }
+
+    /// Adds other reads, which stand on the same segment.
+    pub(crate) fn add(&mut self, other: &Reads) {
+        self.anchor = self.anchor.or(other.anchor);
+        self.fields |= other.fields;
+        self.presences = (self.presences | other.presences) & !self.fields;
+        for read in &other.others {
+            if !self.others.contains(read) {
+                self.others.push(read.clone());
+            }
+        }
+    }
+
+    /// Whether all that others carry over is read here, too.
+    pub(crate) fn carry(&self, other: &Reads) -> bool {
+        let carries = |read: &&Read| matches!(read, Read::Field { .. });
+        other.fields & !self.fields == 0
+            && other.others.iter().filter(carries).all(|read| self.others.contains(read))
+    }
 }
 
 /// One place that is read.

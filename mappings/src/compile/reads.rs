@@ -4,7 +4,7 @@
 use crate::functions::FUNCTIONS;
 use crate::program::{
     Action, Argument, Base, Code, ExprId, Field, Lookup, Make, MapBody, Members, Node, NodeId, Op, Pick,
-    Piece, Read, Recovery, Refusal, Remember, Scope, Slot, TableUse, Target,
+    Piece, Read, Reads, Recovery, Refusal, Remember, Scope, Slot, TableUse, Target,
 };
 use schemas::hl7v2::path::SegmentName;
 
@@ -109,15 +109,11 @@ pub(super) fn of_refusal(
             .try_for_each(|condition| walk.expr(*condition, Around::OUTSIDE))?;
         slot.sources.iter().try_for_each(|source| walk.presence(*source, Around::OUTSIDE))
     };
-    let mut walk = Walk { code, anchor, reads: Vec::new(), makes: false, work: 0 };
-    read(&mut walk)?;
+    let remember = remember(code, anchor, 0, read)?;
     let whole = slot.remember.as_ref().filter(|remember| !remember.makes);
-    if whole.is_some_and(|whole| {
-        walk.reads.len() == whole.reads.len() && whole.reads.iter().all(|read| walk.reads.contains(read))
-    }) {
+    if whole.is_some_and(|whole| whole.reads == remember.reads) {
         return None;
     }
-    let remember = remember(code, anchor, 0, read)?;
     Some(Refusal { unless: conditions, remember })
 }
 
@@ -133,21 +129,15 @@ fn conjuncts(code: &Code, condition: ExprId, found: &mut Vec<ExprId>) {
 }
 
 /// Which of several slots that stand in one place are remembered together, and what they read; `None` if there are fewer than two.
-pub(super) fn of_slots(
-    code: &mut Code,
-    slots: &[Slot],
-    anchor: Option<SegmentName>,
-) -> Option<(Members, Remember)> {
+pub(super) fn of_slots(code: &mut Code, slots: &[Slot]) -> Option<(Members, Remember)> {
     let mut members = Members::default();
     for (index, slot) in slots.iter().take(Members::MAX).enumerate() {
         let whole = slot.remember.as_ref().filter(|remember| !remember.makes);
-        // What a slot carries over changes, and would take the others with it.
-        let carries = |remember: &Remember, refusal: &Refusal| {
-            let field = |read: &&Read| matches!(read, Read::Field { .. });
-            remember.reads.iter().filter(field).any(|read| !refusal.remember.reads.contains(read))
-        };
         match (whole, &slot.refusal) {
-            (Some(remember), Some(refusal)) if carries(remember, refusal) => members.refusing |= 1 << index,
+            // What a slot carries over changes, and would take the others with it.
+            (Some(whole), Some(refusal)) if !refusal.remember.reads.carry(&whole.reads) => {
+                members.refusing |= 1 << index;
+            }
             (Some(_), _) => members.whole |= 1 << index,
             (None, Some(_)) => members.refusing |= 1 << index,
             (None, None) => {}
@@ -156,13 +146,11 @@ pub(super) fn of_slots(
     if members.count() < 2 {
         return None;
     }
-    let remember = remember(code, anchor, 0, |walk| {
-        for (index, slot) in (0..).zip(slots).filter(|(index, _)| members.has(*index)) {
-            walk.reads_all(members.reads(index, slot));
-        }
-        Some(())
-    });
-    Some((members, remember?))
+    let mut reads = Reads::default();
+    for (index, slot) in (0..).zip(slots).filter(|(index, _)| members.has(*index)) {
+        members.reads(index, slot).into_iter().for_each(|more| reads.add(more));
+    }
+    Some((members, Remember { id: number(code), makes: false, reads }))
 }
 
 /// What is read where a resource is made from an element.
@@ -217,10 +205,14 @@ fn remember(
     if walk.work < work {
         return None;
     }
-    let (reads, makes) = (walk.reads.into(), walk.makes);
-    let id = code.remembered;
+    let (reads, makes) = (Reads::new(anchor, walk.reads), walk.makes);
+    Some(Remember { id: number(code), makes, reads })
+}
+
+/// The next [`Remember::id`].
+pub(super) fn number(code: &mut Code) -> u32 {
     code.remembered += 1;
-    Some(Remember { id, makes, reads })
+    code.remembered - 1
 }
 
 impl<'c> Walk<'c> {
@@ -301,10 +293,6 @@ impl<'c> Walk<'c> {
             Argument::Text(_) => Some(()),
             Argument::Expr(expr) => self.expr(*expr, around),
         })
-    }
-
-    fn reads_all(&mut self, reads: &[Read]) {
-        reads.iter().for_each(|read| self.add(read.clone()));
     }
 
     fn add(&mut self, read: Read) {

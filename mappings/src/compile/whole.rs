@@ -313,7 +313,7 @@ impl<'a> Compiler<'a> {
                 format!("{kind}.{name} is required, and no rule writes it"),
             );
         }
-        let together = reads::of_slots(&mut self.code, &set, anchor.and_then(SegmentName::new));
+        let together = reads::of_slots(&mut self.code, &set);
         Some(ResourceCode {
             id: resource.id.text.as_str().into(),
             kind,
@@ -387,8 +387,7 @@ impl<'a> Compiler<'a> {
         });
         let Part { slots, ignore } = self.segment_map(map);
         let segment = SegmentName::new(segment)?;
-        let id = self.code.remembered;
-        self.code.remembered += 1;
+        let id = reads::number(&mut self.code);
         Some(PartCode { id, groups: path.into(), segment, when, with, slots, ignore })
     }
 

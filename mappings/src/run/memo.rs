@@ -5,7 +5,7 @@
 
 use super::coverage::{Mark, State};
 use super::{Context, Frame, Item, Run, Val};
-use crate::program::{Code, Members, PartCode, Read, Remember, Target};
+use crate::program::{Code, Members, PartCode, Read, Reads, Remember, Target};
 use crate::resource::{Contribution, Write};
 use foldhash::fast::{FixedState, RandomState};
 use schemas::hl7v2::separators::Separators;
@@ -105,8 +105,8 @@ struct Part {
     /// How often the part was written since it was last seen which slots these are.
     written: u16,
     steady: Members,
-    /// What they read together: a slot, and which of its reads.
-    reads: Vec<(u32, u8)>,
+    /// What they read together.
+    reads: Reads,
 }
 
 /// How many results are kept.
@@ -131,7 +131,7 @@ const STEADY: u16 = u16::MAX / 100 * 95;
 const TOGETHER: u32 = 3;
 
 /// The elements that are read; absent ones where something else is read.
-type Elements = SmallVec<[Element; 6]>;
+type Elements = SmallVec<[Element; 10]>;
 
 /// What was written.
 #[derive(Clone)]
@@ -238,7 +238,6 @@ impl Memo {
             TRIED => {
                 let often =
                     |remember: &Remember| !remember.makes && self.tries[remember.id as usize].again >= STEADY;
-                let mut reads: Vec<&Read> = Vec::new();
                 for (index, slot) in (0..).zip(&*code.slots).take(Members::MAX) {
                     if slot.remember.as_ref().is_some_and(often) {
                         part.steady.whole |= 1 << index;
@@ -247,12 +246,7 @@ impl Memo {
                     } else {
                         continue;
                     }
-                    for (number, read) in (0..=u8::MAX).zip(part.steady.reads(index, slot)) {
-                        if !reads.contains(&read) {
-                            reads.push(read);
-                            part.reads.push((index, number));
-                        }
-                    }
+                    part.steady.reads(index, slot).into_iter().for_each(|reads| part.reads.add(reads));
                 }
                 if part.steady.count() < TOGETHER {
                     part.steady = Members::default();
@@ -303,7 +297,7 @@ impl Run<'_> {
     /// What was written when what stands here now was last read.
     pub(super) fn recall(&mut self, frame: &Frame<'_, '_>, remember: Option<&Remember>) -> Recall {
         let Some(remember) = remember else { return Recall::Never };
-        self.recall_reads(frame, (remember.id, Members::default()), remember.makes, remember.reads.iter())
+        self.recall_reads(frame, (remember.id, Members::default()), remember.makes, &remember.reads)
     }
 
     /// What the steady slots of a part wrote, as [`Outcome::Slots`].
@@ -317,23 +311,20 @@ impl Run<'_> {
             return Recall::Never;
         }
         let Some(known) = self.memo.parts.get_mut(&part.id) else { return Recall::Never };
-        let places = std::mem::take(&mut known.reads);
-        let read = |(index, number): &(u32, u8)| {
-            steady.reads(*index, part.slots.get(*index as usize)?).get(usize::from(*number))
-        };
-        let recall = self.recall_reads(frame, (part.id, steady), false, places.iter().filter_map(read));
+        let reads = std::mem::take(&mut known.reads);
+        let recall = self.recall_reads(frame, (part.id, steady), false, &reads);
         if let Some(known) = self.memo.parts.get_mut(&part.id) {
-            known.reads = places;
+            known.reads = reads;
         }
         recall
     }
 
-    fn recall_reads<'c>(
+    fn recall_reads(
         &mut self,
         frame: &Frame<'_, '_>,
         (id, steady): (u32, Members),
         makes: bool,
-        reads: impl Iterator<Item = &'c Read>,
+        reads: &Reads,
     ) -> Recall {
         if self.quiet > 0
             || self.tracer.is_some()
@@ -352,14 +343,9 @@ impl Run<'_> {
             key.extend_from_slice(&steady.refusing.to_ne_bytes());
         }
         let mut elements = Elements::new();
-        for read in reads {
-            match self.add_read(frame, read, &mut key) {
-                Some(element) => elements.push(element),
-                None => {
-                    self.memo.keys.push(key);
-                    return Recall::Never;
-                }
-            }
+        if self.add_fields(frame, reads, &mut key, &mut elements).is_none() {
+            self.memo.keys.push(key);
+            return Recall::Never;
         }
         let memo = &mut *self.memo;
         let hash = FixedState::default().hash_one(&*key);
@@ -468,6 +454,36 @@ impl Run<'_> {
     /// How much was told about the message until now.
     pub(super) fn told(&self) -> usize {
         self.issues.len() + self.unmapped_codes.len() + self.doubts
+    }
+
+    /// Adds places to the key. `None` if what stands there cannot be part of one.
+    fn add_fields(
+        &self,
+        frame: &Frame<'_, '_>,
+        reads: &Reads,
+        key: &mut Vec<u8>,
+        elements: &mut Elements,
+    ) -> Option<()> {
+        if let Some(name) = reads.anchor {
+            let anchor =
+                frame.anchor.filter(|anchor| self.message.segments()[*anchor as usize].name() == name)?;
+            let mut left = (reads.fields | reads.presences) & self.present[anchor as usize];
+            while left != 0 {
+                let field = left.trailing_zeros();
+                left &= left - 1;
+                key.push(field as u8); // of 128
+                let element = self.field(anchor, field as u16);
+                if reads.fields >> field & 1 == 1 || !self.add_presence(element, key) {
+                    self.add_element(element, key);
+                    elements.push(element);
+                }
+            }
+            key.push(0);
+        }
+        for read in &reads.others {
+            elements.push(self.add_read(frame, read, key)?);
+        }
+        Some(())
     }
 
     /// Adds one place to the key. `None` if what stands there cannot be part of one.

@@ -223,6 +223,8 @@ pub(crate) struct Run<'r> {
     fields: Vec<u32>,
     /// Where the fields of a segment begin in `fields`.
     fields_of: Vec<u32>,
+    /// The fields of each segment that are there, a bit each; the highest one stands for all that follow.
+    present: Vec<u128>,
     context: &'r Context<'r>,
     zone: Zone,
     trigger: Cow<'r, str>,
@@ -333,7 +335,7 @@ impl<'r> Run<'r> {
             let evn = message.find(SegmentName::of("EVN"))?;
             message.field(evn, 1).text(message)
         });
-        let (fields, fields_of) = index_fields(message);
+        let (fields, fields_of, present) = index_fields(message);
         let zone = Zone::of_message(header.made_at().as_deref(), &context.zone);
         memo.begin(code, context, &zone, message.separators());
         Run {
@@ -343,6 +345,7 @@ impl<'r> Run<'r> {
             groups,
             fields,
             fields_of,
+            present,
             context,
             zone,
             trigger: trigger.unwrap_or_default(),
@@ -564,23 +567,27 @@ fn fragments_of(slots: &[SlotWrite]) -> impl Iterator<Item = &Fragment> {
     })
 }
 
-/// Where each field begins: for each segment, the first leaf of field 1, of field 2, ..., and the end of the last.
-fn index_fields(message: &Message<'_>) -> (Vec<u32>, Vec<u32>) {
+/// Where each field begins: for each segment, the first leaf of field 1, of field 2, ..., and the end of the last. And which are there.
+fn index_fields(message: &Message<'_>) -> (Vec<u32>, Vec<u32>, Vec<u128>) {
     let leaves = message.leaves();
     let mut fields = Vec::with_capacity(message.segments().len() * 24);
     let mut fields_of = Vec::with_capacity(message.segments().len() + 1);
+    let mut all_present = Vec::with_capacity(message.segments().len());
     for segment in message.segments() {
         fields_of.push(fields.len() as u32);
         let range = segment.leaves();
         let mut field = 0;
+        let mut present = 0;
         for (leaf, place) in leaves[range.clone()].iter().zip(range.start as u32..) {
             while field < leaf.field {
                 fields.push(place);
                 field += 1;
             }
+            present |= 1 << leaf.field.min(127);
         }
         fields.push(range.end as u32);
+        all_present.push(present);
     }
     fields_of.push(fields.len() as u32);
-    (fields, fields_of)
+    (fields, fields_of, all_present)
 }

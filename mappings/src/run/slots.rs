@@ -22,8 +22,7 @@ impl<'r> Run<'r> {
         segment: u32,
         to: To,
     ) -> Result<(), Halt> {
-        let leaves = &self.message.leaves()[self.message.segments()[segment as usize].leaves()];
-        let present = leaves.iter().fold(0u128, |all, leaf| all | 1 << leaf.field.min(127));
+        let present = self.present[segment as usize];
         let steady = self.memo.steady(part);
         let recall = self.recall_together(frame, part, steady);
         let spoken = |slot: &Slot| slot.fields == 0 || slot.fields & present != 0;
