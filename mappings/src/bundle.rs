@@ -80,7 +80,8 @@ impl<'r> Rendered<'r> {
 pub fn leave_out_incomplete(rendered: &mut Vec<Rendered<'_>>) -> Vec<Issue> {
     let mut issues = Vec::new();
     loop {
-        let lacking = |one: &Rendered<'_>| Some((one.id, one.resource_type.to_owned(), one.lacking?));
+        let lacking =
+            |one: &Rendered<'_>| one.lacking.map(|lacking| (one.id, one.resource_type.to_owned(), lacking));
         let incomplete: Vec<(Uuid, String, &'static str)> = rendered.iter().filter_map(lacking).collect();
         if incomplete.is_empty() {
             return issues;

@@ -236,14 +236,7 @@ pub(crate) const FUNCTIONS: &[Function] = &[
             ("decimal(ZZZ-1)", "+5", "5"),
             ("decimal(ZZZ-1)", ">5", ""),
         ],
-        call: |run, frame, args| {
-            run.reading(frame, args[0], "expected a number", |text| {
-                Some(match crate::json::number(text)? {
-                    Cow::Borrowed(number) => number.to_owned(),
-                    Cow::Owned(number) => number,
-                })
-            })
-        },
+        call: |run, frame, args| run.reading(frame, args[0], "expected a number", crate::json::number),
     },
     Function {
         name: "integer",
@@ -259,7 +252,7 @@ pub(crate) const FUNCTIONS: &[Function] = &[
         ],
         call: |run, frame, args| {
             run.reading(frame, args[0], "expected a whole number", |text| {
-                text.trim().parse::<i32>().ok().map(|n| n.to_string())
+                text.trim().parse::<i32>().ok().map(|n| n.to_string().into())
             })
         },
     },
@@ -415,7 +408,7 @@ pub(crate) const FUNCTIONS: &[Function] = &[
         call: |run, frame, args| {
             run.reading(frame, args[0], "expected a number, with or without a comparator", |text| {
                 let number = compared(text).map_or(text, |(_, number)| number);
-                crate::json::number(number).map(Cow::into_owned)
+                crate::json::number(number)
             })
         },
     },
@@ -484,7 +477,9 @@ pub(crate) const FUNCTIONS: &[Function] = &[
             ("uri(ZZZ-1)", "http://test.example", "http://test.example"),
         ],
         call: |run, frame, args| {
-            run.reading(frame, args[0], "expected an OID, a UUID or a URI", |text| universal(text.trim(), ""))
+            run.reading(frame, args[0], "expected an OID, a UUID or a URI", |text| {
+                universal(text.trim(), "").map(Cow::Owned)
+            })
         },
     },
     Function {
@@ -580,7 +575,7 @@ pub(crate) const FUNCTIONS: &[Function] = &[
                 frame,
                 args[0],
                 "expected a time, a whole number and a unit of time that fit together",
-                |text| later(text, &amount, &unit),
+                |text| later(text, &amount, &unit).map(Cow::Owned),
             )
         },
     },
@@ -599,7 +594,9 @@ pub(crate) const FUNCTIONS: &[Function] = &[
         ],
         call: |run, frame, args| {
             let Some(unit) = run.text_of(frame, args[1]) else { return Val::Absent };
-            run.reading(frame, args[0], "expected a number and a unit of time", |text| minutes(text, &unit))
+            run.reading(frame, args[0], "expected a number and a unit of time", |text| {
+                minutes(text, &unit).map(Cow::Owned)
+            })
         },
     },
     Function {
@@ -638,7 +635,7 @@ pub(crate) const FUNCTIONS: &[Function] = &[
         call: |run, frame, args| {
             let encoding = run.text_of(frame, args[1]).unwrap_or_default().to_ascii_lowercase();
             run.reading(frame, args[0], "expected data in the encoding that ED-4 names", |text| {
-                encode(text, &encoding)
+                encode(text, &encoding).map(Cow::Owned)
             })
         },
     },

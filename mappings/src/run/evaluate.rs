@@ -539,14 +539,15 @@ impl<'r> Run<'r> {
         frame: &Frame<'r, '_>,
         id: ExprId,
         expected: &'static str,
-        how: impl FnOnce(&str) -> Option<String>,
+        how: impl FnOnce(&str) -> Option<Cow<'_, str>>,
     ) -> Val<'r> {
         match self.eval(frame, id) {
             Val::Null => Val::Null,
             value => match self.text(value) {
                 Some(text) if crate::json::is_blank(&text) => Val::Absent,
                 Some(text) => match how(&text) {
-                    Some(read) => Val::Text(read.into()),
+                    Some(Cow::Borrowed(same)) if same.len() == text.len() => Val::Text(text),
+                    Some(read) => Val::Text(read.into_owned().into()),
                     None => Val::Unreadable(expected.into()),
                 },
                 None => Val::Absent,

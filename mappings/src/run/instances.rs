@@ -4,14 +4,31 @@ use super::made::Keys;
 use super::slots::{Again, Place, To};
 use super::{Frame, Halt, Instance, Item, Run};
 use crate::language::ast::Otherwise;
-use crate::program::{PartCode, Parts, ResourceCode};
+use crate::program::{MappingCode, PartCode, Parts, ResourceCode};
 use crate::resource::Contribution;
-use schemas::hl7v2::definitions::NodeId;
+use schemas::hl7v2::definitions::{NodeId, Structure};
 use schemas::hl7v2::grammar::InstanceId;
 use schemas::hl7v2::{Element, Level};
 use schemas::issue::{Issue, Severity};
 use smallvec::SmallVec;
 use std::borrow::Cow;
+use std::sync::Arc;
+
+/// The group in which each resource of a mapping stands.
+pub(super) fn places(mapping: &MappingCode, structure: &Structure) -> Arc<[Option<NodeId>]> {
+    mapping.resources.iter().map(|resource| group_of(structure, &resource.groups)).collect()
+}
+
+/// The group of a path, where the version at hand has it; else the only one whose path ends so: `ORDER` is
+/// `ORDER_GENERAL.ORDER` in the OML_O21 of v2.4.
+fn group_of(structure: &Structure, path: &str) -> Option<NodeId> {
+    structure.group(path).or_else(|| {
+        let mut found = structure
+            .groups()
+            .filter(|(known, _)| known.strip_suffix(path).is_some_and(|before| before.ends_with('.')));
+        found.next().map(|(_, id)| id).filter(|_| found.next().is_none())
+    })
+}
 
 /// Instances of one resource.
 pub(super) type Related = SmallVec<[usize; 1]>;
@@ -20,36 +37,25 @@ impl<'r> Run<'r> {
     /// Finds every instance of every resource, with its id.
     pub(super) fn find_instances(&mut self) -> Result<(), Halt> {
         let mapping = self.mapping;
+        let mut groups: SmallVec<[(NodeId, InstanceId); 32]> =
+            self.groups.instances().map(|id| (self.groups.group(id), id)).collect();
+        groups.sort_unstable_by_key(|(group, id)| (*group, id.0));
         for (def, resource) in mapping.resources.iter().enumerate() {
             self.around.push(Vec::new());
-            let group = self.group_of(&resource.groups);
-            self.places.push(group);
-            let Some(group) = group else { continue };
-            let places: Vec<InstanceId> = self.groups.instances_of(group).collect();
-            for place in places {
+            let Some(group) = self.places[def] else { continue };
+            let first = groups.partition_point(|(other, _)| *other < group);
+            for (_, place) in groups[first..].iter().take_while(|(other, _)| *other == group) {
                 match resource.segment {
-                    None => self.find_instance(def, resource, place, None)?,
+                    None => self.find_instance(def, resource, *place, None)?,
                     Some(name) => {
-                        for segment in self.inside(place, name, 2) {
-                            self.find_instance(def, resource, place, Some(segment))?;
+                        for segment in self.inside(*place, name, 2) {
+                            self.find_instance(def, resource, *place, Some(segment))?;
                         }
                     }
                 }
             }
         }
         Ok(())
-    }
-
-    /// The group of a path, where the version at hand has it; else the only one whose path ends so: `ORDER` is
-    /// `ORDER_GENERAL.ORDER` in the OML_O21 of v2.4.
-    fn group_of(&self, path: &str) -> Option<NodeId> {
-        let structure = self.groups.structure();
-        structure.group(path).or_else(|| {
-            let mut found = structure
-                .groups()
-                .filter(|(known, _)| known.strip_suffix(path).is_some_and(|before| before.ends_with('.')));
-            found.next().map(|(_, id)| id).filter(|_| found.next().is_none())
-        })
     }
 
     fn find_instance(

@@ -5,13 +5,13 @@
 
 use super::coverage::{Mark, State};
 use super::{Context, Frame, Item, Run, Val};
-use crate::program::{Code, Members, PartCode, Read, Reads, Remember, Target};
+use crate::program::{Code, MappingCode, Members, PartCode, Read, Reads, Remember, Target};
 use crate::resource::{Contribution, Write};
 use foldhash::fast::{FixedState, RandomState};
+use schemas::hl7v2::definitions::{NodeId, Structure};
 use schemas::hl7v2::separators::Separators;
 use schemas::hl7v2::time::Zone;
 use schemas::hl7v2::{Element, Level};
-use smallvec::SmallVec;
 use std::collections::HashMap;
 use std::fmt;
 use std::hash::BuildHasher;
@@ -30,10 +30,12 @@ pub(crate) struct Memo {
     tries: Vec<Tries>,
     /// For each part of a resource the slots that are remembered together.
     parts: HashMap<u32, Part, RandomState>,
+    /// For each mapping and structure, by their addresses, the group in which each resource stands.
+    places: HashMap<(usize, usize), Arc<[Option<NodeId>]>, RandomState>,
     /// How many messages there were.
     messages: u32,
-    /// Buffers for keys.
-    keys: Vec<Vec<u8>>,
+    /// Buffers for keys, and for the elements that they hold.
+    keys: Vec<(Vec<u8>, Elements)>,
 }
 
 /// Shows how much is kept; what is kept is patients'.
@@ -131,7 +133,7 @@ const STEADY: u16 = u16::MAX / 100 * 95;
 const TOGETHER: u32 = 3;
 
 /// The elements that are read; absent ones where something else is read.
-type Elements = SmallVec<[Element; 10]>;
+type Elements = Vec<Element>;
 
 /// What was written.
 #[derive(Clone)]
@@ -227,6 +229,17 @@ impl Memo {
         });
         self.sender = place as u32;
         self.messages = self.messages.wrapping_add(1);
+    }
+
+    /// The group in which each resource of a mapping stands, by the structure of a message.
+    pub(super) fn places(
+        &mut self,
+        mapping: &MappingCode,
+        structure: &'static Structure,
+    ) -> Arc<[Option<NodeId>]> {
+        // Both stay where they are as long as the catalog, whose memo this is.
+        let key = (std::ptr::from_ref(mapping).addr(), std::ptr::from_ref(structure).addr());
+        self.places.entry(key).or_insert_with(|| super::instances::places(mapping, structure)).clone()
     }
 
     /// The slots of a part that are looked up together. Which they are is seen from time to time, while each is looked up by
@@ -333,8 +346,9 @@ impl Run<'_> {
         {
             return Recall::Never;
         }
-        let mut key = self.memo.keys.pop().unwrap_or_default();
+        let (mut key, mut elements) = self.memo.keys.pop().unwrap_or_default();
         key.clear();
+        elements.clear();
         key.extend_from_slice(&id.to_ne_bytes());
         key.extend_from_slice(&self.memo.sender.to_ne_bytes());
         if steady != Members::default() {
@@ -342,9 +356,8 @@ impl Run<'_> {
             key.extend_from_slice(&steady.whole.to_ne_bytes());
             key.extend_from_slice(&steady.refusing.to_ne_bytes());
         }
-        let mut elements = Elements::new();
         if self.add_fields(frame, reads, &mut key, &mut elements).is_none() {
-            self.memo.keys.push(key);
+            self.memo.keys.push((key, elements));
             return Recall::Never;
         }
         let memo = &mut *self.memo;
@@ -360,14 +373,15 @@ impl Run<'_> {
         kept.known = true;
         tries.known += 1;
         tries.tell(kept.message != memo.messages);
-        memo.keys.push(key);
         self.marks.extend(kept.marks.iter().map(|mark| {
             let first = elements[usize::from(mark.read)].first;
             Mark { first: first + mark.first, end: first + mark.end, state: mark.state }
         }));
         self.made.extend_from_slice(&kept.made);
         self.last_leaf = kept.last.map(|(read, leaf)| (elements[usize::from(read)].first + leaf) as usize);
-        Recall::Known(kept.outcome.clone())
+        let outcome = kept.outcome.clone();
+        memo.keys.push((key, elements));
+        Recall::Known(outcome)
     }
 
     /// Keeps what was written, if anything may be, and unless something was told about it that has to be told each time.
@@ -393,7 +407,7 @@ impl Run<'_> {
         if let Some(kept) = kept {
             memo.keep(kept);
         }
-        memo.keys.push(new.key);
+        memo.keys.push((new.key, new.elements));
     }
 
     fn result(

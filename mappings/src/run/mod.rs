@@ -236,7 +236,7 @@ pub(crate) struct Run<'r> {
     /// For each entry of `resources:`, its instances by the groups in which they lie.
     around: Vec<Vec<SmallVec<[usize; 1]>>>,
     /// For each entry of `resources:`, the group in which it stands.
-    places: Vec<Option<NodeId>>,
+    places: Arc<[Option<NodeId>]>,
     ordinals: HashMap<(InstanceId, String), u32, RandomState>,
     issues: Vec<Issue>,
     unmapped_codes: Vec<UnmappedCode>,
@@ -338,6 +338,7 @@ impl<'r> Run<'r> {
         let (fields, fields_of, present) = index_fields(message);
         let zone = Zone::of_message(header.made_at().as_deref(), &context.zone);
         memo.begin(code, context, &zone, message.separators());
+        let places = memo.places(mapping, groups.structure());
         Run {
             code,
             mapping,
@@ -353,7 +354,7 @@ impl<'r> Run<'r> {
             entry_of: HashMap::default(),
             instances: Vec::new(),
             around: Vec::new(),
-            places: Vec::new(),
+            places,
             ordinals: HashMap::default(),
             issues: Vec::new(),
             unmapped_codes: Vec::new(),
