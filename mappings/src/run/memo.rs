@@ -27,6 +27,8 @@ pub(crate) struct Memo {
     sender: u32,
     /// Found by hash, in one of two places; see [`Memo::keep`].
     kept: Vec<Option<Kept>>,
+    /// The beginning of the hash of each, so that what is not kept is not looked for among it.
+    tags: Vec<u32>,
     tries: Vec<Tries>,
     /// For each part of a resource the slots that are remembered together.
     parts: HashMap<u32, Part, RandomState>,
@@ -120,11 +122,11 @@ const BYTES_MAX_MAKING: usize = 4096;
 /// For how many senders, with their separators and zones, results are kept at a time. All begin anew with one more.
 const SENDERS_MAX: usize = 256;
 /// After so many tries it is decided whether a result is worth looking up, ...
-const TRIED: u16 = 1000;
+const TRIED: u16 = 400;
 /// ... which it is if so many of them were known, ...
-const WORTH: u16 = 500;
+const WORTH: u16 = 200;
 /// ... or so many where resources are made ...
-const WORTH_MAKING: u16 = 25;
+const WORTH_MAKING: u16 = 10;
 /// ... and if not, it is left alone for so many times.
 const REST: u16 = 10_000;
 /// Slots are looked up together if their results are known from earlier messages as often as this, ...
@@ -196,6 +198,7 @@ impl Memo {
     pub(super) fn begin(&mut self, code: &Code, context: &Context<'_>, zone: &Zone, separators: &Separators) {
         if self.kept.is_empty() {
             self.kept.resize_with(KEPT_MAX, || None);
+            self.tags.resize(KEPT_MAX, 0);
             self.tries.resize(code.remembered as usize, Tries::default());
         }
         let codes = context.codes.map_or(0, crate::SiteCodes::version);
@@ -274,12 +277,15 @@ impl Memo {
     /// Keeps a result where nothing is kept, else in place of one that was not known of late. So the many that come once do not
     /// drive out those that come again and again.
     fn keep(&mut self, new: Kept) {
-        let places = &mut self.kept[places(new.hash)];
+        let range = places(new.hash);
+        let places = &mut self.kept[range.clone()];
         let free = places.iter().position(|kept| kept.as_ref().is_none_or(|kept| !kept.known));
         for kept in places.iter_mut().flatten() {
             kept.known &= free.is_some();
         }
-        places[free.unwrap_or(0)] = Some(new);
+        let place = free.unwrap_or(0);
+        self.tags[range.start + place] = tag(new.hash);
+        places[place] = Some(new);
     }
 
     fn is_worth(&mut self, id: u32, makes: bool) -> bool {
@@ -304,6 +310,10 @@ impl Memo {
 fn places(hash: u64) -> Range<usize> {
     let first = hash as usize % (KEPT_MAX / 2) * 2;
     first..first + 2
+}
+
+fn tag(hash: u64) -> u32 {
+    (hash >> 32) as u32
 }
 
 impl Run<'_> {
@@ -362,10 +372,11 @@ impl Run<'_> {
         }
         let memo = &mut *self.memo;
         let hash = FixedState::default().hash_one(&*key);
-        let places = &mut memo.kept[places(hash)];
-        let same = |kept: &&mut Kept| kept.hash == hash && *kept.key == *key;
+        let same = |kept: &Kept| kept.hash == hash && *kept.key == *key;
         let tries = &mut memo.tries[id as usize];
-        let Some(kept) = places.iter_mut().flatten().find(same) else {
+        let found = places(hash)
+            .find(|place| memo.tags[*place] == tag(hash) && memo.kept[*place].as_ref().is_some_and(same));
+        let Some(kept) = found.and_then(|place| memo.kept[place].as_mut()) else {
             tries.tell(false);
             let (marks, made) = (self.marks.len(), self.made.len());
             return Recall::New(New { key, hash, elements, marks, made, told: self.told() });

@@ -293,9 +293,16 @@ impl<'r> Run<'r> {
                     self.entries.push(Contributed::Shared(made.clone()));
                 }
                 Some(known) => {
-                    let known = self.entries[*known].own();
-                    known.add_aliases(&made.aliases);
-                    made.slots.iter().for_each(|slot| keep(&mut known.slots, slot.clone(), Again::Made));
+                    let known = &mut self.entries[*known];
+                    // What says nothing new changes nothing: what is shared stays so.
+                    if made.aliases.iter().any(|alias| !known.aliases.contains(alias)) {
+                        known.own().add_aliases(&made.aliases);
+                    }
+                    for slot in &made.slots {
+                        if says_more(slot, &known.slots) {
+                            keep(&mut known.own().slots, slot.clone(), Again::Made);
+                        }
+                    }
                 }
             }
             self.settled.push(made);
@@ -361,6 +368,16 @@ fn keep(slots: &mut Vec<SlotWrite>, write: SlotWrite, again: Again) {
         // Two mentions of one person in one message: the fuller one says more.
         (Write::Valued(known), Write::Valued(more)) if length(&more) > length(known) => *known = more,
         _ => {}
+    }
+}
+
+/// Whether a slot of a resource that is mentioned again adds to those that it has.
+fn says_more(more: &SlotWrite, known: &[SlotWrite]) -> bool {
+    let Some(known) = known.iter().find(|known| known.name == more.name) else { return true };
+    match (&known.write, &more.write) {
+        (_, Write::Cleared) => false,
+        (Write::Cleared, Write::Valued(_)) => true,
+        (Write::Valued(known), Write::Valued(more)) => length(more) > length(known),
     }
 }
 
