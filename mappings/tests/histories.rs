@@ -365,3 +365,29 @@ fn a_change_of_an_order_that_tells_no_status_leaves_the_known_one() {
     assert_eq!(order_status(&[new.clone(), done.clone(), changed.clone()]), "completed");
     assert_eq!(order_status(&[changed, done, new]), "completed", "in another order of arrival");
 }
+
+#[test]
+fn a_message_that_tells_no_status_of_a_bed_leaves_the_known_one_and_that_of_the_ward() {
+    let admission = |control: &str, place: &str, status: &str| {
+        format!(
+            "MSH|^~\\&|ADT|TESTHOSP|||20250301083000||ADT^A01^ADT_A01|{control}|P|2.5.1\n\
+             EVN|A01|2025030108300{control}\n\
+             PID|||TEST4711^^^TESTHOSP^MR||TEST^JANE\n\
+             PV1||I|{place}||||||||||||||||TESTVIS1^^^TESTHOSP|||||||||||||||||||||{status}"
+        )
+    };
+    let status_of = |known: &Known, name: &str| {
+        let places = known.all("Location");
+        let place = places.into_iter().find(|place| place["name"] == name).expect("the place");
+        place["operationalStatus"]["code"].as_str().map(str::to_owned)
+    };
+    let told = [admission("1", "WARD1^R1^B1^TESTHOSP", "K"), admission("2", "WARD1^R1^B2^TESTHOSP", "O")];
+    let first = after(&[&told[0], &told[1]]);
+    assert_eq!(status_of(&first, "B1").as_deref(), Some("K"));
+    assert_eq!(status_of(&first, "B2").as_deref(), Some("O"));
+    assert_eq!(status_of(&first, "WARD1"), None, "what is said of a bed is not said of its ward");
+    let untold = admission("3", "WARD1^R1^B1^TESTHOSP", "");
+    assert_eq!(status_of(&after(&[&told[0], &untold]), "B1").as_deref(), Some("K"));
+    let null = admission("4", "WARD1^R1^B1^TESTHOSP", "\"\"");
+    assert_eq!(status_of(&after(&[&told[0], &null]), "B1"), None, "HL7's null deletes it");
+}

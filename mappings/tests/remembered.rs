@@ -92,6 +92,13 @@ fn a_change_after_a_thousand_like_messages_is_seen() {
         for number in 0..1100 {
             map(&catalogs.0, base, "lab", number);
         }
+        // Another event, another version, other values: what a condition reads counts like what is carried over.
+        for event in ["A02", "A03", "A04", "A05", "A08", "A11", "A12", "A13", "A26", "A38"] {
+            assert_same(&catalogs, &base.replacen("^A01", &format!("^{event}"), 1), "lab", 1);
+        }
+        for text in messages().iter().filter(|text| text.contains(kind)) {
+            assert_same(&catalogs, text, "lab", 1);
+        }
         let segments: Vec<Vec<&str>> = base.split('\r').map(|line| line.split('|').collect()).collect();
         for (place, fields) in segments.iter().enumerate().skip(1) {
             for (field, value) in

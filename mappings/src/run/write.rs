@@ -431,7 +431,11 @@ impl<'r> Run<'r> {
         for (param, argument) in with {
             let value = match argument {
                 Argument::Text(text) => Val::Text(Cow::Borrowed(text)),
-                Argument::Expr(expr) => self.eval(frame, *expr),
+                Argument::Expr(expr) => match self.eval(frame, *expr) {
+                    // HL7's null empties what the map writes of it, as it does where the map reads it itself.
+                    Val::Null => Val::Element(self.element(frame, *expr)),
+                    value => value,
+                },
             };
             values.push((*param, value));
         }
