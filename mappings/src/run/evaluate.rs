@@ -328,6 +328,9 @@ impl<'r> Run<'r> {
                     return Some(segment);
                 }
                 frame.anchor.filter(named).or_else(|| {
+                    if !self.may_hold(name) {
+                        return None;
+                    }
                     let mut around = std::iter::successors(Some(frame.group), |id| self.groups.parent(*id));
                     around.find_map(|id| self.first_inside(id, name, 2))
                 })
@@ -365,6 +368,9 @@ impl<'r> Run<'r> {
 
     /// The segments of a name in a group instance, else in the one around it, and so on.
     pub(super) fn near(&self, group: InstanceId, name: SegmentName) -> Segments {
+        if !self.may_hold(name) {
+            return Segments::new();
+        }
         let mut at = Some(group);
         while let Some(id) = at {
             let found = self.inside(id, name, 2);
@@ -392,6 +398,9 @@ impl<'r> Run<'r> {
 
     /// The segments of a name in a group instance itself, else in the groups inside it that stand at most once.
     pub(super) fn inside(&self, group: InstanceId, name: SegmentName, depth: u32) -> Segments {
+        if !self.may_hold(name) {
+            return Segments::new();
+        }
         let own = self.groups.segments(group).map(|(segment, _)| segment);
         let mut found: Segments = own
             .filter(|segment| self.message.segments()[*segment].name() == name)

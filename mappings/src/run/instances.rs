@@ -43,6 +43,9 @@ impl<'r> Run<'r> {
         for (def, resource) in mapping.resources.iter().enumerate() {
             self.around.push(Vec::new());
             let Some(group) = self.places[def] else { continue };
+            if resource.segment.is_some_and(|name| !self.may_hold(name)) {
+                continue;
+            }
             let first = groups.partition_point(|(other, _)| *other < group);
             for (_, place) in groups[first..].iter().take_while(|(other, _)| *other == group) {
                 match resource.segment {
@@ -160,6 +163,9 @@ impl<'r> Run<'r> {
         if part.groups.is_empty() {
             // A part stands in the group of its resource: the NTE of an order is none of its results'.
             return self.inside(frame.group, part.segment, 2);
+        }
+        if !self.may_hold(part.segment) {
+            return SmallVec::new();
         }
         let structure = self.groups.structure();
         let Some(inner) = structure.group_in(self.groups.group(frame.group), &part.groups) else {

@@ -225,6 +225,8 @@ pub(crate) struct Run<'r> {
     fields_of: Vec<u32>,
     /// The fields of each segment that are there, a bit each; the highest one stands for all that follow.
     present: Vec<u128>,
+    /// The bits of the names of all segments: what most rules ask for is not there.
+    names: u64,
     context: &'r Context<'r>,
     zone: Zone,
     trigger: Cow<'r, str>,
@@ -347,6 +349,7 @@ impl<'r> Run<'r> {
             fields,
             fields_of,
             present,
+            names: message.segments().iter().fold(0, |all, segment| all | segment.name().bit()),
             context,
             zone,
             trigger: trigger.unwrap_or_default(),
@@ -526,6 +529,11 @@ impl<'r> Run<'r> {
             .or_else(|| moment(self.message.field(0, 7)));
         let number = self.message.field(0, 13).text(self.message).and_then(|text| text.trim().parse().ok());
         Stamp { sender: self.context.sender.clone(), at, number, seq: self.context.seq }
+    }
+
+    /// Whether a segment of a name may be in the message.
+    fn may_hold(&self, name: SegmentName) -> bool {
+        self.names & name.bit() != 0
     }
 
     /// A field of a segment with all its repetitions; what [`Message::field`] answers, without a search.

@@ -29,6 +29,11 @@ impl SegmentName {
         Some(SegmentName(name))
     }
 
+    /// One bit of 64, always the same for a name; other names may have it, too.
+    pub const fn bit(self) -> u64 {
+        1 << (u32::from_le_bytes(self.0).wrapping_mul(0x9e37_79b9) >> 26)
+    }
+
     /// The name of a segment of the standard or a Z-segment, checked when it is compiled.
     ///
     /// # Panics
