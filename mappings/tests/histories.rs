@@ -391,3 +391,68 @@ fn a_message_that_tells_no_status_of_a_bed_leaves_the_known_one_and_that_of_the_
     let null = admission("4", "WARD1^R1^B1^TESTHOSP", "\"\"");
     assert_eq!(status_of(&after(&[&told[0], &null]), "B1"), None, "HL7's null deletes it");
 }
+
+#[test]
+fn the_notes_of_every_part_of_an_appointment_are_kept() {
+    let known = after(&[r"
+        MSH|^~\&|SCHED|TESTHOSP|||20250301083000||SIU^S12^SIU_S12|TEST1|P|2.5.1
+        SCH|PLAN1^TESTHOSP|||||CHECKUP|||||^^30^20250310090000^20250310093000||||||||||||||BOOKED
+        NTE|1||Bring the film.
+        NTE|2||Come early.
+        PID|||TEST4711^^^TESTHOSP^MR||TEST^JANE
+        RGS|1
+        AIS|1||XRAY^X-ray^L
+        NTE|1||No metal.
+        AIG|1||LAMP^Lamp^L
+        NTE|1||Lead apron."]);
+    let text = known.one("Appointment").to_string();
+    for note in ["Bring the film.", "Come early.", "No metal.", "Lead apron."] {
+        assert!(text.contains(note), "{note} is lost: {text}");
+    }
+}
+
+#[test]
+fn two_places_of_a_message_that_tell_of_one_thing_are_joined_and_the_first_is_believed() {
+    let catalog = Catalog::builtin();
+    let text = r"MSH|^~\&|LAB|TESTLAB|||20250302083000||ORU^R01^ORU_R01|TEST1|P|2.5.1
+        PID|1||TEST4711^^^TESTHOSP^MR||TEST^JANE||19700101|M||||||||||||||||||||||Y
+        OBR|1|P1^TESTHOSP|FILL1^TESTLAB|HB^Haemoglobin^L|||||||||||||||||||||F
+        NTE|1||Fasting
+        OBX|1|NM|HB^Haemoglobin^L||13.5|g/dL|||||F
+        PID|2||TEST4711^^^TESTHOSP^MR||TEST^JANE||19700102|F||||||||||||||||||||||N
+        OBR|1|P1^TESTHOSP|FILL1^TESTLAB|HB^Haemoglobin^L|||||||||||||||||||||F
+        NTE|1||After two hours
+        OBX|1|NM|HB2^Haemoglobin^L||13.6|g/dL|||||F";
+    let known = after(&[text]);
+    let patient = known.one("Patient");
+    assert_eq!(patient["gender"], "male", "{patient}");
+    assert_eq!(patient["birthDate"], "1970-01-01");
+    assert_eq!(patient["deceasedBoolean"], true);
+    assert_eq!(patient["identifier"].as_array().map(Vec::len), Some(1), "what is said twice stands once");
+    let notes = known.one("DiagnosticReport").to_string() + &known.one("ServiceRequest").to_string();
+    assert!(notes.contains("Fasting") && notes.contains("After two hours"), "{notes}");
+    let lines = text.lines().map(str::trim).collect::<Vec<_>>().join("\r");
+    let message = Message::parse(&lines, &Limits::default()).expect("a message");
+    let context = Context {
+        message_id: Uuid::from_u128(1),
+        received_at: jiff::Timestamp::UNIX_EPOCH,
+        seq: 1,
+        sender: "test".into(),
+        authority: "test".into(),
+        zone: Zone::UTC,
+        namespace: Uuid::nil(),
+        systems: &[],
+        options: &[],
+        codes: None,
+    };
+    let mapped = catalog.program_of("test", &message).expect("a mapping").run(&message, &context);
+    let issues = mapped.expect("it is mapped").issues;
+    let otherwise: Vec<_> = issues
+        .iter()
+        .filter(|issue| issue.code == "said-otherwise")
+        .map(|issue| issue.rule.as_str())
+        .collect();
+    for rule in ["pid_patient/gender", "pid_patient/birthDate", "pid_patient/deceased[x]"] {
+        assert!(otherwise.contains(&rule), "{rule} is told: {otherwise:?}");
+    }
+}

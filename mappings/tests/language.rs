@@ -961,3 +961,74 @@ fn a_reference_may_have_extensions_and_a_reason_gives_way_to_a_value() {
     let (bundle, _) = map(&catalog, "PID|||P1");
     assert_eq!(resource(&bundle, "Patient")["_birthDate"]["extension"][0]["valueCode"], "unknown");
 }
+
+#[test]
+fn a_condition_on_the_number_of_a_repetition_is_asked_for_each() {
+    let catalog = adt(
+        "  identifier: {all: [{id: later, each: PID-3, when: \"index() == 2 and valued(PID-4[index()])\", set: {value: {value: it.1}}}]}",
+        "",
+    );
+    let (bundle, _) = map(&catalog, "PID|||A~B~C|X~Y~Z");
+    let identifiers = &resource(&bundle, "Patient")["identifier"];
+    assert_eq!(identifiers[0]["value"], "B");
+    assert_eq!(identifiers.as_array().map(Vec::len), Some(1));
+}
+
+#[test]
+fn what_a_map_is_handed_is_null_where_the_field_is() {
+    let naming = "type_map: named\nfrom: XPN\nto: HumanName\nparams: [title]\nrules:\n  family: {value: XPN.1.1}\n  \
+                  prefix: {when: \"valued(with.title)\", all: [{id: one, value: with.title}]}\n  \
+                  text: {value: \"with.title ?? XPN.2\"}";
+    let pid = "segment_map: pid\nfrom: PID\nto: Patient\nrules:\n  \
+               name: {all: [{id: legal, each: PID-5, use: named, with: {title: \"=PID-8\"}}]}";
+    let mapping = format!(
+        "mapping: adt\nversion: 1\nsource: {{format: hl7v2, structure: ADT_A01, events: [A01]}}\nresources:{PATIENT}"
+    );
+    let catalog = catalog(&[naming, pid, &mapping]);
+    let name = |title: &str| {
+        let (bundle, _) = map(&catalog, &format!("PID|||1||TEST^JANE|||{title}"));
+        resource(&bundle, "Patient")["name"][0].clone()
+    };
+    assert_eq!(name("Dr")["prefix"][0], "Dr");
+    assert_eq!(name("Dr")["text"], "Dr");
+    for absent in ["\"\"", ""] {
+        assert_eq!(name(absent)["prefix"], Value::Null, "{absent:?}");
+        assert_eq!(name(absent)["text"], "JANE", "{absent:?}");
+    }
+}
+
+#[test]
+fn a_key_that_counts_under_a_condition_is_not_remembered_without_it() {
+    let seen = "type_map: seen\nfrom: XCN\nmakes: Practitioner\n\
+                identity: {keys: [{value: XCN.1, when: \"PID-8 == 'F'\"}, {value: XCN.2.1}], else: display}\n\
+                display: XCN.2.1\nrules:\n  name: {set: {family: {value: XCN.2.1}}}";
+    let pid = "segment_map: pid\nfrom: PID\nto: Patient\nrules:\n  \
+               generalPractitioner: {all: [{id: own, each: PV1-7, make: Practitioner, use: seen}]}";
+    let mapping = format!(
+        "mapping: adt\nversion: 1\nsource: {{format: hl7v2, structure: ADT_A01, events: [A01]}}\nresources:{PATIENT}"
+    );
+    let catalog = catalog(&[seen, pid, &mapping]);
+    let id = |sex: &str| {
+        let (bundle, _) = map(&catalog, &format!("PID|||1|||||{sex}\nPV1|||||||D1^TEST"));
+        resource(&bundle, "Practitioner")["id"].clone()
+    };
+    let first = id("F");
+    assert_ne!(id("M"), first, "another key, although the doctor is written the same");
+    assert_eq!(id("F"), first);
+}
+
+/// Each of these took hours when every leaf was held against every other one.
+#[test]
+fn many_nulls_and_many_people_in_one_field_are_mapped_like_few() {
+    let pid =
+        "  generalPractitioner: {all: [{id: own, each: PV1-7, make: Practitioner, use: xcn_practitioner}]}";
+    let catalog = adt(pid, "");
+    let nulls = ["\"\""; 60_000].join("&");
+    let mapped = run(&catalog, &format!("PID|||1\nZZZ|{nulls}^{nulls}"));
+    assert_eq!(mapped.issues.iter().filter(|issue| issue.path.starts_with("ZZZ")).count(), 2);
+    let people: Vec<String> = (0..20_000).map(|number| format!("{number}^TEST")).collect();
+    let text = message_text("A01", &format!("PID|||1\nPV1|||||||{}", people.join("~")));
+    let message = Message::parse(&text, &Limits::default()).expect("a message");
+    let mapped = catalog.programs()[0].run(&message, &context()).expect("it is mapped");
+    assert_eq!(mapped.contributions.len(), 20_001);
+}

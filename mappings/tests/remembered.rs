@@ -58,6 +58,11 @@ fn assert_same((remembers, forgets): &(Catalog, Catalog), text: &str, sender: &s
                     of.slots.iter().map(|slot| slot.name).collect::<Vec<_>>()
                 };
                 assert_eq!(names(known), names(new), "{} of {text}", new.resource_type);
+                // The store keeps one value for a name.
+                let mut once = names(new);
+                once.sort_unstable();
+                once.dedup();
+                assert_eq!(once.len(), new.slots.len(), "{} of {text}", new.resource_type);
                 for (known, new) in known.slots.iter().zip(&new.slots) {
                     assert!(known == new, "slot {} of {text}", new.name);
                 }

@@ -253,7 +253,8 @@ impl<'c> Walk<'c> {
                     around.base = Lies::Inside;
                 }
             }
-            key.system.iter().chain(&key.value).try_for_each(|expr| self.expr(*expr, around))?;
+            let exprs = key.system.iter().chain(&key.value).chain(&key.when);
+            exprs.into_iter().try_for_each(|expr| self.expr(*expr, around))?;
         }
         make.display.iter().try_for_each(|display| self.expr(*display, inner))?;
         make.chain.iter().try_for_each(|level| self.expr(level.from, inner))?;
@@ -431,7 +432,7 @@ impl<'c> Walk<'c> {
         }
         if matches!(function.name, "join" | "lines") {
             // They read the field of every segment of the name, unless it is the one on which the map stands.
-            let many = |arg: &ExprId| matches!(self.code.op(*arg), Op::Segment { name, .. } if Some(*name) != self.anchor);
+            let many = |arg: &ExprId| matches!(self.code.op(*arg), Op::Segment { scope, name, .. } if *scope != Scope::Near || Some(*name) != self.anchor);
             if args.iter().any(many) {
                 return None;
             }

@@ -3,7 +3,7 @@
 use super::source::Types;
 use super::target::{self, Element};
 use super::{Compiler, Env, hint, reads};
-use crate::functions::Kind;
+use crate::functions::{FUNCTIONS, Kind};
 use crate::json::{self, Primitive};
 use crate::language::ast::{self, Answer, Body, Does, OnCode, OnError, Policy, Rule, TableRef, Word};
 use crate::language::expression;
@@ -11,7 +11,7 @@ use crate::language::load::within;
 use crate::language::shape::ABSENT;
 use crate::program::{
     Action, Argument, Base, CodeForm, CodeRule, ExprId, Field, Lookup, MapBody, Node, NodeId, Op, Parts,
-    Piece, Recovery, Scope, TableUse, Target, TypeMap,
+    Pick, Piece, Recovery, Scope, TableUse, Target, TypeMap,
 };
 use schemas::hl7v2::path::SegmentName;
 use schemas::issue::Severity;
@@ -103,9 +103,14 @@ impl<'a> Compiler<'a> {
         let of_segments = matches!(self.code.op(each), Op::Segment { field: 0, .. });
         let about = |id: ExprId| self.is_about_item(id, each);
         match self.code.op(when) {
-            Op::Segment { scope, .. } => of_segments || *scope == Scope::Item,
+            Op::Segment { scope, pick, .. } => {
+                let numbered = matches!(pick, Pick::Nth(number) if about(*number));
+                of_segments || *scope == Scope::Item || numbered
+            }
             Op::Part { base, .. } => matches!(base, Base::Item),
-            Op::Call { args, .. } => args.iter().any(|arg| about(*arg)),
+            Op::Call { function, args } => {
+                FUNCTIONS[*function].name == "index" || args.iter().any(|arg| about(*arg))
+            }
             Op::Not(inner) | Op::OneOf { item: inner, .. } => about(*inner),
             Op::And(a, b) | Op::Or(a, b) | Op::Compare(_, a, b) | Op::Coalesce(a, b) => {
                 about(*a) || about(*b)

@@ -2,9 +2,9 @@
 
 use super::{Frame, Run};
 use crate::program::{IgnoreRule, Parts};
-use schemas::hl7v2::path::Path;
 use schemas::hl7v2::{Leaf, Level};
 use schemas::issue::{Issue, Severity};
+use std::ops::Range;
 
 /// What became of a leaf; the later goes before the earlier.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -154,25 +154,29 @@ impl<'r> Run<'r> {
         }
         let mut reported = 0;
         let mut last = None;
+        // The field that was looked at last, and whether anything of it was taken.
+        let mut around: Option<(Range<u32>, bool)> = None;
         for (leaf, state) in states.iter().enumerate() {
             // MSH-1 and MSH-2 are the separators themselves.
             if *state != State::Unmapped || leaf < 2 {
                 continue;
             }
-            let mut path = message.path_of(leaf);
             // HL7's null in a part or a repetition of a value that was taken leaves that out, which is what was done.
-            let beside = |other: usize| {
-                let found = message.path_of(other);
-                let place = |path: &Path| (path.segment, path.occurrence, path.field);
-                place(&found) == place(&path)
-            };
             if message.is_null(leaf) {
-                let before = (0..leaf).rev().take_while(|other| beside(*other));
-                let after = (leaf + 1..states.len()).take_while(|other| beside(*other));
-                if before.chain(after).any(|other| states[other] > State::Failed) {
+                let place = leaf as u32;
+                let known = around.take().filter(|(field, _)| field.contains(&place));
+                let (field, taken) = known.unwrap_or_else(|| {
+                    let field = self.field_around(place);
+                    let of_field = &states[field.start as usize..field.end as usize];
+                    let taken = of_field.iter().any(|state| *state > State::Failed);
+                    (field, taken)
+                });
+                around = Some((field, taken));
+                if taken {
                     continue;
                 }
             }
+            let mut path = message.path_of(leaf);
             path.subcomponent = 0;
             if path.component == 1 {
                 path.component = 0;
@@ -195,6 +199,14 @@ impl<'r> Run<'r> {
             self.issues.push(Issue::new(Severity::Warning, "unmapped-field", path.to_string(), text));
         }
         states
+    }
+
+    /// The leaves of the field in which one stands.
+    fn field_around(&self, leaf: u32) -> Range<u32> {
+        let at = leaf as usize;
+        let segment = self.message.segments().partition_point(|segment| segment.leaves().end <= at);
+        let field = self.field(segment as u32, self.message.leaves()[at].field);
+        field.first..field.end
     }
 
     /// A doubt about a time, once for each kind of doubt.

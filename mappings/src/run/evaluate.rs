@@ -28,7 +28,10 @@ impl<'r> Run<'r> {
                 let element = self.element(frame, id);
                 self.value_of(element)
             }
-            Op::With(param) => frame.call.and_then(|call| call.given(*param)).map_or(Val::Absent, Val::clone),
+            Op::With(param) => match frame.call.and_then(|call| call.given(*param)) {
+                Some(Val::Element(element)) => self.value_of(*element),
+                given => given.map_or(Val::Absent, Val::clone),
+            },
             Op::Option { name, default } => {
                 let set = self.context.options.iter().find(|(option, _)| **option == **name);
                 Val::Text(Cow::Borrowed(set.map_or(default, |(_, choice)| choice)))

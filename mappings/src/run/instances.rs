@@ -4,7 +4,7 @@ use super::made::Keys;
 use super::slots::{Again, Place, To};
 use super::{Frame, Halt, Instance, Item, Run};
 use crate::language::ast::Otherwise;
-use crate::program::{MappingCode, PartCode, Parts, ResourceCode};
+use crate::program::{MappingCode, PartCode, Parts, ResourceCode, Slot};
 use crate::resource::Contribution;
 use schemas::hl7v2::definitions::{NodeId, Structure};
 use schemas::hl7v2::grammar::InstanceId;
@@ -233,30 +233,37 @@ impl<'r> Run<'r> {
         self.uncause(0);
         let frame = self.frame(group, anchor, Some(entry));
         let mut place = 0;
+        let mut written: SmallVec<[&[Slot]; 16]> = SmallVec::new();
         for part in &resource.parts {
             place += 1;
             let segments = self.part_segments(&frame, part);
-            for (turn, segment) in segments.into_iter().enumerate() {
+            for segment in segments {
                 let frame = Frame { anchor: Some(segment), ..frame };
                 self.uncause(0);
                 if part.when.is_some_and(|when| !self.holds(&frame, when)) {
                     continue;
                 }
-                let again = match (fresh, turn) {
-                    (true, 0) => Again::Never,
-                    (true, _) => Again::Part,
-                    (false, _) => Again::Made,
+                // Several parts may stand on one map: what it says of their segments is one.
+                let known = written.iter().any(|slots| std::ptr::eq(*slots, &**part.slots));
+                let again = match (fresh, known) {
+                    (true, false) => Again::Never,
+                    (true, true) => Again::Part,
+                    (false, _) => Again::Mention,
                 };
+                if !known {
+                    written.push(&part.slots);
+                }
                 let call = self.call_of_part(&frame, part);
                 let frame = Frame { call: Some(&call), ..frame };
                 self.ignored.push((segment, &part.ignore));
-                let to = To { place: Place::Entry(entry), part: place, again };
+                let to = To { place: Place::Entry(entry), part: place, again, segment: Some(segment) };
                 self.write_part(&frame, part, segment, to)?;
             }
         }
         self.uncause(0);
-        let again = if fresh { Again::Never } else { Again::Made };
-        self.write_whole(&frame, resource, To { place: Place::Entry(entry), part: place + 1, again })
+        let again = if fresh { Again::Never } else { Again::Mention };
+        let to = To { place: Place::Entry(entry), part: place + 1, again, segment: anchor };
+        self.write_whole(&frame, resource, to)
     }
 
     /// The merges that the mapping asks for.

@@ -250,7 +250,7 @@ impl<'r> Run<'r> {
                 continue;
             }
             let frame = if slot.outer { outer } else { &callee };
-            let to = To { place: Place::Made(made), part: 0, again: Again::Never };
+            let to = To { place: Place::Made(made), part: 0, again: Again::Never, segment: None };
             wrote = wrote.and_then(|()| self.write_slot(frame, slot, to));
         }
         if let Some(parent) = parent {

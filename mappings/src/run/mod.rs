@@ -265,8 +265,6 @@ pub(crate) struct Run<'r> {
     beside: String,
     /// The resources that were made for the slot that is being written, until they are put beside the others.
     made: Vec<Arc<Contribution>>,
-    /// Those that are beside the others already: what is remembered comes again and again.
-    settled: Vec<Arc<Contribution>>,
     /// The buffers in which slots are written, used again and again.
     scratch: Vec<String>,
     fuel: u64,
@@ -373,7 +371,6 @@ impl<'r> Run<'r> {
             suffix: "",
             beside: String::new(),
             made: Vec::new(),
-            settled: Vec::new(),
             scratch: Vec::new(),
             fuel: FUEL,
             doubted: Vec::new(),
@@ -409,7 +406,6 @@ impl<'r> Run<'r> {
             self.entries.clear();
             self.entry_of.clear();
             self.made.clear();
-            self.settled.clear();
             self.ignored.clear();
             self.marks.clear();
             self.doubted.clear();

@@ -5,8 +5,10 @@ use super::memo::{Outcome, Recall, Together};
 use super::write::Sink;
 use super::{Frame, Halt, Run};
 use crate::language::ast::OnExisting;
-use crate::program::{Members, PartCode, Refusal, ResourceCode, Slot};
+use crate::program::{Members, Op, PartCode, Refusal, ResourceCode, Slot};
 use crate::resource::{Contributed, Existing, Fragment, SlotWrite, Write};
+use schemas::issue::Severity;
+use serde_json::value::RawValue;
 use std::borrow::Cow;
 use std::sync::Arc;
 
@@ -185,11 +187,17 @@ impl<'r> Run<'r> {
             Place::Made(made) => Arc::make_mut(&mut self.made[made]), // nobody else has it yet
         };
         let before = self.tracer.is_some().then(|| items(&contribution.slots, slot.name));
-        keep(&mut contribution.slots, write, to.again);
+        let kept = keep(&mut contribution.slots, write, to.again);
         if let Some(before) = before
-            && to.again == Again::Part
+            && matches!(to.again, Again::Part | Again::Mention)
         {
             self.trace_shift(self.turn, before);
+        }
+        if kept == Kept::Otherwise {
+            let segment =
+                to.segment.map(|segment| self.message.segments()[segment as usize].path().to_string());
+            let text = "the message says two things of one resource here: the first is kept";
+            self.issue(Severity::Warning, "said-otherwise", segment.unwrap_or_default(), slot.name, text);
         }
     }
 
@@ -256,6 +264,8 @@ impl<'r> Run<'r> {
                 }
                 match self.presence(frame, &slot.sources) {
                     (false, false) if !clear => None,
+                    // What a caller hands on is for another resource, if the rule does not take it.
+                    (false, true) if !clear && self.is_handed(slot) => None,
                     (null, valued) => {
                         if null && !valued {
                             self.mark_nulls(frame, slot);
@@ -265,6 +275,11 @@ impl<'r> Run<'r> {
                 }
             }
         })
+    }
+
+    /// Whether all that a slot carries over is what a caller hands to its map.
+    fn is_handed(&self, slot: &Slot) -> bool {
+        slot.sources.iter().all(|source| matches!(self.code.op(*source), Op::With(_)))
     }
 
     /// The `""` that empties a slot has done its work.
@@ -284,16 +299,16 @@ impl<'r> Run<'r> {
         }
         let mut all = std::mem::take(&mut self.made);
         for made in all.drain(..) {
-            if self.settled.iter().any(|settled| Arc::ptr_eq(settled, &made)) {
-                continue;
-            }
             match self.entry_of.get(&made.id) {
                 None => {
                     self.entry_of.insert(made.id, self.entries.len());
-                    self.entries.push(Contributed::Shared(made.clone()));
+                    self.entries.push(Contributed::Shared(made));
                 }
                 Some(known) => {
                     let known = &mut self.entries[*known];
+                    if matches!(known, Contributed::Shared(known) if Arc::ptr_eq(known, &made)) {
+                        continue;
+                    }
                     // What says nothing new changes nothing: what is shared stays so.
                     if made.aliases.iter().any(|alias| !known.aliases.contains(alias)) {
                         known.own().add_aliases(&made.aliases);
@@ -305,7 +320,6 @@ impl<'r> Run<'r> {
                     }
                 }
             }
-            self.settled.push(made);
         }
         self.made = all;
     }
@@ -329,6 +343,8 @@ pub(super) struct To {
     /// Which part of the resource it is of, for the order of what is said.
     pub(super) part: u32,
     pub(super) again: Again,
+    /// The segment on which the rules stand, for the places of issues.
+    pub(super) segment: Option<u32>,
 }
 
 /// Where a resource is being put together.
@@ -340,34 +356,64 @@ pub(super) enum Place {
     Made(usize),
 }
 
+/// What became of a slot that was added to a resource.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kept {
+    /// It is there, or what was there says as much.
+    Well,
+    /// What was there before says something else, and stays.
+    Otherwise,
+}
+
 /// Adds a slot to a resource that may have one of the same name already.
-fn keep(slots: &mut Vec<SlotWrite>, write: SlotWrite, again: Again) {
+fn keep(slots: &mut Vec<SlotWrite>, write: SlotWrite, again: Again) -> Kept {
     let known = match again {
         Again::Never => None,
-        Again::Part | Again::Made => slots.iter_mut().find(|known| known.name == write.name),
+        Again::Part | Again::Mention | Again::Made => slots.iter_mut().find(|known| known.name == write.name),
     };
     let Some(known) = known else {
         slots.push(write);
-        return;
+        return Kept::Well;
     };
     match (&mut known.write, write.write) {
         (Write::Cleared, valued @ Write::Valued(_)) => known.write = valued,
-        (Write::Valued(known), Write::Valued(more)) if again == Again::Part => {
+        (Write::Valued(known), Write::Valued(more)) if again != Again::Made => {
+            let mut kept = Kept::Well;
             for fragment in more.iter() {
-                // Nobody else has them yet, so nothing is copied.
                 match Arc::make_mut(known).iter_mut().find(|known| known.path == fragment.path) {
+                    Some(known) if known.list && again == Again::Mention => add_items(known, &fragment.json),
                     Some(known) if known.list => {
                         known.json.push(',');
                         known.json.push_str(&fragment.json);
                     }
-                    Some(_) => {}
-                    None => *known = known.iter().chain([fragment]).cloned().collect(),
+                    Some(known) if known.json == fragment.json => {}
+                    None if fragment.list || again == Again::Part => {
+                        *known = known.iter().chain([fragment]).cloned().collect();
+                    }
+                    Some(_) | None => kept = Kept::Otherwise,
                 }
             }
+            // Of the segments of one resource the first says what can be said once.
+            return if again == Again::Mention { kept } else { Kept::Well };
         }
         // Two mentions of one person in one message: the fuller one says more.
         (Write::Valued(known), Write::Valued(more)) if length(&more) > length(known) => *known = more,
         _ => {}
+    }
+    Kept::Well
+}
+
+/// Adds the items of a list that are not in it yet.
+fn add_items(known: &mut Fragment, more: &str) {
+    let items = |json: &str| -> Vec<String> {
+        let list = format!("[{json}]");
+        let items: Vec<&RawValue> = serde_json::from_str(&list).expect("the items of a list are JSON");
+        items.iter().map(|item| item.get().to_owned()).collect()
+    };
+    let there = items(&known.json);
+    for item in items(more).iter().filter(|item| !there.contains(item)) {
+        known.json.push(',');
+        known.json.push_str(item);
     }
 }
 
@@ -400,6 +446,9 @@ pub(super) enum Again {
     Never,
     /// From another segment of the same resource: lists are appended.
     Part,
+    /// From another place of the message that is about the same resource: lists are joined, and what can be said once the
+    /// first place says.
+    Mention,
     /// From another element that names the same resource: the fuller one says it, of two alike the first.
     Made,
 }

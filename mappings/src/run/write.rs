@@ -433,7 +433,10 @@ impl<'r> Run<'r> {
                 Argument::Text(text) => Val::Text(Cow::Borrowed(text)),
                 Argument::Expr(expr) => match self.eval(frame, *expr) {
                     // HL7's null empties what the map writes of it, as it does where the map reads it itself.
-                    Val::Null => Val::Element(self.element(frame, *expr)),
+                    Val::Null => match self.element(frame, *expr) {
+                        element if element.is_absent() => Val::Null,
+                        element => Val::Element(element),
+                    },
                     value => value,
                 },
             };
