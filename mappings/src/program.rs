@@ -14,7 +14,7 @@ use schemas::yaml::Place;
 use std::sync::{Arc, Mutex};
 
 /// An expression, by its place in [`Code::exprs`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct ExprId(pub(crate) u32);
 
 /// A node, by its place in [`Code::nodes`].
@@ -42,7 +42,7 @@ pub(crate) struct Code {
 }
 
 /// What an expression does.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Op {
     /// A field of a segment in scope, or the segment itself (`field` 0).
     Segment {
@@ -97,7 +97,7 @@ pub(crate) enum Op {
 }
 
 /// Where a segment is looked for.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Scope {
     /// The anchor if it has the name, else the group instance and outwards.
     Near,
@@ -108,7 +108,7 @@ pub(crate) enum Scope {
 }
 
 /// Which repetitions of a field are meant.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Pick {
     /// All; where one value is wanted, the first.
     All,
@@ -119,7 +119,7 @@ pub(crate) enum Pick {
 }
 
 /// What a relative path begins at.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Base {
     Map,
     Item,
@@ -210,7 +210,7 @@ pub(crate) enum Action {
     },
     Coded {
         expr: ExprId,
-        table: TableUse,
+        table: Box<TableUse>,
         form: CodeForm,
     },
     /// JSON text, ready.
@@ -231,10 +231,10 @@ pub(crate) enum Action {
         map: u32,
         from: Option<ExprId>,
         with: Vec<(u16, Argument)>,
-        table: Option<TableUse>,
+        table: Option<Box<TableUse>>,
         set: Vec<Field>,
         /// Whether the elements that the map writes, but for those of `set`, may be taken again for the same values.
-        remember: Option<Remember>,
+        remember: Option<Box<Remember>>,
     },
     Make {
         make: u32,
@@ -344,7 +344,7 @@ pub(crate) struct Field {
     pub(crate) required: bool,
     pub(crate) node: NodeId,
     /// Whether what was written of the same values may be written again.
-    pub(crate) remember: Option<Remember>,
+    pub(crate) remember: Option<Box<Remember>>,
 }
 
 /// A value map.
@@ -391,7 +391,7 @@ pub(crate) struct Make {
     /// Whether the identity is written where the resource is made, not in the map.
     pub(crate) outer_identity: bool,
     /// Whether what it made from the same values may be taken again.
-    pub(crate) remember: Option<Remember>,
+    pub(crate) remember: Option<Box<Remember>>,
 }
 
 /// One level of a chain.
@@ -425,9 +425,9 @@ pub(crate) struct Slot {
     /// Whether, in a chain, it is about the finest level alone: what the others say there stays as it is.
     pub(crate) finest: bool,
     /// Whether what it wrote for the same values may be written again.
-    pub(crate) remember: Option<Remember>,
+    pub(crate) remember: Option<Box<Remember>>,
     /// When it writes no value, whatever stands in what it carries over, if that can be told from less.
-    pub(crate) refusal: Option<Refusal>,
+    pub(crate) refusal: Option<Box<Refusal>>,
 }
 
 /// When a slot writes no value: what it says then follows from its conditions, and from whether something stands in its sources.

@@ -14,7 +14,7 @@ mod whole;
 
 use crate::catalog::FileMistake;
 use crate::language::ast::{Declared, Document, Fragment, Map, OptionDef, Word};
-use crate::program::{Code, IgnoreRule, MappingCode, NodeId, Slot};
+use crate::program::{Code, ExprId, IgnoreRule, MappingCode, NodeId, Slot};
 use crate::table::Table;
 use schemas::yaml::{Mistake, Place, nearest};
 use std::collections::{HashMap, HashSet};
@@ -42,6 +42,7 @@ pub(crate) fn compile(files: &[Parsed], tables: Vec<Table>) -> Compiled {
         mappings: Vec::new(),
         taken: HashSet::new(),
         tables: tables.iter().zip(0u32..).map(|(table, n)| (table.name.clone(), n)).collect(),
+        ops: HashMap::new(),
         code: Code {
             sender_tables: (tables.iter().zip(0..))
                 .filter(|(table, _)| table.name.contains('/'))
@@ -107,6 +108,8 @@ struct Compiler<'a> {
     taken: HashSet<(&'a str, &'a str)>,
     tables: HashMap<String, u32>,
     code: Code,
+    /// The expressions by their hashes.
+    ops: HashMap<u64, ExprId>,
     /// Value maps that are compiled already.
     called: HashMap<&'a str, u32>,
     /// Segment maps that are compiled already.

@@ -62,7 +62,7 @@ struct Walk<'c> {
 
 /// What a slot reads, and the number under which its results are kept; `None` if they are not to be. `anchor` is the segment on
 /// which its map stands.
-pub(super) fn of_slot(code: &mut Code, slot: &Slot, anchor: Option<SegmentName>) -> Option<Remember> {
+pub(super) fn of_slot(code: &mut Code, slot: &Slot, anchor: Option<SegmentName>) -> Option<Box<Remember>> {
     remember(code, anchor, 0, |walk| walk.slot(slot, Around::OUTSIDE))
 }
 
@@ -73,7 +73,7 @@ pub(super) fn of_refusal(
     slot: &Slot,
     carries: bool,
     anchor: Option<SegmentName>,
-) -> Option<Refusal> {
+) -> Option<Box<Refusal>> {
     let node = code.node(slot.node);
     let mut conditions = Vec::new();
     for guard in
@@ -114,7 +114,7 @@ pub(super) fn of_refusal(
     if whole.is_some_and(|whole| whole.reads == remember.reads) {
         return None;
     }
-    Some(Refusal { unless: conditions, remember })
+    Some(Box::new(Refusal { unless: conditions, remember: *remember }))
 }
 
 /// The conditions that must all hold for one to hold.
@@ -159,7 +159,7 @@ pub(super) fn of_make(
     make: &Make,
     from: Option<ExprId>,
     anchor: Option<SegmentName>,
-) -> Option<Remember> {
+) -> Option<Box<Remember>> {
     remember(code, anchor, 0, |walk| walk.make(make, from, Around::OUTSIDE))
 }
 
@@ -171,7 +171,7 @@ pub(super) fn of_call(
     from: Option<ExprId>,
     set: &[Field],
     anchor: Option<SegmentName>,
-) -> Option<Remember> {
+) -> Option<Box<Remember>> {
     if !matches!(code.maps[map as usize].body, MapBody::Object(_)) {
         return None;
     }
@@ -183,7 +183,7 @@ pub(super) fn of_call(
 }
 
 /// What one element of an object reads; `None` also if it is written as quickly as it is looked up.
-pub(super) fn of_field(code: &mut Code, field: NodeId, anchor: Option<SegmentName>) -> Option<Remember> {
+pub(super) fn of_field(code: &mut Code, field: NodeId, anchor: Option<SegmentName>) -> Option<Box<Remember>> {
     // An object that a map writes is remembered as a whole.
     if matches!(code.node(field).does, Action::Call { remember: Some(_), .. }) {
         return None;
@@ -199,14 +199,14 @@ fn remember(
     anchor: Option<SegmentName>,
     work: u32,
     read: impl FnOnce(&mut Walk<'_>) -> Option<()>,
-) -> Option<Remember> {
+) -> Option<Box<Remember>> {
     let mut walk = Walk { code, anchor, reads: Vec::new(), makes: false, work: 0 };
     read(&mut walk)?;
     if walk.work < work {
         return None;
     }
     let (reads, makes) = (Reads::new(anchor, walk.reads), walk.makes);
-    Some(Remember { id: number(code), makes, reads })
+    Some(Box::new(Remember { id: number(code), makes, reads }))
 }
 
 /// The next [`Remember::id`].
@@ -482,7 +482,7 @@ impl<'c> Walk<'c> {
                 self.arguments(with, around)?;
                 set.iter().try_for_each(|field| self.node(field.node, around))?;
                 self.source(*from, around)?;
-                self.map(*map, set, around.with_table(table.as_ref()))
+                self.map(*map, set, around.with_table(table.as_deref()))
             }
             Action::Ref { to: to @ (Target::Resource(_) | Target::Owner), filter: None } => {
                 self.add(Read::Ref(to.clone()));

@@ -426,7 +426,7 @@ impl<'a> Compiler<'a> {
         form: CodeForm,
         want: &Want,
         name: &str,
-    ) -> Option<TableUse> {
+    ) -> Option<Box<TableUse>> {
         let table = match map {
             TableRef::Named(word) => {
                 let id = self.find_table(word)?;
@@ -443,7 +443,7 @@ impl<'a> Compiler<'a> {
         };
         let unmapped = self.code_rule(rule.on_unmapped.as_ref(), Some(Severity::Warning), form, want, name);
         let unmatched = self.code_rule(rule.on_unmatched.as_ref(), None, form, want, name);
-        Some(TableUse { table, unmapped, unmatched })
+        Some(Box::new(TableUse { table, unmapped, unmatched }))
     }
 
     /// Whether what the tables of that name of any sender answer is what the element takes.
@@ -659,7 +659,7 @@ impl<'a> Compiler<'a> {
             );
         }
         let anchor = env.anchor.and_then(SegmentName::new);
-        let remember = reads::of_call(&mut self.code, (index, table.as_ref()), &with, from, &set, anchor);
+        let remember = reads::of_call(&mut self.code, (index, table.as_deref()), &with, from, &set, anchor);
         Some(Action::Call { map: index, from, with, table, set, remember })
     }
 

@@ -106,7 +106,7 @@ impl<'r> Run<'r> {
         out: &mut String,
     ) -> Result<bool, Halt> {
         let make = &self.code.makes[id as usize];
-        match self.recall(frame, make.remember.as_ref()) {
+        match self.recall(frame, make.remember.as_deref()) {
             Recall::Known(Outcome::Reference(reference)) => {
                 out.push_str(&reference);
                 self.carried += u64::from(!reference.is_empty());

@@ -255,7 +255,7 @@ impl Memo {
                 let often =
                     |remember: &Remember| !remember.makes && self.tries[remember.id as usize].again >= STEADY;
                 for (index, slot) in (0..).zip(&*code.slots).take(Members::MAX) {
-                    if slot.remember.as_ref().is_some_and(often) {
+                    if slot.remember.as_deref().is_some_and(often) {
                         part.steady.whole |= 1 << index;
                     } else if slot.refusal.as_ref().is_some_and(|refusal| often(&refusal.remember)) {
                         part.steady.refusing |= 1 << index;

@@ -166,7 +166,7 @@ impl<'r> Run<'r> {
     fn said_openly(&mut self, frame: &Frame<'r, '_>, slot: &'r Slot) -> Result<Option<Write>, Halt> {
         self.failed = false;
         self.last_leaf = None;
-        match self.recall(frame, slot.remember.as_ref()) {
+        match self.recall(frame, slot.remember.as_deref()) {
             Recall::Known(Outcome::Slot(write)) => Ok(write),
             Recall::Known(_) | Recall::Never => self.say(frame, slot),
             Recall::New(new) => {

@@ -303,7 +303,7 @@ impl<'r> Run<'r> {
                 let MapBody::Node(body) = map.body else { return Ok(false) };
                 let Some(base) = self.base_of(frame, *from) else { return Ok(true) };
                 self.cause_of(base);
-                let call = self.call(frame, with, table.as_ref());
+                let call = self.call(frame, with, table.as_deref());
                 let inner = Frame {
                     base,
                     parts: self.parts(base),
@@ -457,7 +457,7 @@ impl<'r> Run<'r> {
         };
         self.cause_of(base);
         let mut object = Object::begin(self, out);
-        let new = match self.recall(frame, remember.as_ref()) {
+        let new = match self.recall(frame, remember.as_deref()) {
             Recall::Known(Outcome::Elements(text, carried)) => {
                 out.push_str(&text);
                 self.carried += carried;
@@ -466,7 +466,7 @@ impl<'r> Run<'r> {
             Recall::New(new) => Some(new),
             Recall::Known(_) | Recall::Never => None,
         };
-        let call = self.call(frame, with, table.as_ref());
+        let call = self.call(frame, with, table.as_deref());
         let inner =
             Frame { base, parts: self.parts(base), item: Item::Element(base), call: Some(&call), ..*frame };
         self.ignore(&map.ignore, &inner);
@@ -531,7 +531,7 @@ impl<'r> Run<'r> {
             out.push(',');
         }
         self.beside.clear();
-        match self.recall(frame, field.remember.as_ref()) {
+        match self.recall(frame, field.remember.as_deref()) {
             Recall::Known(Outcome::Elements(text, carried)) => {
                 out.push_str(&text);
                 self.carried += carried;
