@@ -17,7 +17,7 @@ pub(crate) struct Element {
 
 /// The element of a type or part (`Encounter.participant`) that a name means; a choice stands with its `[x]`.
 pub(crate) fn element(parent: &str, name: &str) -> Option<Element> {
-    let def = r4().children(parent).find(|def| def.path_name() == name)?;
+    let def = r4().children(parent).find(|def| def.is_path_name(name))?;
     Some(Element {
         path: format!("{parent}.{name}"),
         types: def.types.iter().map(|of| of.name).collect(),

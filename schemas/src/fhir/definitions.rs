@@ -128,6 +128,12 @@ impl ElementDef {
         format!("{}{}", self.name, if self.choice { "[x]" } else { "" })
     }
 
+    /// Whether [`ElementDef::path_name`] is this.
+    pub fn is_path_name(&self, name: &str) -> bool {
+        let (bare, choice) = name.strip_suffix("[x]").map_or((name, false), |bare| (bare, true));
+        self.name == bare && self.choice == choice
+    }
+
     /// The name in JSON for one of its types: `valueQuantity`, or just its name if it is no choice.
     pub fn json_name(&self, of: &TypeRef) -> String {
         let mut name = self.name.to_owned();
