@@ -95,6 +95,8 @@ pub enum SettingsError {
 pub struct RabbitMq {
     publishing: Arc<Link>,
     consuming: Link,
+    /// Held by whoever begins to consume.
+    beginning: tokio::sync::Mutex<()>,
     hand_over: HandOver,
     window: usize,
     consume_wait_max: Duration,
@@ -129,6 +131,7 @@ impl RabbitMq {
             hand_over: HandOver::new(Arc::clone(&publishing), settings.window),
             publishing,
             consuming: Link::new("consume", uri, &settings),
+            beginning: tokio::sync::Mutex::new(()),
             window: settings.window,
             consume_wait_max: settings.consume_wait_max,
             own_queue_bytes_max: settings.own_queue_bytes_max,
@@ -139,6 +142,8 @@ impl RabbitMq {
     /// within a second of a quorum queue's making may have lost the queue's log: the queue is listed for ever, and whoever
     /// asks it for a message is cut off after a minute, or at once. What it should have held is still in the store.
     async fn give_up_dead(&self, queue: &str) -> Result<(), BusError> {
+        // First of all: whatever comes of this, the queue is declared before it is used again.
+        self.publishing.doubt(queue);
         // Not the publishing connection: the broker may have stopped that one.
         let session = self.consuming.session().await?;
         if is_listed(&session, queue).await? {
@@ -147,7 +152,6 @@ impl RabbitMq {
             let deleted = channel.queue_delete(queue.into(), QueueDeleteOptions::default());
             session.reply(deleted).await?.map_err(|error| session.broken(away(error)))?;
         }
-        self.publishing.doubt(queue);
         Ok(())
     }
 
@@ -283,6 +287,10 @@ impl Bus for RabbitMq {
     }
 
     async fn publish(&self, batch: Vec<Envelope>) -> Vec<Result<(), BusError>> {
+        // What came back had no queue, or one that nothing leads to. Where this fails, publishing says so.
+        if let Some(first) = batch.first() {
+            let _ = self.declare(&first.subscription).await;
+        }
         let mut results = Vec::with_capacity(batch.len());
         for chunk in batch.chunks(self.window) {
             let outbound: Vec<Outbound<'_>> = chunk
@@ -295,6 +303,8 @@ impl Bus for RabbitMq {
     }
 
     async fn consume(&self, subscription: &str, window: u16) -> Result<Box<dyn Consumer>, BusError> {
+        // One after the other: what breaks the connection is laid to the one queue that was asked.
+        let _turn = self.beginning.lock().await;
         let session = self.consuming.session().await?;
         let channel = session.channel().await?;
         let begun = async {
@@ -311,7 +321,10 @@ impl Bus for RabbitMq {
         match begun? {
             Ok(stream) => Ok(Box::new(QueueConsumer::new(session, channel, stream))),
             // The queue is not there: nothing is wrong with the connection.
-            Err(error) if matches!(refusal(&error), Some((AMQPSoftError::NOTFOUND, _))) => Err(away(error)),
+            Err(error) if matches!(refusal(&error), Some((AMQPSoftError::NOTFOUND, _))) => {
+                self.publishing.doubt(&subscription_queue(subscription));
+                Err(away(error))
+            }
             Err(error) => {
                 let of_the_queue = is_internal(&error);
                 let error = session.broken(away(error));

@@ -377,9 +377,9 @@ impl Normalizer {
                 Err(error) => {
                     tracing::warn!(error = %crate::chain(&error), "a batch could not be recorded; it stays open");
                     (open, after) = (Vec::new(), Seq(i64::MIN));
-                    if !matches!(error, StoreError::Conflict) {
-                        pause(Duration::from_millis(500), &stop).await;
-                    }
+                    // What two do at a time is over soon.
+                    let briefly = matches!(error, StoreError::Conflict);
+                    pause(Duration::from_millis(if briefly { 50 } else { 500 }), &stop).await;
                     Worked::Failed
                 }
             };

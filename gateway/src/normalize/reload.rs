@@ -7,6 +7,7 @@ use super::Mapper;
 use crate::pipeline::mapping_files;
 use crate::telemetry::metrics::Metrics;
 use mappings::Catalog;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -16,8 +17,9 @@ use tokio_util::sync::CancellationToken;
 /// How often the folder is looked at. A change counts once the folder looks the same twice: somebody may be copying.
 const EVERY: Duration = Duration::from_secs(1);
 
-/// What a folder looks like from outside: each file with its length and the time of its last change.
-type Look = Vec<(PathBuf, u64, Option<SystemTime>)>;
+/// What a folder looks like from outside: each file with its length, the time that it says it was changed, and what tells another
+/// file of that length and time: its number, and when the disk last wrote about it, in seconds and nanoseconds.
+type Look = Vec<(PathBuf, u64, Option<SystemTime>, [i64; 3])>;
 
 /// Watches the folder until `stop`.
 pub async fn watch(folder: PathBuf, mapper: Arc<Mapper>, metrics: Arc<Metrics>, stop: CancellationToken) {
@@ -102,7 +104,8 @@ fn look(folder: &Path) -> Look {
             if about.is_dir() {
                 open.push(path);
             } else {
-                found.push((path, about.len(), about.modified().ok()));
+                let file = [about.ino().cast_signed(), about.ctime(), about.ctime_nsec()];
+                found.push((path, about.len(), about.modified().ok(), file));
             }
         }
     }

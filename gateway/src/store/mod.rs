@@ -487,6 +487,24 @@ pub enum Request {
     Skip(DeliveryId, MessageId, String),
 }
 
+/// What became of the wish to normalize a message again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Reopened {
+    /// It is open now.
+    Now,
+    /// It had been opened again before, and is not done yet.
+    IsAgain,
+    /// It waits for its first time, or never had one.
+    Not,
+}
+
+impl Reopened {
+    /// Of a message that is open for this revision.
+    fn is_open(revision: i64) -> Reopened {
+        if revision > 0 { Reopened::IsAgain } else { Reopened::Not }
+    }
+}
+
 /// The books of one sender: `received = routed_final + routed_open + quarantined + rejected + waiting`, always.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Books {
@@ -689,7 +707,8 @@ pub trait Store: Send + Sync + 'static {
     async fn request(&self, who: &str, requests: &[Request]) -> Result<(), StoreError>;
 
     /// Carries out requests: quarantined or routed messages become open again at their place, parked deliveries become
-    /// pending. Answers how many.
+    /// pending. A message that is open again already may have been mapped without what the request is about, so the request waits
+    /// until that is recorded. Answers how many.
     async fn carry_out_requests(&self, limit: usize) -> Result<usize, StoreError>;
 
     /// The books, by sender.

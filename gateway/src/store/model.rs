@@ -142,6 +142,7 @@ impl Model {
 
     fn carry_out(&mut self) -> usize {
         let mut done = 0;
+        let mut opened = Vec::new();
         for request in std::mem::take(&mut self.asked) {
             match request {
                 Request::Normalize(id) => {
@@ -149,7 +150,11 @@ impl Model {
                         self.messages.iter_mut().find(|each| each.given.id == id).expect("asked for");
                     if !message.gone && matches!(message.state, State::Routed | State::Quarantined) {
                         (message.state, message.revision) = (State::Waiting, message.revision + 1);
+                        opened.push(id);
                         done += 1;
+                    } else if message.state == State::Waiting && message.revision > 0 && !opened.contains(&id)
+                    {
+                        self.asked.push(request);
                     }
                 }
                 Request::Deliver(id, _) | Request::Skip(id, _, _) => {

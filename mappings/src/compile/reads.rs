@@ -76,27 +76,27 @@ pub(super) fn of_refusal(
 ) -> Option<Box<Refusal>> {
     let node = code.node(slot.node);
     let mut conditions = Vec::new();
-    for guard in
-        slot.guards.iter().chain(node.when.as_ref().filter(|_| node.each.is_none() || !node.when_item))
-    {
+    // With `each:`, a condition may be about the item.
+    let when = node.when.as_ref().filter(|_| node.each.is_none() || !node.when_item);
+    for guard in slot.guards.iter().chain(when) {
         conjuncts(code, *guard, &mut conditions);
     }
     let reads = |condition: ExprId| {
         let mut walk = Walk { code, anchor, reads: Vec::new(), makes: false, work: 0 };
         walk.expr(condition, Around::OUTSIDE).map(|()| walk.reads)
     };
-    let carried = |read: &Read| {
-        match read {
-        Read::Field { scope, name, field } => carries && slot.sources.iter().any(|source| {
-            matches!(code.op(*source), Op::Segment { scope: s, name: n, field: f, .. } if (s, n, f) == (scope, name, field))
-        }),
-        Read::Presence { .. }
-        | Read::Count { .. }
-        | Read::Trigger
-        | Read::MessageCode
-        | Read::Version => false,
+    let carried = |read: &Read| match read {
+        Read::Field { scope, name, field } => {
+            let same = |source: &ExprId| {
+                matches!(code.op(*source), Op::Segment { scope: of, name: segment, field: number, .. }
+                    if (of, segment, number) == (scope, name, field))
+            };
+            carries && slot.sources.iter().any(same)
+        }
+        Read::Presence { .. } | Read::Count { .. } | Read::Trigger | Read::MessageCode | Read::Version => {
+            false
+        }
         _ => true,
-    }
     };
     conditions.retain(|condition| reads(*condition).is_some_and(|reads| !reads.iter().any(carried)));
     if conditions.is_empty() {
@@ -432,7 +432,10 @@ impl<'c> Walk<'c> {
         }
         if matches!(function.name, "join" | "lines") {
             // They read the field of every segment of the name, unless it is the one on which the map stands.
-            let many = |arg: &ExprId| matches!(self.code.op(*arg), Op::Segment { scope, name, .. } if *scope != Scope::Near || Some(*name) != self.anchor);
+            let many = |arg: &ExprId| match self.code.op(*arg) {
+                Op::Segment { scope, name, .. } => *scope != Scope::Near || Some(*name) != self.anchor,
+                _ => false,
+            };
             if args.iter().any(many) {
                 return None;
             }

@@ -1,10 +1,10 @@
 //! What people ask: search, one message's timeline, requests, the books, the room left.
 
 use super::deliver::{delivery_columns, open_delivery};
-use super::{Postgres, clock};
+use super::{Postgres, REQUESTS_LOCK, clock};
 use crate::store::{
-    Attempt, Books, DeliveryState, DeliveryTimeline, MessageResult, Query, Request, StoreError, Summary,
-    Timeline, intake, pack,
+    Attempt, Books, DeliveryState, DeliveryTimeline, MessageResult, Query, Reopened, Request, StoreError,
+    Summary, Timeline, intake, pack,
 };
 use schemas::message::{LaneSet, MessageId, Seq};
 use sqlx::postgres::{PgConnection, PgRow};
@@ -221,19 +221,36 @@ impl Postgres {
 
     pub(super) async fn carry_out(&self, limit: usize) -> Result<usize, StoreError> {
         let mut tx = self.desk.begin().await?;
+        // One replica at a time, so that they are carried out in their order.
+        let alone: bool = sqlx::query_scalar("SELECT pg_try_advisory_xact_lock($1)")
+            .bind(REQUESTS_LOCK)
+            .fetch_one(&mut *tx)
+            .await?;
+        if !alone {
+            return Ok(0);
+        }
         let rows = sqlx::query(
             "SELECT id, kind, message, delivery, who, why FROM request WHERE done_us IS NULL ORDER BY id LIMIT $1
-             FOR UPDATE SKIP LOCKED",
+             FOR UPDATE",
         )
         .bind(i64::try_from(limit).unwrap_or(i64::MAX))
         .fetch_all(&mut *tx)
         .await?;
         let mut carried_out = 0;
+        let mut opened: HashSet<MessageId> = HashSet::new();
         for row in &rows {
             let request =
                 pack::request_from(row.try_get(1)?, row.try_get(2)?, row.try_get(3)?, row.try_get(5)?)?;
             let done = match request {
-                Request::Normalize(message) => reopen(&mut tx, message).await?,
+                Request::Normalize(message) => match reopen(&mut tx, message).await? {
+                    Reopened::Now => {
+                        opened.insert(message);
+                        true
+                    }
+                    // It may have been mapped already without what the request is about: it goes again after that.
+                    Reopened::IsAgain if !opened.contains(&message) => continue,
+                    Reopened::IsAgain | Reopened::Not => false,
+                },
                 Request::Deliver(delivery, message) => {
                     sqlx::query(concat!(
                         "UPDATE delivery SET state = 0, attempts = 0, changed_us = ",
@@ -353,14 +370,23 @@ async fn delivery_counts(conn: &mut PgConnection, ids: Vec<Uuid>) -> Result<Coun
 }
 
 /// Puts a message back into the inbox at its place. Not one that is there already, and not one that was refused.
-async fn reopen(conn: &mut PgConnection, message: MessageId) -> Result<bool, StoreError> {
+async fn reopen(conn: &mut PgConnection, message: MessageId) -> Result<Reopened, StoreError> {
     let row = sqlx::query("SELECT seq, keys, bytes FROM message WHERE id = $1 AND rejected IS NULL")
         .bind(message.0)
         .fetch_optional(&mut *conn)
         .await?;
     let Some(row) = row else {
-        return Ok(false);
+        return Ok(Reopened::Not);
     };
+    // Where its result is being recorded at this moment this waits for the end of that, so that the next statement sees which
+    // revision is the next.
+    let open: Option<i32> = sqlx::query_scalar("SELECT revision FROM inbox WHERE seq = $1 FOR UPDATE")
+        .bind(row.try_get::<i64, _>(0)?)
+        .fetch_optional(&mut *conn)
+        .await?;
+    if let Some(revision) = open {
+        return Ok(Reopened::is_open(revision.into()));
+    }
     let keys: &[u8] = row.try_get(1)?;
     let lanes = LaneSet::of(&pack::keys_from_bytes(keys)?);
     let size = pack::expand(row.try_get(2)?)?.len();
@@ -376,5 +402,5 @@ async fn reopen(conn: &mut PgConnection, message: MessageId) -> Result<bool, Sto
     .bind(keys)
     .execute(conn)
     .await?;
-    Ok(opened.rows_affected() > 0)
+    Ok(if opened.rows_affected() > 0 { Reopened::Now } else { Reopened::Not })
 }

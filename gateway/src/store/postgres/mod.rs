@@ -42,6 +42,7 @@ use clock;
 /// Serialize migrations and housekeeping over all replicas; any numbers that nobody else uses.
 const MIGRATION_LOCK: i64 = 0x506F_6E73_0001;
 const HOUSEKEEPING_LOCK: i64 = 0x506F_6E73_0002;
+const REQUESTS_LOCK: i64 = 0x506F_6E73_0003;
 /// Connections of the path, beside the one that appends.
 const PATH_CONNECTIONS: u32 = 8;
 /// Connections of search, books and housekeeping.

@@ -4,14 +4,14 @@ use super::deliver::{delivery_columns, open_delivery};
 use super::rows::Rows;
 use super::{Sqlite, clock};
 use crate::store::{
-    Attempt, Books, DeliveryState, DeliveryTimeline, MessageResult, Query, Request, Retention, StoreError,
-    Summary, Timeline, intake, pack,
+    Attempt, Books, DeliveryState, DeliveryTimeline, MessageResult, Query, Reopened, Request, Retention,
+    StoreError, Summary, Timeline, intake, pack,
 };
 use jiff::Timestamp;
 use schemas::message::{LaneSet, MessageId, Seq};
 use sqlx::sqlite::{SqliteConnection, SqliteRow};
 use sqlx::{QueryBuilder, Row};
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use uuid::Uuid;
 
 /// A message's state in a word, and the columns of [`summary`].
@@ -246,11 +246,20 @@ impl Sqlite {
         .fetch_all(&mut *conn)
         .await?;
         let mut carried_out = 0;
+        let mut opened: HashSet<MessageId> = HashSet::new();
         for row in &rows {
             let request =
                 pack::request_from(row.try_get(1)?, row.try_get(2)?, row.try_get(3)?, row.try_get(5)?)?;
             let done = match request {
-                Request::Normalize(message) => reopen(conn, message).await?,
+                Request::Normalize(message) => match reopen(conn, message).await? {
+                    Reopened::Now => {
+                        opened.insert(message);
+                        true
+                    }
+                    // It may have been mapped already without what the request is about: it goes again after that.
+                    Reopened::IsAgain if !opened.contains(&message) => continue,
+                    Reopened::IsAgain | Reopened::Not => false,
+                },
                 Request::Deliver(delivery, message) => {
                     sqlx::query(concat!(
                         "UPDATE delivery SET state = 0, attempts = 0, changed_us = ",
@@ -418,14 +427,21 @@ async fn delivery_counts(conn: &mut SqliteConnection, ids: &[MessageId]) -> Resu
 }
 
 /// Puts a message back into the inbox at its place. Not one that is there already, and not one that was refused.
-async fn reopen(conn: &mut SqliteConnection, message: MessageId) -> Result<bool, StoreError> {
+async fn reopen(conn: &mut SqliteConnection, message: MessageId) -> Result<Reopened, StoreError> {
     let row = sqlx::query("SELECT seq, keys, bytes FROM message WHERE id = ? AND rejected IS NULL")
         .bind(message.0)
         .fetch_optional(&mut *conn)
         .await?;
     let Some(row) = row else {
-        return Ok(false);
+        return Ok(Reopened::Not);
     };
+    let open: Option<i64> = sqlx::query_scalar("SELECT revision FROM inbox WHERE seq = ?")
+        .bind(row.try_get::<i64, _>(0)?)
+        .fetch_optional(&mut *conn)
+        .await?;
+    if let Some(revision) = open {
+        return Ok(Reopened::is_open(revision));
+    }
     let keys: &[u8] = row.try_get(1)?;
     let lanes = LaneSet::of(&pack::keys_from_bytes(keys)?);
     let size = pack::expand(row.try_get(2)?)?.len();
@@ -440,5 +456,5 @@ async fn reopen(conn: &mut SqliteConnection, message: MessageId) -> Result<bool,
     .bind(keys)
     .execute(conn)
     .await?;
-    Ok(opened.rows_affected() > 0)
+    Ok(if opened.rows_affected() > 0 { Reopened::Now } else { Reopened::Not })
 }

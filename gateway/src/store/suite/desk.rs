@@ -6,6 +6,7 @@ behaviours! {
     search_finds_by_everything,
     a_timeline_tells_everything,
     a_replay_opens_the_message_at_its_place,
+    a_wish_to_normalize_what_is_being_recorded_is_granted_after_that,
     a_dead_letter_is_delivered_again_or_skipped_by_a_person,
     old_days_go_once_they_are_final_and_the_books_stay_true,
     what_waits_for_a_person_outlives_its_day,
@@ -134,6 +135,33 @@ async fn a_replay_opens_the_message_at_its_place(place: Place) {
     assert_eq!(results, [(0, true), (1, false)]);
     assert_eq!(timeline.summary.state, "routed");
     balanced(&store).await;
+}
+
+async fn a_wish_to_normalize_what_is_being_recorded_is_granted_after_that(place: Place) {
+    let store = place.open().await;
+    append(&store, many(1)).await;
+    let open = all_open(&store).await.remove(0);
+    record(&store, Recording { results: vec![routed(&open)], ..Recording::default() }).await.unwrap();
+    let again = [Request::Normalize(open.id)];
+    store.request("admin", &again).await.unwrap();
+    assert_eq!(store.carry_out_requests(9).await.unwrap(), 1);
+    store.request("admin", &again).await.unwrap();
+    assert_eq!(
+        store.carry_out_requests(9).await.unwrap(),
+        0,
+        "it may have been mapped without what was said since"
+    );
+    for revision in 1..40 {
+        let open = all_open(&store).await;
+        assert_eq!(open.iter().map(|open| open.revision).collect::<Vec<_>>(), [revision]);
+        let recording = Recording { results: vec![routed(&open[0])], ..Recording::default() };
+        let (recorded, carried_out) = tokio::join!(record(&store, recording), store.carry_out_requests(9));
+        recorded.unwrap();
+        if carried_out.unwrap() == 0 {
+            assert_eq!(store.carry_out_requests(9).await.unwrap(), 1);
+        }
+        store.request("admin", &again).await.unwrap();
+    }
 }
 
 async fn a_dead_letter_is_delivered_again_or_skipped_by_a_person(place: Place) {
