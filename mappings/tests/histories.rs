@@ -21,19 +21,8 @@ impl Known {
     fn take(&mut self, catalog: &Catalog, number: usize, sender: &str, text: &str) {
         let text = text.trim().lines().map(str::trim).collect::<Vec<_>>().join("\r");
         let message = Message::parse(&text, &Limits::default()).expect("a message");
-        let id = Uuid::from_u128(number as u128 + 1);
-        let context = Context {
-            message_id: id,
-            received_at: jiff::Timestamp::UNIX_EPOCH,
-            seq: number as i64,
-            sender: sender.into(),
-            authority: "test".into(),
-            zone: Zone::UTC,
-            namespace: Uuid::nil(),
-            systems: &[],
-            options: &[],
-            codes: None,
-        };
+        let context = context(number, sender);
+        let id = context.message_id;
         let program = catalog.program_of("test", &message).expect("a mapping takes it");
         let mapped = program.run(&message, &context).expect("it is mapped");
         for contribution in &mapped.contributions {
@@ -64,6 +53,21 @@ impl Known {
         let mut all = self.all(kind);
         assert_eq!(all.len(), 1, "{kind}: {all:?}");
         all.remove(0)
+    }
+}
+
+fn context(number: usize, sender: &str) -> Context<'static> {
+    Context {
+        message_id: Uuid::from_u128(number as u128 + 1),
+        received_at: jiff::Timestamp::UNIX_EPOCH,
+        seq: number as i64,
+        sender: sender.into(),
+        authority: "test".into(),
+        zone: Zone::UTC,
+        namespace: Uuid::nil(),
+        systems: &[],
+        options: &[],
+        codes: None,
     }
 }
 
@@ -433,19 +437,7 @@ fn two_places_of_a_message_that_tell_of_one_thing_are_joined_and_the_first_is_be
     assert!(notes.contains("Fasting") && notes.contains("After two hours"), "{notes}");
     let lines = text.lines().map(str::trim).collect::<Vec<_>>().join("\r");
     let message = Message::parse(&lines, &Limits::default()).expect("a message");
-    let context = Context {
-        message_id: Uuid::from_u128(1),
-        received_at: jiff::Timestamp::UNIX_EPOCH,
-        seq: 1,
-        sender: "test".into(),
-        authority: "test".into(),
-        zone: Zone::UTC,
-        namespace: Uuid::nil(),
-        systems: &[],
-        options: &[],
-        codes: None,
-    };
-    let mapped = catalog.program_of("test", &message).expect("a mapping").run(&message, &context);
+    let mapped = catalog.program_of("test", &message).expect("a mapping").run(&message, &context(0, "test"));
     let issues = mapped.expect("it is mapped").issues;
     let otherwise: Vec<_> = issues
         .iter()
