@@ -449,6 +449,41 @@ mod rabbitmq {
         assert_eq!(bodies(&take(&mut *consumer, 5).await), bodies_of(0..5));
     }
 
+    /// Deletes a subscription's queue as another replica or a person would.
+    async fn delete(subscription: &str) {
+        let properties = lapin::ConnectionProperties::default();
+        let connection = lapin::Connection::connect(&url(), properties).await.expect("the broker is there");
+        let channel = connection.create_channel().await.expect("the broker is there");
+        let queue = format!("pons.sub.{subscription}");
+        let options = lapin::options::QueueDeleteOptions::default();
+        channel.queue_delete(queue.into(), options).await.expect("the broker is there");
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    #[ignore = "needs RabbitMQ: tests/run starts it"]
+    async fn a_queue_that_somebody_deleted_is_declared_anew_by_whoever_misses_it() {
+        let bus = bus();
+        let lab = format!("lab-{}", Uuid::now_v7().simple());
+        bus.declare(&lab).await.expect("the broker is there");
+        delete(&lab).await;
+        assert!(bus.consume(&lab, 10).await.is_err(), "nothing to consume from");
+        bus.declare(&lab).await.expect("the broker is there");
+        let consumer = bus.consume(&lab, 10).await.expect("it was declared anew");
+        drop(consumer);
+
+        delete(&lab).await;
+        let back = bus.publish(batch(&lab, 0..3)).await;
+        assert!(
+            back.iter().all(|result| matches!(result, Err(BusError::Returned))),
+            "nowhere to go: {back:?}"
+        );
+        assert!(all_ok(&bus.publish(batch(&lab, 0..3)).await), "it is there again");
+        let mut consumer = bus.consume(&lab, 10).await.expect("it was declared anew");
+        assert_eq!(bodies(&take(&mut *consumer, 3).await), bodies_of(0..3));
+        drop(consumer);
+        bus.forget(&lab).await;
+    }
+
     fn bodies_of(numbers: std::ops::Range<u64>) -> Vec<String> {
         numbers.map(|n| format!("body {n}")).collect()
     }

@@ -112,3 +112,29 @@ fn look(folder: &Path) -> Look {
     found.sort();
     found
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_exchanged_for_one_of_the_same_length_and_time_is_seen() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, other) = (folder.path().join("sex.json"), folder.path().join("other"));
+        let write = |path: &Path, text: &str| {
+            std::fs::write(path, text).unwrap();
+            let file = std::fs::File::options().write(true).open(path).unwrap();
+            file.set_modified(SystemTime::UNIX_EPOCH).unwrap();
+        };
+        write(&path, "F: female");
+        let before = look(folder.path());
+        assert_eq!(look(folder.path()), before, "what nobody changed looks the same");
+        write(&other, "F: unsure");
+        std::fs::rename(&other, &path).unwrap();
+        assert_ne!(look(folder.path()), before);
+        let before = look(folder.path());
+        std::thread::sleep(Duration::from_millis(20)); // the disk's clock has ticks
+        write(&path, "F: female");
+        assert_ne!(look(folder.path()), before, "written in place");
+    }
+}

@@ -3,11 +3,12 @@
 //! Both stores write the same forms. Invariant: `expand(squeeze(x)) == x` for all bytes, and a row that does not read back is
 //! an error, never a panic.
 
-use crate::store::{DeliveryState, Request, StoreError};
+use crate::store::{DeliveryState, Request, StoreError, UnmappedSeen};
 use bytes::Bytes;
 use crc::{CRC_64_XZ, Crc, Table};
 use jiff::Timestamp;
 use lz4_flex::block::CompressTable;
+use mappings::SiteCode;
 use schemas::issue::Issue;
 use schemas::message::{DeliveryId, MessageId, OrderKey};
 use std::borrow::Cow;
@@ -226,6 +227,18 @@ pub(super) fn request_to(request: &Request) -> RequestRow {
             RequestRow { kind: 3, message: *message, delivery: Some(*delivery), why: Some(why.clone()) }
         }
     }
+}
+
+/// A code that waits for a translation: sender, table, code, how many messages have it, and the first and the last of them.
+pub(super) fn unmapped_from(row: (String, String, String, i64, Uuid, Uuid)) -> UnmappedSeen {
+    let (sender, table, code, messages, first, last) = row;
+    UnmappedSeen { sender, table, code, messages, first: MessageId(first), last: MessageId(last) }
+}
+
+/// A translation: sender, table, code, system, target, display.
+pub(super) fn site_code_from(row: (String, String, String, String, String, Option<String>)) -> SiteCode {
+    let (sender, table, code, system, target, display) = row;
+    SiteCode { sender, table, code, system, target, display }
 }
 
 /// What [`request_to`] was given.

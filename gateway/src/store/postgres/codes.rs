@@ -3,8 +3,7 @@
 use super::{Postgres, clock};
 use crate::store::{MessageResult, StoreError, UnmappedSeen, WaitingCode, pack};
 use mappings::{SiteCode, SiteCodes};
-use schemas::message::MessageId;
-use sqlx::{PgConnection, Row};
+use sqlx::PgConnection;
 use uuid::Uuid;
 
 /// Writes down the codes of messages; those of an earlier revision are no longer waited for.
@@ -78,7 +77,7 @@ impl Postgres {
         limit: usize,
     ) -> Result<Vec<UnmappedSeen>, StoreError> {
         // PostgreSQL has no smallest uuid before version 18, but their texts have the same order.
-        let rows = sqlx::query(
+        let rows = sqlx::query_as(
             "SELECT sender, code_table, code, count(*), min(message::text)::uuid, max(message::text)::uuid FROM unmapped_code
              WHERE ($1 IS NULL OR sender = $1) AND ($2 IS NULL OR code_table = $2)
              GROUP BY sender, code_table, code ORDER BY count(*) DESC, sender, code_table, code LIMIT $3",
@@ -88,18 +87,7 @@ impl Postgres {
         .bind(i64::try_from(limit).unwrap_or(i64::MAX))
         .fetch_all(&self.desk)
         .await?;
-        rows.iter()
-            .map(|row| {
-                Ok(UnmappedSeen {
-                    sender: row.try_get(0)?,
-                    table: row.try_get(1)?,
-                    code: row.try_get(2)?,
-                    messages: row.try_get(3)?,
-                    first: MessageId(row.try_get(4)?),
-                    last: MessageId(row.try_get(5)?),
-                })
-            })
-            .collect()
+        Ok(rows.into_iter().map(pack::unmapped_from).collect())
     }
 
     pub(super) async fn say_code(&self, who: &str, code: &SiteCode) -> Result<usize, StoreError> {
@@ -149,21 +137,10 @@ impl Postgres {
         let mut tx = self.desk.begin().await?;
         // Locked, so that no change comes between the two readings.
         let now = locked_version(&mut tx).await?;
-        let rows = sqlx::query("SELECT sender, code_table, code, system, target, display FROM site_code")
+        let rows = sqlx::query_as("SELECT sender, code_table, code, system, target, display FROM site_code")
             .fetch_all(&mut *tx)
             .await?;
-        let mut codes = Vec::with_capacity(rows.len());
-        for row in &rows {
-            codes.push(SiteCode {
-                sender: row.try_get(0)?,
-                table: row.try_get(1)?,
-                code: row.try_get(2)?,
-                system: row.try_get(3)?,
-                target: row.try_get(4)?,
-                display: row.try_get(5)?,
-            });
-        }
         tx.commit().await?;
-        Ok(Some(SiteCodes::new(now, codes)))
+        Ok(Some(SiteCodes::new(now, rows.into_iter().map(pack::site_code_from))))
     }
 }

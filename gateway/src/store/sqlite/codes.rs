@@ -4,8 +4,6 @@ use super::rows::Rows;
 use super::{Sqlite, clock};
 use crate::store::{MessageResult, StoreError, UnmappedSeen, WaitingCode, pack};
 use mappings::{SiteCode, SiteCodes};
-use schemas::message::MessageId;
-use sqlx::Row;
 use sqlx::sqlite::SqliteConnection;
 use uuid::Uuid;
 
@@ -63,7 +61,7 @@ impl Sqlite {
         table: Option<&str>,
         limit: usize,
     ) -> Result<Vec<UnmappedSeen>, StoreError> {
-        let rows = sqlx::query(
+        let rows = sqlx::query_as(
             "SELECT sender, code_table, code, count(*), min(message), max(message) FROM unmapped_code
              WHERE (?1 IS NULL OR sender = ?1) AND (?2 IS NULL OR code_table = ?2)
              GROUP BY sender, code_table, code ORDER BY count(*) DESC, sender, code_table, code LIMIT ?3",
@@ -73,18 +71,7 @@ impl Sqlite {
         .bind(i64::try_from(limit).unwrap_or(i64::MAX))
         .fetch_all(&self.readers)
         .await?;
-        rows.iter()
-            .map(|row| {
-                Ok(UnmappedSeen {
-                    sender: row.try_get(0)?,
-                    table: row.try_get(1)?,
-                    code: row.try_get(2)?,
-                    messages: row.try_get(3)?,
-                    first: MessageId(row.try_get(4)?),
-                    last: MessageId(row.try_get(5)?),
-                })
-            })
-            .collect()
+        Ok(rows.into_iter().map(pack::unmapped_from).collect())
     }
 
     pub(super) async fn say_code(&self, who: &str, code: &SiteCode) -> Result<usize, StoreError> {
@@ -130,20 +117,9 @@ impl Sqlite {
         }
         let mut tx = self.readers.begin().await?;
         let now = now_at(&mut *tx).await?;
-        let rows = sqlx::query("SELECT sender, code_table, code, system, target, display FROM site_code")
+        let rows = sqlx::query_as("SELECT sender, code_table, code, system, target, display FROM site_code")
             .fetch_all(&mut *tx)
             .await?;
-        let mut codes = Vec::with_capacity(rows.len());
-        for row in &rows {
-            codes.push(SiteCode {
-                sender: row.try_get(0)?,
-                table: row.try_get(1)?,
-                code: row.try_get(2)?,
-                system: row.try_get(3)?,
-                target: row.try_get(4)?,
-                display: row.try_get(5)?,
-            });
-        }
-        Ok(Some(SiteCodes::new(now, codes)))
+        Ok(Some(SiteCodes::new(now, rows.into_iter().map(pack::site_code_from))))
     }
 }
