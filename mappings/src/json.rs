@@ -1,7 +1,7 @@
 //! Writing JSON text straight into a buffer. Every value of a message goes through here, so none can break the JSON.
 
 /// The FHIR primitives, by the way their values are written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Primitive {
     /// `string`, `markdown`: trimmed, never empty, no control characters but tab and line ends.
     Text,

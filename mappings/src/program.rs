@@ -11,6 +11,7 @@ use schemas::hl7v2::definitions::Version;
 use schemas::hl7v2::path::SegmentName;
 use schemas::issue::Severity;
 use schemas::yaml::Place;
+use std::hash::{Hash, Hasher};
 use std::sync::{Arc, Mutex};
 
 /// An expression, by its place in [`Code::exprs`].
@@ -18,7 +19,7 @@ use std::sync::{Arc, Mutex};
 pub(crate) struct ExprId(pub(crate) u32);
 
 /// A node, by its place in [`Code::nodes`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct NodeId(pub(crate) u32);
 
 /// Everything that the programs of a catalog share.
@@ -127,7 +128,7 @@ pub(crate) enum Base {
 }
 
 /// One rule, compiled.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Node {
     pub(crate) when: Option<ExprId>,
     /// Whether the condition is about the current item; otherwise it is asked once, before the items are looked for.
@@ -158,7 +159,7 @@ impl Node {
 }
 
 /// A place in a file of the mappings.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct At {
     /// Its place in [`Code::files`].
     pub(crate) file: u16,
@@ -166,7 +167,7 @@ pub(crate) struct At {
 }
 
 /// Parts of an element: bit 1 is the first, and the highest one stands for all that follow.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub(crate) struct Parts(pub(crate) u64);
 
 impl Parts {
@@ -193,7 +194,7 @@ impl Parts {
 }
 
 /// What becomes of a value that cannot be read.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Recovery {
     /// What the rule around it says; nobody says anything: the element is left out.
     Outer,
@@ -202,7 +203,7 @@ pub(crate) enum Recovery {
 }
 
 /// What a node writes.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Action {
     Value {
         expr: ExprId,
@@ -265,7 +266,7 @@ pub(crate) enum Action {
 }
 
 /// What a reference means.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Target {
     /// A name that [`MappingCode::refs`] turns into an entry of `resources:`.
     Resource(u16),
@@ -278,14 +279,14 @@ pub(crate) enum Target {
 }
 
 /// A piece of a code with `{..}` in it.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Piece {
     Text(Box<str>),
     Expr(ExprId),
 }
 
 /// How a code is written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum CodeForm {
     /// The code alone, of a table's target only.
     Code,
@@ -296,7 +297,7 @@ pub(crate) enum CodeForm {
 }
 
 /// Which table translates, and what to do where it does not.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct TableUse {
     pub(crate) table: Lookup,
     /// For codes that the table does not know.
@@ -306,7 +307,7 @@ pub(crate) struct TableUse {
 }
 
 /// Which table.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Lookup {
     Table(u32),
     /// The caller's.
@@ -316,7 +317,7 @@ pub(crate) enum Lookup {
 }
 
 /// What to do with a code that is not translated.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct CodeRule {
     pub(crate) set: Option<Box<str>>,
     pub(crate) keep: bool,
@@ -325,14 +326,14 @@ pub(crate) struct CodeRule {
 }
 
 /// What is handed to a map.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Argument {
     Text(Box<str>),
     Expr(ExprId),
 }
 
 /// One element of an object.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Field {
     /// `"system":`, for a choice element `"value`.
     pub(crate) key: Box<str>,
@@ -364,7 +365,7 @@ pub(crate) enum MapBody {
 }
 
 /// Leaves that are left out on purpose.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct IgnoreRule {
     /// `None` means relative to the element of the map.
     pub(crate) segment: Option<SegmentName>,
@@ -378,7 +379,7 @@ pub(crate) struct IgnoreRule {
 }
 
 /// A made resource.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Make {
     pub(crate) kind: &'static str,
     pub(crate) slots: Vec<Slot>,
@@ -395,7 +396,7 @@ pub(crate) struct Make {
 }
 
 /// One level of a chain.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq, Hash)]
 pub(crate) struct ChainLevel {
     pub(crate) id: Box<str>,
     pub(crate) kind: Box<str>,
@@ -403,7 +404,7 @@ pub(crate) struct ChainLevel {
 }
 
 /// One slot: a part of a resource that is written and emptied as a whole.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Slot {
     /// Stable: `pid_patient/telecom/home`.
     pub(crate) name: &'static str,
@@ -431,7 +432,7 @@ pub(crate) struct Slot {
 }
 
 /// When a slot writes no value: what it says then follows from its conditions, and from whether something stands in its sources.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Refusal {
     /// Each of them must hold for a value to be written. None of them reads what the slot carries over.
     pub(crate) unless: Vec<ExprId>,
@@ -486,8 +487,23 @@ pub(crate) struct Remember {
     pub(crate) reads: Reads,
 }
 
+/// Two that read the same are equal, under whichever number results are kept.
+impl PartialEq for Remember {
+    fn eq(&self, other: &Remember) -> bool {
+        (self.makes, &self.reads) == (other.makes, &other.reads)
+    }
+}
+
+impl Eq for Remember {}
+
+impl Hash for Remember {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        (self.makes, &self.reads).hash(state);
+    }
+}
+
 /// Places that are read.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(crate) struct Reads {
     /// The segment on which the map stands; `None` if nothing of it is read.
     pub(crate) anchor: Option<SegmentName>,
@@ -544,7 +560,7 @@ impl Reads {
 }
 
 /// One place that is read.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Read {
     /// A field with all its repetitions.
     Field { scope: Scope, name: SegmentName, field: u16 },
@@ -573,7 +589,7 @@ pub(crate) enum Read {
 }
 
 /// Where a slot stands in the resource.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct SlotPath {
     /// `telecom`, `period.start`; of a choice element without its type.
     pub(crate) text: &'static str,
@@ -586,14 +602,14 @@ pub(crate) struct SlotPath {
 }
 
 /// How an instance is recognised.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq, Hash)]
 pub(crate) struct IdentityRule {
     pub(crate) keys: Vec<Key>,
     pub(crate) otherwise: Otherwise,
 }
 
 /// One source of keys.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Key {
     pub(crate) each: Option<ExprId>,
     pub(crate) system: Option<ExprId>,
@@ -656,7 +672,7 @@ pub(crate) struct ResourceCode {
     pub(crate) existing: OnExisting,
     pub(crate) identity: IdentityRule,
     pub(crate) parts: Vec<PartCode>,
-    pub(crate) set: Vec<Slot>,
+    pub(crate) set: Arc<[Slot]>,
     /// Which slots of `set` are remembered together, and what they read.
     pub(crate) together: Option<(Members, Remember)>,
 }
@@ -671,7 +687,7 @@ pub(crate) struct PartCode {
     pub(crate) segment: SegmentName,
     pub(crate) when: Option<ExprId>,
     pub(crate) with: Vec<(u16, Argument)>,
-    pub(crate) slots: Arc<Vec<Slot>>,
+    pub(crate) slots: Arc<[Slot]>,
     pub(crate) ignore: Arc<Vec<IgnoreRule>>,
 }
 

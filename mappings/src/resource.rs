@@ -12,7 +12,7 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 /// How a contribution meets what is known already.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Existing {
     /// The message is an authority on the resource: a valued slot replaces what was there, unless that is newer.
     Merge,

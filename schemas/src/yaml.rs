@@ -7,7 +7,7 @@ use saphyr_parser::{Event, Parser, ScanError};
 use std::fmt;
 
 /// A place in a YAML text, both counted from 1.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Default)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Place {
     /// Line, from 1.
     pub line: usize,

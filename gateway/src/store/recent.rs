@@ -3,7 +3,7 @@
 //! Invariants: bounded in bytes; everything here is committed, or was given with a batch whose rows are only asked for once
 //! they are seen in the database. A message and a result never change, so nothing here can be out of date.
 
-use crate::store::{Content, Format, NewMessage, OpenMessage, pack};
+use crate::store::{Content, Format, MessageResult, NewMessage, OpenMessage, pack};
 use bytes::Bytes;
 use jiff::Timestamp;
 use schemas::message::{MessageId, OrderKey, Seq};
@@ -11,7 +11,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// How many bytes are kept at most.
-const BYTES_MAX: usize = 16 << 20;
+const BYTES_MAX: usize = 8 << 20;
 /// What an entry costs beside its bytes, about.
 const OVERHEAD_BYTES: usize = 400;
 
@@ -50,6 +50,7 @@ pub(super) struct Recent(Mutex<Inner>);
 #[derive(Default)]
 struct Inner {
     messages: HashMap<MessageId, Arrived>,
+    /// As they lie in their rows, a fraction of what they are.
     bundles: HashMap<(MessageId, u32), Bytes>,
     /// Oldest first, each with its size.
     order: VecDeque<(Key, usize)>,
@@ -82,12 +83,14 @@ impl Recent {
         }
     }
 
-    /// Keeps the Bundles of results that were committed.
-    pub(super) fn recorded(&self, bundles: Vec<((MessageId, u32), Bytes)>) {
+    /// Keeps the Bundles of results that were committed, each as [`pack::squeeze`] made it; a message in quarantine has none.
+    pub(super) fn recorded(&self, results: &[MessageResult], packed: Vec<Vec<u8>>) {
         let mut inner = self.inner();
-        for ((message, revision), bundle) in bundles {
+        let routed = results.iter().zip(packed).filter(|(result, _)| result.quarantined.is_none());
+        for (MessageResult { id: message, revision, .. }, bundle) in routed {
+            let (message, revision) = (*message, *revision);
             let size = bundle.len() + OVERHEAD_BYTES;
-            if inner.bundles.insert((message, revision), bundle).is_none() {
+            if inner.bundles.insert((message, revision), bundle.into()).is_none() {
                 inner.keep(Key::Bundle(message, revision), size);
             }
         }
@@ -101,21 +104,25 @@ impl Recent {
 
     /// What some deliveries carry, of those of which both parts are still here.
     pub(super) fn contents(&self, of: &[(MessageId, u32)]) -> HashMap<(MessageId, u32), Content> {
-        let inner = self.inner();
-        let content = |of: &(MessageId, u32)| {
-            let bundle = inner.bundles.get(of)?.clone();
-            let arrived = inner.messages.get(&of.0)?;
-            let content = Content {
-                original: arrived.bytes.clone(),
-                format: arrived.format,
-                sender: Arc::clone(&arrived.sender),
-                message_type: arrived.message_type.clone(),
-                received_at: arrived.received_at,
-                bundle,
+        let found: Vec<_> = {
+            let inner = self.inner();
+            let both = |of: &(MessageId, u32)| {
+                Some((*of, inner.messages.get(&of.0)?.clone(), inner.bundles.get(of)?.clone()))
             };
-            Some((*of, content))
+            of.iter().filter_map(both).collect()
         };
-        of.iter().filter_map(content).collect()
+        let content = |(of, arrived, packed): ((MessageId, u32), Arrived, Bytes)| {
+            let content = Content {
+                original: arrived.bytes,
+                format: arrived.format,
+                sender: arrived.sender,
+                message_type: arrived.message_type,
+                received_at: arrived.received_at,
+                bundle: pack::expand(&packed).ok()?,
+            };
+            Some((of, content))
+        };
+        found.into_iter().filter_map(content).collect()
     }
 
     fn inner(&self) -> std::sync::MutexGuard<'_, Inner> {
@@ -144,26 +151,55 @@ impl Inner {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::suite;
     use uuid::Uuid;
 
     fn id(n: u128) -> MessageId {
         MessageId(Uuid::from_u128(n))
     }
 
+    fn result(n: u128, quarantined: Option<&str>) -> MessageResult {
+        MessageResult {
+            seq: Seq(1),
+            id: id(n),
+            revision: 0,
+            quarantined: quarantined.map(str::to_owned),
+            mapping: String::new(),
+            issues: Vec::new(),
+            bundle: Bytes::new(),
+        }
+    }
+
     #[test]
     fn the_oldest_go_first_and_the_bound_holds() {
         let recent = Recent::default();
-        let large = Bytes::from(vec![0; BYTES_MAX / 4]);
         for n in 0..10 {
-            recent.recorded(vec![((id(n), 0), large.clone())]);
+            recent.recorded(&[result(n, None)], vec![vec![0; BYTES_MAX / 4]]);
             let inner = recent.inner();
             assert!(inner.bytes <= BYTES_MAX);
             assert_eq!(inner.bundles.len(), inner.order.len());
         }
         let left: Vec<bool> = (0..10).map(|n| recent.inner().bundles.contains_key(&(id(n), 0))).collect();
         assert_eq!(left, [false, false, false, false, false, false, false, true, true, true]);
-        recent.recorded(vec![((id(99), 0), Bytes::from(vec![0; BYTES_MAX + 1]))]);
+        recent.recorded(&[result(99, None)], vec![vec![0; BYTES_MAX + 1]]);
         let inner = recent.inner();
         assert_eq!((inner.bytes, inner.bundles.len()), (0, 0), "too large to be kept at all");
+    }
+
+    #[test]
+    fn a_bundle_comes_back_as_it_was_given() {
+        let recent = Recent::default();
+        let message = |n| NewMessage { id: id(n), ..suite::at(Timestamp::now(), "C1", "P1") };
+        recent.arrived([message(1), message(2)].iter());
+        let bundle = b"{\"resourceType\":\"Bundle\"}".repeat(100);
+        let results = [result(1, None), result(2, Some("no mapping")), result(3, None)];
+        recent.recorded(&results, vec![pack::squeeze(&bundle); 3]);
+        let found = recent.contents(&[(id(1), 0), (id(2), 0), (id(3), 0), (id(1), 1)]);
+        let found: Vec<_> = found.iter().map(|(of, content)| (*of, &content.bundle[..])).collect();
+        assert_eq!(
+            found,
+            [((id(1), 0), &bundle[..])],
+            "one in quarantine has none, and one without its message is not whole"
+        );
     }
 }

@@ -1,7 +1,6 @@
 //! What both stores know about a recording: one row for each resource that it changes, what its aliases expect.
 
-use crate::store::{Alias, DeliveryState, MessageResult, NewDelivery, ResourceWrite, StoreError, pack};
-use bytes::Bytes;
+use crate::store::{Alias, DeliveryState, NewDelivery, ResourceWrite, StoreError, pack};
 use schemas::message::MessageId;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -86,12 +85,6 @@ pub(super) fn alias_rows(aliases: Vec<(Alias, Uuid)>, resolved: &Resolved) -> Al
         }
     }
     rows
-}
-
-/// The Bundles of results, by message and revision; a message in quarantine has none.
-pub(super) fn bundles(results: Vec<MessageResult>) -> Vec<((MessageId, u32), Bytes)> {
-    let routed = results.into_iter().filter(|result| result.quarantined.is_none());
-    routed.map(|result| ((result.id, result.revision), result.bundle)).collect()
 }
 
 /// How many numbers each subscription needs, in order of names.

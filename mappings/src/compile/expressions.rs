@@ -7,10 +7,8 @@ use crate::language::ast::Formula;
 use crate::language::expression::{Comparison, Expr, Filter, PathExpr, Root};
 use crate::language::load::within;
 use crate::program::{Base, ExprId, Op, Pick, Scope};
-use foldhash::fast::FixedState;
 use schemas::hl7v2::path::SegmentName;
 use schemas::yaml::Place;
-use std::hash::BuildHasher;
 
 /// A compiled expression and what is known of its value.
 pub(super) struct Typed {
@@ -23,16 +21,7 @@ pub(super) struct Typed {
 impl<'a> Compiler<'a> {
     /// An expression, which many rules may share.
     fn op(&mut self, op: Op) -> ExprId {
-        let hash = FixedState::default().hash_one(&op);
-        if let Some(known) = self.ops.get(&hash)
-            && *self.code.op(*known) == op
-        {
-            return *known;
-        }
-        let id = u32::try_from(self.code.exprs.len()).expect("a catalog has fewer than 2^32 expressions");
-        self.code.exprs.push(op);
-        self.ops.entry(hash).or_insert(ExprId(id));
-        ExprId(id)
+        ExprId(self.expressions.once(&mut self.code.exprs, op))
     }
 
     /// Compiles a formula of any kind.

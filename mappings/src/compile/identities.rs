@@ -240,9 +240,8 @@ impl<'a> Compiler<'a> {
         }
         let anchor = env.anchor.and_then(SegmentName::new);
         make.remember = reads::of_make(&mut self.code, &make, from, anchor);
-        let id = u32::try_from(self.code.makes.len()).expect("a catalog has fewer than 2^32 made resources");
-        self.code.makes.push(make);
-        Some(Action::Make { make: id, from })
+        let make = self.makes.once(&mut self.code.makes, make);
+        Some(Action::Make { make, from })
     }
 }
 

@@ -14,10 +14,12 @@ mod whole;
 
 use crate::catalog::FileMistake;
 use crate::language::ast::{Declared, Document, Fragment, Map, OptionDef, Word};
-use crate::program::{Code, ExprId, IgnoreRule, MappingCode, NodeId, Slot};
+use crate::program::{Code, IgnoreRule, MappingCode, NodeId, Slot};
 use crate::table::Table;
+use foldhash::fast::FixedState;
 use schemas::yaml::{Mistake, Place, nearest};
 use std::collections::{HashMap, HashSet};
+use std::hash::{BuildHasher, Hash};
 use std::sync::Arc;
 
 /// One file, read.
@@ -42,7 +44,10 @@ pub(crate) fn compile(files: &[Parsed], tables: Vec<Table>) -> Compiled {
         mappings: Vec::new(),
         taken: HashSet::new(),
         tables: tables.iter().zip(0u32..).map(|(table, n)| (table.name.clone(), n)).collect(),
-        ops: HashMap::new(),
+        expressions: Known::default(),
+        nodes: Known::default(),
+        makes: Known::default(),
+        lists: HashSet::new(),
         code: Code {
             sender_tables: (tables.iter().zip(0..))
                 .filter(|(table, _)| table.name.contains('/'))
@@ -94,7 +99,11 @@ pub(crate) fn compile(files: &[Parsed], tables: Vec<Table>) -> Compiled {
     let mut mistakes = compiler.mistakes;
     mistakes.sort_by(|a, b| (&a.file, a.mistake.place).cmp(&(&b.file, b.mistake.place)));
     mistakes.dedup();
-    Compiled { code: compiler.code, mappings, mistakes }
+    let mut code = compiler.code;
+    code.exprs.shrink_to_fit();
+    code.nodes.shrink_to_fit();
+    code.makes.shrink_to_fit();
+    Compiled { code, mappings, mistakes }
 }
 
 struct Compiler<'a> {
@@ -108,8 +117,12 @@ struct Compiler<'a> {
     taken: HashSet<(&'a str, &'a str)>,
     tables: HashMap<String, u32>,
     code: Code,
-    /// The expressions by their hashes.
-    ops: HashMap<u64, ExprId>,
+    /// What is in the code already: many mappings say the same.
+    expressions: Known,
+    nodes: Known,
+    makes: Known,
+    /// The lists of slots, each once.
+    lists: HashSet<Arc<[Slot]>>,
     /// Value maps that are compiled already.
     called: HashMap<&'a str, u32>,
     /// Segment maps that are compiled already.
@@ -128,7 +141,7 @@ struct Compiler<'a> {
 
 #[derive(Clone)]
 struct Part {
-    slots: Arc<Vec<Slot>>,
+    slots: Arc<[Slot]>,
     ignore: Arc<Vec<IgnoreRule>>,
 }
 
@@ -275,9 +288,37 @@ impl<'a> Compiler<'a> {
 
     fn node(&mut self, mut node: crate::program::Node) -> NodeId {
         node.needs = needs::of_node(&self.code, &node).unwrap_or_default();
-        let id = u32::try_from(self.code.nodes.len()).expect("a catalog has fewer than 2^32 nodes");
-        self.code.nodes.push(node);
-        NodeId(id)
+        NodeId(self.nodes.once(&mut self.code.nodes, node))
+    }
+
+    /// A list of slots, which several mappings may share.
+    fn list(&mut self, slots: Vec<Slot>) -> Arc<[Slot]> {
+        if let Some(known) = self.lists.get(&*slots) {
+            return Arc::clone(known);
+        }
+        let list: Arc<[Slot]> = slots.into();
+        self.lists.insert(Arc::clone(&list));
+        list
+    }
+}
+
+/// Where each of many values stands in their list, by their hashes.
+#[derive(Default)]
+struct Known(HashMap<u64, u32>);
+
+impl Known {
+    /// The place of a value in the list, to which it is added if it is new.
+    fn once<T: Eq + Hash>(&mut self, all: &mut Vec<T>, value: T) -> u32 {
+        let hash = FixedState::default().hash_one(&value);
+        if let Some(known) = self.0.get(&hash)
+            && all[*known as usize] == value
+        {
+            return *known;
+        }
+        let place = u32::try_from(all.len()).expect("a catalog has fewer than 2^32 of a kind");
+        all.push(value);
+        self.0.entry(hash).or_insert(place);
+        place
     }
 }
 

@@ -37,7 +37,7 @@ impl<'a> Compiler<'a> {
         }
         let ignore = self.ignores(&map.ignore, Some(&map.from.text));
         self.file = file;
-        let part = Part { slots: Arc::new(slots), ignore: Arc::new(ignore) };
+        let part = Part { slots: self.list(slots), ignore: Arc::new(ignore) };
         self.parts.insert(name, part.clone());
         part
     }
@@ -323,7 +323,7 @@ impl<'a> Compiler<'a> {
             existing,
             identity,
             parts,
-            set,
+            set: self.list(set),
             together,
         })
     }

@@ -192,7 +192,7 @@ pub(crate) enum OnError {
 }
 
 /// The error policy of a rule.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Policy {
     /// The resource is left out.
     Fail,
@@ -214,7 +214,7 @@ pub(crate) struct OnCode {
 }
 
 /// How a contribution meets what is known already.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum OnExisting {
     Always(crate::resource::Existing),
     ByTrigger { cases: Vec<(String, crate::resource::Existing)>, otherwise: crate::resource::Existing },
@@ -229,7 +229,7 @@ pub(crate) struct Identity {
 }
 
 /// What to do with an instance that yields no key.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Otherwise {
     Quarantine,
     Omit,

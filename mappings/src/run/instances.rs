@@ -228,7 +228,7 @@ impl<'r> Run<'r> {
             aliases,
             on_existing,
             slots: Vec::with_capacity(32),
-        });
+        })?;
         self.trace_resource(id);
         self.uncause(0);
         let frame = self.frame(group, anchor, Some(entry));
@@ -244,7 +244,7 @@ impl<'r> Run<'r> {
                     continue;
                 }
                 // Several parts may stand on one map: what it says of their segments is one.
-                let known = written.iter().any(|slots| std::ptr::eq(*slots, &**part.slots));
+                let known = written.iter().any(|slots| std::ptr::eq(*slots, &*part.slots));
                 let again = match (fresh, known) {
                     (true, false) => Again::Never,
                     (true, true) => Again::Part,

@@ -2,7 +2,7 @@
 
 use super::instances::Related;
 use super::memo::{Outcome, Recall};
-use super::slots::{Again, ORDER_STEP, Place, To};
+use super::slots::{ALIASES_A_STEP, Again, ORDER_STEP, Place, To};
 use super::write::Sink;
 use super::{ChainState, Frame, Halt, Item, Run, Val};
 use crate::json::{self, Primitive};
@@ -276,18 +276,21 @@ impl<'r> Run<'r> {
     }
 
     /// The entry of a resource, made if it is not there yet, and whether it was. One that is there gets the aliases.
-    pub(super) fn entry(&mut self, contribution: Contribution) -> (usize, bool) {
+    pub(super) fn entry(&mut self, contribution: Contribution) -> Result<(usize, bool), Halt> {
         let index = self.entries.len();
         match self.entry_of.entry(contribution.id) {
             hash_map::Entry::Occupied(known) => {
                 let index = *known.get();
-                self.entries[index].own().add_aliases(&contribution.aliases);
-                (index, false)
+                let known = self.entries[index].own();
+                let compared = known.aliases.len() * contribution.aliases.len();
+                known.add_aliases(&contribution.aliases);
+                self.burn(compared / ALIASES_A_STEP)?;
+                Ok((index, false))
             }
             hash_map::Entry::Vacant(vacant) => {
                 vacant.insert(index);
                 self.entries.push(Contributed::Own(contribution));
-                (index, true)
+                Ok((index, true))
             }
         }
     }

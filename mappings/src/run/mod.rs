@@ -459,7 +459,12 @@ impl<'r> Run<'r> {
     }
 
     fn step(&mut self) -> Result<(), Halt> {
-        match self.fuel.checked_sub(1) {
+        self.burn(1)
+    }
+
+    /// Takes as many steps at once.
+    fn burn(&mut self, steps: usize) -> Result<(), Halt> {
+        match self.fuel.checked_sub(steps as u64) {
             Some(fuel) => {
                 self.fuel = fuel;
                 Ok(())

@@ -14,6 +14,10 @@ use std::sync::Arc;
 
 /// The slots of a part of a resource lie this far behind those of the part before.
 pub(super) const ORDER_STEP: u32 = 1000;
+/// To read so many bytes again counts as one step.
+const BYTES_A_STEP: usize = 32;
+/// To look for an identifier among so many counts as one.
+pub(super) const ALIASES_A_STEP: usize = 8;
 
 impl<'r> Run<'r> {
     /// Writes the slots of a part of a resource that stands on a segment.
@@ -69,10 +73,10 @@ impl<'r> Run<'r> {
             }
             if let Some(writes) = &mut known {
                 match writes.next_if(|(of, _)| *of == index) {
-                    Some((_, Some(write))) => self.put(slot, write.clone(), to),
+                    Some((_, Some(write))) => self.put(slot, write.clone(), to)?,
                     Some((_, None)) => {
                         let write = self.said_openly(frame, slot)?;
-                        self.write_said(slot, write, to);
+                        self.write_said(slot, write, to)?;
                     }
                     None => {}
                 }
@@ -95,7 +99,7 @@ impl<'r> Run<'r> {
                     }
                 }
             }
-            self.write_said(slot, write, to);
+            self.write_said(slot, write, to)?;
         }
         if let Some((new, together)) = new {
             self.remember_together(new, together);
@@ -106,24 +110,24 @@ impl<'r> Run<'r> {
     /// Writes one slot of a resource. `frame` is that of the map, `outer` that of where the resource is made.
     pub(super) fn write_slot(&mut self, frame: &Frame<'r, '_>, slot: &'r Slot, to: To) -> Result<(), Halt> {
         let write = self.said(frame, slot)?;
-        self.write_said(slot, write, to);
-        Ok(())
+        self.write_said(slot, write, to)
     }
 
     /// Writes what a slot says, with the resources that were made for it.
-    fn write_said(&mut self, slot: &'r Slot, write: Option<Write>, to: To) {
+    fn write_said(&mut self, slot: &'r Slot, write: Option<Write>, to: To) -> Result<(), Halt> {
         if let Place::Entry(_) = to.place {
-            self.settle();
+            self.settle()?;
         }
-        if let Some(write) = write {
-            self.put(slot, write, to);
+        match write {
+            Some(write) => self.put(slot, write, to),
+            None => Ok(()),
         }
     }
 
     /// Writes one slot of the Bundle itself.
     pub(super) fn write_of_bundle(&mut self, frame: &Frame<'r, '_>, slot: &'r Slot) -> Result<(), Halt> {
         let write = self.said(frame, slot)?;
-        self.settle();
+        self.settle()?;
         if let Some(write) = write {
             let (name, order) = (slot.name, slot.order);
             keep(&mut self.bundle, SlotWrite { name, order, on_existing: None, write }, Again::Never);
@@ -178,7 +182,7 @@ impl<'r> Run<'r> {
     }
 
     /// Adds what a slot says to its resource.
-    fn put(&mut self, slot: &'r Slot, write: Write, to: To) {
+    fn put(&mut self, slot: &'r Slot, write: Write, to: To) -> Result<(), Halt> {
         let on_existing = slot.existing.as_ref().map(|existing| self.existing(existing));
         let order = to.part * ORDER_STEP + slot.order;
         let write = SlotWrite { name: slot.name, order, on_existing, write };
@@ -187,7 +191,10 @@ impl<'r> Run<'r> {
             Place::Made(made) => Arc::make_mut(&mut self.made[made]), // nobody else has it yet
         };
         let before = self.tracer.is_some().then(|| items(&contribution.slots, slot.name));
+        // What is joined is read again with each place that adds to it.
+        let read = if to.again == Again::Mention { held(&contribution.slots, slot.name) } else { 0 };
         let kept = keep(&mut contribution.slots, write, to.again);
+        self.burn(read / BYTES_A_STEP)?;
         if let Some(before) = before
             && matches!(to.again, Again::Part | Again::Mention)
         {
@@ -199,6 +206,7 @@ impl<'r> Run<'r> {
             let text = "the message says two things of one resource here: the first is kept";
             self.issue(Severity::Warning, "said-otherwise", segment.unwrap_or_default(), slot.name, text);
         }
+        Ok(())
     }
 
     /// What the rule of a slot says; `None` if it says nothing.
@@ -293,10 +301,11 @@ impl<'r> Run<'r> {
     }
 
     /// Puts what was made for a slot beside the other resources: what is made of the same thing twice is one.
-    fn settle(&mut self) {
+    fn settle(&mut self) -> Result<(), Halt> {
         if self.made.is_empty() {
-            return;
+            return Ok(());
         }
+        let mut compared = 0;
         let mut all = std::mem::take(&mut self.made);
         for made in all.drain(..) {
             match self.entry_of.get(&made.id) {
@@ -309,6 +318,7 @@ impl<'r> Run<'r> {
                     if matches!(known, Contributed::Shared(known) if Arc::ptr_eq(known, &made)) {
                         continue;
                     }
+                    compared += known.aliases.len() * made.aliases.len();
                     // What says nothing new changes nothing: what is shared stays so.
                     if made.aliases.iter().any(|alias| !known.aliases.contains(alias)) {
                         known.own().add_aliases(&made.aliases);
@@ -322,6 +332,7 @@ impl<'r> Run<'r> {
             }
         }
         self.made = all;
+        self.burn(compared / ALIASES_A_STEP)
     }
 
     /// How a rule meets what is known, for this trigger event.
@@ -394,7 +405,7 @@ fn keep(slots: &mut Vec<SlotWrite>, write: SlotWrite, again: Again) -> Kept {
                 }
             }
             // Of the segments of one resource the first says what can be said once.
-            return if again == Again::Mention { kept } else { Kept::Well };
+            return kept;
         }
         // Two mentions of one person in one message: the fuller one says more.
         (Write::Valued(known), Write::Valued(more)) if length(&more) > length(known) => *known = more,
@@ -410,10 +421,13 @@ fn add_items(known: &mut Fragment, more: &str) {
         let items: Vec<&RawValue> = serde_json::from_str(&list).expect("the items of a list are JSON");
         items.iter().map(|item| item.get().to_owned()).collect()
     };
-    let there = items(&known.json);
-    for item in items(more).iter().filter(|item| !there.contains(item)) {
+    for item in items(more) {
+        // Only what stands there as text may be one of the items.
+        if known.json.contains(&item) && items(&known.json).contains(&item) {
+            continue;
+        }
         known.json.push(',');
-        known.json.push_str(item);
+        known.json.push_str(&item);
     }
 }
 
@@ -430,6 +444,14 @@ fn says_more(more: &SlotWrite, known: &[SlotWrite]) -> bool {
 /// How much text fragments hold.
 fn length(fragments: &[Fragment]) -> usize {
     fragments.iter().map(|fragment| fragment.json.len()).sum()
+}
+
+/// How much text a slot holds.
+fn held(slots: &[SlotWrite], name: &str) -> usize {
+    match slots.iter().find(|known| known.name == name).map(|known| &known.write) {
+        Some(Write::Valued(fragments)) => length(fragments),
+        Some(Write::Cleared) | None => 0,
+    }
 }
 
 /// How many items a slot holds, if it is a list.

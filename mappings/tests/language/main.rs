@@ -786,3 +786,44 @@ fn many_nulls_and_many_people_in_one_field_are_mapped_like_few() {
     let mapped = catalog.programs()[0].run(&message, &context()).expect("it is mapped");
     assert_eq!(mapped.contributions.len(), 20_001);
 }
+
+/// A patient of PID and NK1, and another whose name every NK1 may say.
+fn of_relatives() -> Catalog {
+    catalog(&[
+        "segment_map: pid\nfrom: PID\nto: Patient\nrules:\n  gender: {const: male}",
+        "segment_map: nk1\nfrom: NK1\nto: Patient\nrules:\n  birthDate: {value: date(NK1-16)}\n  name: {set: {text: {value: NK1-2.1}}}",
+        &format!(
+            "mapping: adt\nversion: 1\nsource: {{format: hl7v2, structure: ADT_A01, events: [A01]}}\nresources:{}
+- {{id: relative, type: Patient, from: NK1, identity: {{keys: [{{value: NK1-33}}], else: omit}}, parts: [{{use: nk1, from: NK1}}]}}",
+            PATIENT.replace("{use: pid, from: PID}", "{use: pid, from: PID}, {use: nk1, from: NK1}")
+        ),
+    ])
+}
+
+#[test]
+fn what_a_second_segment_says_otherwise_is_told() {
+    let relative =
+        |number: u8, name: &str, born: &str| format!("\nNK1|{number}|{name}{}{born}", "|".repeat(14));
+    let segments = format!(
+        "PID|1||TEST4711^^^TESTHOSP^MR{}{}{}",
+        relative(1, "JANE", "19700101"),
+        relative(2, "JOHN", "19700101"),
+        relative(3, "JIM", "19700102")
+    );
+    let (bundle, issues) = map(&of_relatives(), &segments);
+    let patient = &bundle["entry"][0]["resource"];
+    assert_eq!(patient["birthDate"], "1970-01-01", "the first says it: {bundle}");
+    assert_eq!(patient["name"].as_array().map(Vec::len), Some(3));
+    let told: Vec<_> = issues.iter().filter(|issue| issue.starts_with("said-otherwise")).collect();
+    assert_eq!(told, ["said-otherwise NK1[3]"]);
+}
+
+#[test]
+fn ten_thousands_of_mentions_of_one_person_end() {
+    let relatives: Vec<String> =
+        (0..19_000).map(|number| format!("NK1|1|TEST{number:0100}{}TEST9", "|".repeat(31))).collect();
+    let text = message_text("A01", &format!("PID|1||1\n{}", relatives.join("\n")));
+    let message = Message::parse(&text, &Limits::default()).expect("a message");
+    let quarantined = of_relatives().programs()[0].run(&message, &context()).expect_err("it takes too long");
+    assert!(quarantined.reason.contains("more steps"), "{}", quarantined.reason);
+}

@@ -144,7 +144,7 @@ impl RecordTx for Recorder {
         write_aliases(&mut tx, &aliases).await?;
         let numbers = write_deliveries(&mut tx, &deliveries).await?;
         tx.commit().await?;
-        self.recent.recorded(recording::bundles(results));
+        self.recent.recorded(&results, packed);
         Ok(numbers)
     }
 }
