@@ -20,6 +20,7 @@ pub(crate) enum Kind {
     Instant,
     Time,
     Base64,
+    Xhtml,
 }
 
 /// The functions of the mapping language, one line each: how it is called and what it does, then its examples. Written from the
@@ -639,6 +640,22 @@ pub(crate) const FUNCTIONS: &[Function] = &[
             })
         },
     },
+    Function {
+        name: "narrative",
+        args: (1, 1),
+        answers: Kind::Xhtml,
+        closed: true,
+        strict: true,
+        spec: "narrative(x): a text as XHTML, as FHIR's narratives are written; what looks like markup stays text",
+        examples: &[(
+            "narrative(ZZZ-1)",
+            "TEST <b>",
+            "<div xmlns=\"http://www.w3.org/1999/xhtml\">TEST &lt;b&gt;</div>",
+        )],
+        call: |run, frame, args| {
+            run.reading(frame, args[0], "expected text", |text| Some(Cow::Owned(crate::json::xhtml(text))))
+        },
+    },
 ];
 
 /// A unit of time: its UCUM code, by that or by its ISO+ word.
@@ -818,10 +835,17 @@ mod tests {
             Kind::Instant => "instant",
             Kind::Time => "time",
             Kind::Base64 => "base64Binary",
-            Kind::Element | Kind::Text => "string",
+            Kind::Element | Kind::Text | Kind::Xhtml => "string",
+        };
+        // No extension has a narrative; a resource has one.
+        let rule = match kind {
+            Kind::Xhtml => {
+                format!("text: {{set: {{status: {{const: additional}}, div: {{value: \"{expression}\"}}}}}}")
+            }
+            _ => format!("extension: {{all: [{{id: x, url: test, as: {ty}, value: \"{expression}\"}}]}}"),
         };
         let mapping = format!(
-            "segment_map: zzz\nfrom: ZZZ\nto: Basic\nrules:\n  code: {{concept: test#x}}\n  extension: {{all: [{{id: x, url: test, as: {ty}, value: \"{expression}\"}}]}}\n\
+            "segment_map: zzz\nfrom: ZZZ\nto: Basic\nrules:\n  code: {{concept: test#x}}\n  {rule}\n\
              ---\nmapping: test\nversion: 1\nsource: {{format: hl7v2, structure: ADT_A01, events: [A01]}}\n\
              resources: [{{id: basic, type: Basic, from: ZZZ, identity: {{keys: [], else: message}}, parts: [{{use: zzz, from: ZZZ}}]}}]\n"
         );
@@ -850,14 +874,16 @@ mod tests {
         let json = mapped.contributions[0].slots.iter().find_map(|slot| match &slot.write {
             crate::resource::Write::Valued(fragments) => fragments
                 .iter()
-                .find(|fragment| &*fragment.path == "extension")
+                .find(|fragment| matches!(&*fragment.path, "extension" | "text.div"))
                 .map(|fragment| fragment.json.clone()),
             crate::resource::Write::Cleared => None,
         });
         let Some(json) = json else { return String::new() };
         let value: serde_json::Value = serde_json::from_str(&json).expect("JSON");
-        let value =
-            value.as_object().and_then(|members| members.values().nth(1)).cloned().unwrap_or_default();
+        let value = match value {
+            serde_json::Value::Object(members) => members.values().nth(1).cloned().unwrap_or_default(),
+            value => value,
+        };
         value.as_str().map_or_else(|| value.to_string(), str::to_owned)
     }
 

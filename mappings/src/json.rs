@@ -21,6 +21,8 @@ pub(crate) enum Primitive {
     Instant,
     Time,
     Base64,
+    /// `xhtml`, as [`xhtml`] writes it.
+    Xhtml,
 }
 
 impl Primitive {
@@ -41,6 +43,7 @@ impl Primitive {
             "instant" => Primitive::Instant,
             "time" => Primitive::Time,
             "base64Binary" => Primitive::Base64,
+            "xhtml" => Primitive::Xhtml,
             _ => return None,
         })
     }
@@ -109,6 +112,7 @@ pub(crate) fn primitive(out: &mut String, kind: Primitive, text: &str) -> bool {
         Primitive::Base64 => {
             text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'+' | b'/' | b'='))
         }
+        Primitive::Xhtml => text.starts_with(DIV),
     };
     if fits {
         if kind == Primitive::Boolean {
@@ -179,6 +183,29 @@ pub(crate) fn number(text: &str) -> Option<std::borrow::Cow<'_, str>> {
         json.push_str(fraction);
     }
     Some(json.into())
+}
+
+/// How a narrative begins.
+const DIV: &str = "<div xmlns=\"http://www.w3.org/1999/xhtml\">";
+
+/// A text as a narrative: what looks like markup stays text, and lines stay lines.
+pub(crate) fn xhtml(text: &str) -> String {
+    let mut out = String::from(DIV);
+    for c in text.trim().chars() {
+        match c {
+            '<' => out.push_str("&lt;"),
+            '>' => out.push_str("&gt;"),
+            '&' => out.push_str("&amp;"),
+            '"' => out.push_str("&quot;"),
+            '\n' => out.push_str("<br/>"),
+            '\t' => out.push(' '),
+            // XML knows neither control characters nor the two code points that are none.
+            c if c.is_control() || matches!(c, '\u{fffe}' | '\u{ffff}') => {}
+            c => out.push(c),
+        }
+    }
+    out.push_str("</div>");
+    out
 }
 
 /// Writes a JSON string with its quotes. Control characters that FHIR's strings do not have are left out.

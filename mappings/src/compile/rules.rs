@@ -411,6 +411,7 @@ impl<'a> Compiler<'a> {
                 "integer(..)"
             }
             Primitive::Base64 if typed.kind != Kind::Base64 => "base64(..)",
+            Primitive::Xhtml if typed.kind != Kind::Xhtml => "narrative(..)",
             _ => "",
         };
         if !expected.is_empty() {
