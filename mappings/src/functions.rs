@@ -3,6 +3,7 @@
 
 use crate::program::ExprId;
 use crate::run::{Frame, Run, Val};
+use crate::terminology;
 use schemas::hl7v2::time::{Tm, Ts};
 use std::borrow::Cow;
 
@@ -481,6 +482,48 @@ pub(crate) const FUNCTIONS: &[Function] = &[
             run.reading(frame, args[0], "expected an OID, a UUID or a URI", |text| {
                 universal(text.trim(), "").map(Cow::Owned)
             })
+        },
+    },
+    Function {
+        name: "verified",
+        args: (2, 3),
+        answers: Kind::Text,
+        closed: true,
+        strict: true,
+        spec: "verified(code, name, oid): the code; an issue tells where the system, named as for coding_system, is LOINC and the \
+               code is not formed like one of it, or its check digit is wrong",
+        examples: &[
+            ("verified(ZZZ-1.1, ZZZ-1.3)", "718-7^^LN", "718-7"),
+            ("verified(ZZZ-1.1, ZZZ-1.3)", "718-1^^LN", "718-1"),
+            ("verified(ZZZ-1.1, ZZZ-1.3)", "HB^^L", "HB"),
+        ],
+        call: |run, frame, args| run.verified(frame, args),
+    },
+    Function {
+        name: "ucum",
+        args: (1, 1),
+        answers: Kind::Text,
+        closed: true,
+        strict: true,
+        spec: "ucum(x): a unit of UCUM as it is written; anything else cannot be read",
+        examples: &[("ucum(ZZZ-1)", "10*3/uL", "10*3/uL"), ("ucum(ZZZ-1)", "x10E3/uL", "")],
+        call: |run, frame, args| {
+            run.reading(frame, args[0], "expected a unit of UCUM", |text| {
+                terminology::is_unit(text.trim()).then_some(Cow::Borrowed(text))
+            })
+        },
+    },
+    Function {
+        name: "is_ucum",
+        args: (1, 1),
+        answers: Kind::Bool,
+        closed: true,
+        strict: false,
+        spec: "is_ucum(x): whether it is a unit of UCUM",
+        examples: &[("is_ucum(ZZZ-1)", "mm[Hg]", "true"), ("is_ucum(ZZZ-1)", "mmHg", "false")],
+        call: |run, frame, args| {
+            let text = run.text_of(frame, args[0]);
+            Val::Bool(text.is_some_and(|text| terminology::is_unit(text.trim())))
         },
     },
     Function {

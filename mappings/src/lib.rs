@@ -22,7 +22,8 @@ mod program;
 mod render;
 pub mod resource;
 mod run;
-mod table;
+pub mod table;
+mod terminology;
 mod testing;
 
 pub use alone::{Alone, NotMapped, explain_by, map_alone, map_by};

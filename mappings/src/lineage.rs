@@ -216,11 +216,20 @@ fn place(
     path: &str,
 ) -> Option<String> {
     let beside = path.strip_prefix("_.extension");
-    let own = |fragment: &&Fragment| (beside.is_some()) == is_beside(&fragment.path);
+    let own =
+        |fragment: &&Fragment| beside.is_some() == (is_beside(&fragment.path) || fragment.is_beside_items());
     // A slot whose own element is an extension list has one fragment, which is not beside anything.
     let fragment = fragments.iter().find(own)?;
     if !fragment.list && said.contains(without_type(&fragment.path)) {
         return None;
+    }
+    if fragment.is_beside_items()
+        && let Some(beside) = beside
+    {
+        // Its items stand where those of the list do.
+        let (parent, name) = fragment.path.rsplit_once('_')?;
+        let at = before.get(&*[parent, name].concat()).copied().unwrap_or(0);
+        return Some(format!("{}[{at}].extension{beside}", fragment.path));
     }
     let mut below = beside.unwrap_or(path).to_owned();
     if fragment.list {

@@ -101,6 +101,10 @@ fn members(parts: &[Part<'_>], mut comma: bool, out: &mut String) {
             out.push_str(single.rest.strip_prefix('/').unwrap_or(single.rest));
             out.push_str("\":");
             out.push_str(&single.fragment.json);
+        } else if part.fragment.is_beside_items() && part.rest.is_empty() {
+            out.push_str("\":[");
+            beside_items(parts, part.name, out);
+            out.push(']');
         } else if let Some(first) = leaves.next() {
             out.push_str("\":[");
             out.push_str(&first.fragment.json);
@@ -114,6 +118,21 @@ fn members(parts: &[Part<'_>], mut comma: bool, out: &mut String) {
             let inner: SmallVec<[Part<'_>; 8]> = all.filter_map(Part::inner).collect();
             members(&inner, false, out);
             out.push('}');
+        }
+    }
+}
+
+/// Writes what stands beside the items of a list of primitives: `null` for each item that has nothing. A slot's fragments stand
+/// together, its items first.
+fn beside_items(parts: &[Part<'_>], name: &str, out: &mut String) {
+    let items = parts.iter().enumerate().filter(|(_, part)| Some(part.name) == name.strip_prefix('_'));
+    for (nth, (index, part)) in items.enumerate() {
+        if nth > 0 {
+            out.push(',');
+        }
+        match parts.get(index + 1).filter(|next| next.name == name) {
+            Some(beside) => out.push_str(&beside.fragment.json),
+            None => out.push_str(&vec!["null"; part.fragment.items() as usize].join(",")),
         }
     }
 }

@@ -75,6 +75,11 @@ pub struct Fragment {
 }
 
 impl Fragment {
+    /// Whether it stands beside the items of a list of primitives: `_category`.
+    pub(crate) fn is_beside_items(&self) -> bool {
+        self.list && self.path.rsplit('.').next().is_some_and(|name| name.starts_with('_'))
+    }
+
     /// How many items of an array it is.
     pub(crate) fn items(&self) -> u32 {
         let items = serde_json::from_str::<Vec<serde::de::IgnoredAny>>(&format!("[{}]", self.json));
@@ -672,6 +677,31 @@ mod tests {
                 r#"{"resourceType":"Patient","id":"00000000-0000-0000-0000-000000000007","#,
                 r#""telecom":[{"value":"1"},{"value":"2"},{"value":"3"}],"birthDate":"1970-01-01","#,
                 r#""period":{"start":"1","end":"2"}}"#
+            )
+        );
+    }
+
+    #[test]
+    fn what_stands_beside_the_items_of_a_list_stands_beside_its_own() {
+        let beside = |name: &str, order, json: &str, beside: &str| {
+            let mut slot = valued(name, order, "category", true, json);
+            let Write::Valued(fragments) = &slot.write else { unreachable!("it was given a value") };
+            let own = Fragment { path: "_category".into(), list: true, json: beside.to_owned() };
+            slot.write = Write::Valued(fragments.iter().cloned().chain([own]).collect());
+            slot
+        };
+        let mut state = State::default();
+        let slots = vec![
+            valued("zzz/two", 1, "category", true, "\"food\",\"biologic\""),
+            beside("zzz/one", 2, "\"medication\"", "{\"extension\":[1]}"),
+            valued("zzz/last", 3, "category", true, "\"environment\""),
+        ];
+        state.apply(&patient(Existing::Merge, slots), &stamp("a", 1, 1), message(1));
+        assert_eq!(
+            body(&state),
+            concat!(
+                r#"{"category":["food","biologic","medication","environment"],"#,
+                r#""_category":[null,null,{"extension":[1]},null]}"#
             )
         );
     }

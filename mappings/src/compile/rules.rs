@@ -25,6 +25,8 @@ pub(super) struct Want {
     pub(super) types: Vec<&'static str>,
     pub(super) choice: bool,
     pub(super) many: bool,
+    /// Whether no more than one is written, with a slot of its own: then an item of a list of primitives may have extensions.
+    pub(super) alone: bool,
 }
 
 impl Want {
@@ -34,11 +36,12 @@ impl Want {
             types: element.types.clone(),
             choice: element.choice,
             many: element.many,
+            alone: false,
         }
     }
 
     fn one(ty: &'static str) -> Want {
-        Want { path: ty.to_owned(), types: vec![ty], choice: false, many: false }
+        Want { path: ty.to_owned(), types: vec![ty], choice: false, many: false, alone: false }
     }
 }
 
@@ -70,8 +73,11 @@ impl<'a> Compiler<'a> {
             OnError::Rule(other) => Recovery::Node(self.rule(env, other, want, name)),
         };
         let extension = if extends { Vec::new() } else { self.extensions(env, &rule.extension, name) };
-        if !extension.is_empty() && want.many && self.is_primitive(rule, want) {
-            self.wrong(rule.place, name, "an item of a list of primitives cannot have extensions here");
+        let alone = want.alone && rule.each.is_none();
+        if !extension.is_empty() && want.many && !alone && self.is_primitive(rule, want) {
+            let text =
+                "an item of a list of primitives has extensions only where it is the one item of its rule";
+            self.wrong(rule.place, name, text);
         }
         let refers = matches!(rule.does, Does::Make { .. } | Does::Ref { .. });
         if !extension.is_empty() && !refers && !self.is_primitive(rule, want) {
@@ -136,7 +142,7 @@ impl<'a> Compiler<'a> {
     }
 
     pub(super) fn extensions(&mut self, env: &Env<'a>, rules: &'a [Rule], name: &str) -> Vec<NodeId> {
-        let want = Want { path: "Extension".into(), types: vec!["Extension"], choice: false, many: true };
+        let want = Want { path: "Extension".into(), many: true, ..Want::one("Extension") };
         let mut nodes = Vec::new();
         for rule in rules {
             let id = rule.id.as_ref().map_or("extension", |id| id.text.as_str());
@@ -168,6 +174,7 @@ impl<'a> Compiler<'a> {
                 types: target::extension_types(),
                 choice: true,
                 many: false,
+                alone: false,
             };
             let (does, suffix) = self.action(env, rule, &want, name);
             let (on_error, at) = (Recovery::Outer, self.at(rule.place));
@@ -262,8 +269,9 @@ impl<'a> Compiler<'a> {
                 if !want.many {
                     self.wrong(rule.place, name, format!("{} takes one value: write `first:`", want.path));
                 }
+                let want = Want { alone: false, ..want.clone() };
                 Action::All(
-                    items.iter().map(|item| self.rule(env, item, want, &item_name(name, item))).collect(),
+                    items.iter().map(|item| self.rule(env, item, &want, &item_name(name, item))).collect(),
                 )
             }
             (Does::Switch { on, cases, otherwise }, _) => {
@@ -810,6 +818,7 @@ impl<'a> Compiler<'a> {
                         types: target::extension_types(),
                         choice: true,
                         many: false,
+                        alone: false,
                     },
                 };
                 MapBody::Node(self.rule(&env, rule, &want, name))

@@ -139,7 +139,7 @@ impl<'a> Compiler<'a> {
                 .collect(),
             false => Vec::new(),
         };
-        let node = self.rule(env, rule, want, &name);
+        let node = self.rule(env, rule, &Want { alone: true, ..want.clone() }, &name);
         let around = self.file;
         self.file = rule.file.as_deref().unwrap_or(around);
         let (sources, carries) = self.sources(env, rule);

@@ -4,9 +4,11 @@ use super::coverage::{Mark, State};
 use super::{Frame, Item, Run, Val};
 use crate::language::expression::Comparison;
 use crate::program::{Base, ExprId, Op, Parts, Pick, Scope};
+use crate::terminology;
 use schemas::hl7v2::grammar::InstanceId;
 use schemas::hl7v2::time::{TsError, Written, Zone};
 use schemas::hl7v2::{Element, Leaf, Level, SegmentName};
+use schemas::issue::{Issue, Severity};
 use smallvec::SmallVec;
 use std::borrow::Cow;
 
@@ -660,6 +662,25 @@ impl<'r> Run<'r> {
             }
             (None, None) => Val::Absent,
         }
+    }
+
+    /// See the function `verified`.
+    pub(crate) fn verified(&mut self, frame: &Frame<'r, '_>, args: &'r [ExprId]) -> Val<'r> {
+        self.quiet += 1;
+        let name = args.get(1).and_then(|arg| self.text_of(frame, *arg));
+        let oid = args.get(2).and_then(|arg| self.text_of(frame, *arg));
+        self.quiet -= 1;
+        let system = self.coding_system(name.as_deref(), oid.as_deref());
+        let code = self.eval(frame, args[0]);
+        if matches!(&system, Val::Text(system) if system == terminology::LOINC)
+            && let Some(text) = self.text(code.clone())
+            && !terminology::is_loinc(text.trim())
+        {
+            let text =
+                "is not formed like a code of LOINC, or its check digit is wrong; it stands as it was sent";
+            self.doubt(Issue::new(Severity::Warning, "check-digit", self.last_path(), text));
+        }
+        code
     }
 
     /// See the function `index`.

@@ -6,6 +6,7 @@ use super::write::Sink;
 use super::{Frame, Halt, Run};
 use crate::language::ast::OnExisting;
 use crate::program::{Members, Op, PartCode, Refusal, ResourceCode, Slot};
+use crate::render::DATA_ABSENT;
 use crate::resource::{Contributed, Existing, Fragment, SlotWrite, Write};
 use schemas::issue::Severity;
 use serde_json::value::RawValue;
@@ -248,7 +249,14 @@ impl<'r> Run<'r> {
             });
         }
         let mut extension = None;
-        if !beside.is_empty() && !slot.path.many {
+        if slot.path.many {
+            // Why there is no item is not said beside an item.
+            if count > 0 && !beside.is_empty() && !beside.starts_with(DATA_ABSENT) {
+                let path = slot.path.beside.strip_suffix(".extension").unwrap_or(slot.path.beside);
+                let json = format!("{{\"extension\":[{beside}]}}");
+                extension = Some(Fragment { path: Cow::Borrowed(path), list: true, json });
+            }
+        } else if !beside.is_empty() {
             let path = if slot.path.choice {
                 // `value[x]` without a value has no type to stand beside.
                 if count == 0 { None } else { Some(Cow::Owned(beside_choice(slot.path.text, self.suffix))) }
@@ -388,6 +396,12 @@ fn keep(slots: &mut Vec<SlotWrite>, write: SlotWrite, again: Again) -> Kept {
     };
     match (&mut known.write, write.write) {
         (Write::Cleared, valued @ Write::Valued(_)) => known.write = valued,
+        // What stands beside the items of a list stands beside the same items.
+        (Write::Valued(known), Write::Valued(more))
+            if again != Again::Made && known.iter().chain(&*more).any(Fragment::is_beside_items) =>
+        {
+            return if *known == more { Kept::Well } else { Kept::Otherwise };
+        }
         (Write::Valued(known), Write::Valued(more)) if again != Again::Made => {
             let mut kept = Kept::Well;
             for fragment in more.iter() {

@@ -79,3 +79,27 @@ fn a_table_that_answers_what_the_element_does_not_take_is_refused() {
     let found = Catalog::from_files(files).expect_err("a wrong table");
     assert_eq!(found[0].mistake.text, "the table sex answers woman, which Patient.gender does not take");
 }
+
+#[test]
+fn an_item_of_a_list_of_primitives_has_extensions_where_it_is_alone() {
+    let read = |category: &str| {
+        let rule = "extension: [{id: a, url: \"http://test.example/a\", as: string, value: AL1-3.1}]";
+        let text = format!(
+            "segment_map: al1\nfrom: AL1\nto: AllergyIntolerance\nrules:\n  category: {}\n",
+            category.replace("EXTENDED", &format!("const: food, {rule}"))
+        );
+        Catalog::from_files(vec![("al1.yaml".to_owned(), text)])
+            .map_err(|found| found.iter().map(|one| one.mistake.text.clone()).collect::<Vec<_>>().join("; "))
+    };
+    for alone in
+        ["{EXTENDED}", "{all: [{id: a, EXTENDED}, {id: b, const: biologic}]}", "{first: [{id: a, EXTENDED}]}"]
+    {
+        read(alone).expect("it stands alone in its slot");
+    }
+    for several in
+        ["{each: AL1-5, EXTENDED}", "{first: [{id: a, all: [{id: b, EXTENDED}, {id: c, const: biologic}]}]}"]
+    {
+        let told = read(several).expect_err("its place in the list is not known");
+        assert!(told.contains("the one item of its rule"), "{several}: {told}");
+    }
+}
