@@ -15,7 +15,7 @@
 use crate::api::{self, Api};
 use crate::bus::{Bus, Embedded, RabbitMq, RabbitMqSettings};
 use crate::config::{Config, ConfiguredSource, To};
-use crate::deliver::{self, AmqpQueue, Counters, OnParked, Routed};
+use crate::deliver::{self, AmqpQueue, Counters, Feed, OnParked, Routed};
 use crate::ingest::commit::Committer;
 use crate::ingest::pressure::Pressure;
 use crate::ingest::senders::Senders;
@@ -36,13 +36,11 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
-/// How many deliveries wait in memory for their deliverer; what does not fit is read from the store.
-const FEED: usize = 256;
 /// How many bytes a queue of the embedded bus holds at most.
 const EMBEDDED_QUEUE_BYTES: usize = 32 << 20;
 
@@ -162,7 +160,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     let mut feeds = HashMap::new();
     let mut deliverers = Vec::new();
     for subscription in &config.subscriptions {
-        let (feed, fed) = mpsc::channel(FEED);
+        let (feed, fed) = deliver::feed();
         let counters = Arc::new(Counters::default());
         feeds.insert(subscription.name.clone(), feed);
         deliverers.push((subscription.name.clone(), counters.clone()));
@@ -326,7 +324,7 @@ fn deliverer(
 }
 
 /// Hands what was recorded to the deliverers, as far as they have room.
-fn hand_on(feeds: &HashMap<Arc<str>, mpsc::Sender<Routed>>, recorded: Vec<Recorded>) {
+fn hand_on(feeds: &HashMap<Arc<str>, Feed>, recorded: Vec<Recorded>) {
     for one in recorded {
         for (delivery, number) in one.deliveries {
             let Some(feed) = feeds.get(&delivery.subscription) else { continue };
@@ -352,7 +350,7 @@ fn hand_on(feeds: &HashMap<Arc<str>, mpsc::Sender<Routed>>, recorded: Vec<Record
                 traceparent: one.traceparent.clone(),
             };
             // Full, or led by another replica: the deliverer reads it from the store.
-            let _ = feed.try_send(routed);
+            feed.offer(routed);
         }
     }
 }

@@ -4,8 +4,9 @@
 //! lease is lost, or may be, no attempt begins, and whatever is still written carries the old fence.
 
 use super::again::hand_over_again;
+use super::feed::Fed;
 use super::window::{Batch, Ended, Names, ToTry, Window};
-use super::{Counters, Routed, Services, Settings, Subscription};
+use super::{Counters, Services, Settings, Subscription};
 use crate::bus::{BusError, Consumer, Taken, random};
 use crate::chain;
 use crate::lifecycle::Outcome;
@@ -21,7 +22,6 @@ use std::collections::HashMap;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
-use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
@@ -48,12 +48,7 @@ const TAKEN_MAX: usize = 256;
 
 /// Delivers a subscription for as long as the process runs: waits for its lease, works, waits again when it is lost.
 /// Ends soon after `stop` is cancelled, with the attempts under way finished and written, and the lease given back.
-pub async fn run(
-    subscription: Subscription,
-    services: Services,
-    mut feed: mpsc::Receiver<Routed>,
-    stop: CancellationToken,
-) {
+pub async fn run(subscription: Subscription, services: Services, mut feed: Fed, stop: CancellationToken) {
     let name = format!("subscription:{}", subscription.name);
     let names = [name];
     while let Some(lease) = acquire(&subscription.settings, &services, &names, &mut feed, &stop).await {
@@ -76,7 +71,7 @@ async fn acquire(
     settings: &Settings,
     services: &Services,
     names: &[String],
-    feed: &mut mpsc::Receiver<Routed>,
+    feed: &mut Fed,
     stop: &CancellationToken,
 ) -> Option<Lease> {
     let mut fed = true;
@@ -204,7 +199,7 @@ impl<'a> Tenure<'a> {
         }
     }
 
-    async fn work(mut self, feed: &mut mpsc::Receiver<Routed>, stop: &CancellationToken) -> End {
+    async fn work(mut self, feed: &mut Fed, stop: &CancellationToken) -> End {
         let mut next_tick = Instant::now() + TICK;
         let mut fed = true;
         loop {
@@ -230,7 +225,7 @@ impl<'a> Tenure<'a> {
                 routed = feed.recv(), if fed => match routed {
                     Some(routed) => {
                         self.window.routed(routed);
-                        while let Ok(routed) = feed.try_recv() {
+                        while let Some(routed) = feed.try_recv() {
                             self.window.routed(routed);
                         }
                     }

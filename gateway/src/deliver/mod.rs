@@ -8,12 +8,14 @@ mod again;
 mod amqp;
 mod circuit;
 mod dispatcher;
+mod feed;
 #[cfg(test)]
 mod tests;
 mod window;
 
 pub use amqp::AmqpQueue;
 pub use dispatcher::run;
+pub use feed::{Fed, Feed, feed};
 
 use crate::bus::Bus;
 use crate::lifecycle::RetryPolicy;
@@ -44,7 +46,7 @@ pub enum OnParked {
 pub struct Settings {
     /// Deliveries in memory at most: 2,000.
     pub window: usize,
-    /// Bytes of content in memory beyond which no more deliveries are taken up: 16 MiB. One may exceed it.
+    /// Bytes of content in memory beyond which no more deliveries are taken up: 12 MiB. One may exceed it.
     pub window_bytes: usize,
     /// Attempts at once, each of another key: 64.
     pub in_flight_max: usize,
@@ -85,7 +87,7 @@ impl Default for Settings {
     fn default() -> Self {
         Settings {
             window: 2_000,
-            window_bytes: 16 << 20,
+            window_bytes: 12 << 20,
             in_flight_max: 64,
             batch: 128,
             retry: RetryPolicy::default(),
@@ -155,6 +157,13 @@ pub struct Routed {
     pub content: Content,
     /// W3C trace context, if traced.
     pub traceparent: Option<String>,
+}
+
+impl Routed {
+    /// Bytes of content that it keeps in memory.
+    fn bytes(&self) -> usize {
+        self.content.original.len() + self.content.bundle.len()
+    }
 }
 
 /// What a deliverer has done and how it stands, for telemetry. Relaxed: each number is right by itself.

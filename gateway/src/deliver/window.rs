@@ -4,6 +4,7 @@
 //! bounded in number, contents in bytes; what is forgotten here is found again in the store.
 
 use super::circuit::Circuit;
+use super::feed::Ahead;
 use super::{Counters, OnParked, Routed, Settings};
 use crate::bus::{BusError, Envelope, Taken, Ticket};
 use crate::lifecycle::{Delivery, DeliveryEffect, DeliveryEvent, Outcome, Phase};
@@ -16,9 +17,6 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
-
-/// How many routed deliveries that came before their time are kept until those between are read.
-const AHEAD_MAX: usize = 500;
 
 /// Everything a deliverer knows about the open deliveries that it works on.
 pub(super) struct Window {
@@ -36,7 +34,7 @@ pub(super) struct Window {
     /// Everything open up to this number has been seen.
     cursor: i64,
     /// Routed ones beyond the cursor, until those between are read.
-    ahead: BTreeMap<i64, Routed>,
+    ahead: Ahead,
     unpublished: BTreeSet<i64>,
     /// The first of their keys, at hand, nothing of their key in flight.
     startable: BTreeSet<i64>,
@@ -194,7 +192,7 @@ impl Window {
             keys: HashMap::new(),
             parked: HashMap::new(),
             cursor: 0,
-            ahead: BTreeMap::new(),
+            ahead: Ahead::default(),
             unpublished: BTreeSet::new(),
             startable: BTreeSet::new(),
             resting: BTreeSet::new(),
@@ -239,10 +237,7 @@ impl Window {
     /// A delivery handed over by the router. Out of order, or without room, it waits or is left to the store.
     pub(super) fn routed(&mut self, routed: Routed) {
         if routed.number > self.cursor && self.room() > 0 {
-            self.ahead.insert(routed.number, routed);
-            if self.ahead.len() > AHEAD_MAX {
-                self.ahead.pop_last();
-            }
+            self.ahead.keep(routed);
             self.close_ranks();
         }
     }
@@ -250,10 +245,9 @@ impl Window {
     /// Takes over what follows the cursor without a gap.
     fn close_ranks(&mut self) {
         while self.room() > 0
-            && let Some(first) = self.ahead.first_entry()
-            && *first.key() <= self.cursor + 1
+            && let Some(number) = self.ahead.first().filter(|first| *first <= self.cursor + 1)
+            && let Some(routed) = self.ahead.take(number)
         {
-            let (number, routed) = first.remove_entry();
             if number <= self.cursor {
                 continue;
             }
@@ -273,7 +267,7 @@ impl Window {
                 continue;
             }
             let number = row.number;
-            let routed = self.ahead.remove(&number).filter(|routed| routed.id == row.id);
+            let routed = self.ahead.take(number).filter(|routed| routed.id == row.id);
             let mut entry = Entry::stored(row, self.fence, now);
             entry.suspect = suspect;
             if let Some(routed) = routed {
@@ -282,7 +276,7 @@ impl Window {
             }
             self.insert(number, entry);
         }
-        self.ahead = self.ahead.split_off(&(self.cursor + 1));
+        self.ahead.drop_to(self.cursor);
         self.close_ranks();
         for id in std::mem::take(&mut self.forgettable) {
             self.ended.remove(&id);

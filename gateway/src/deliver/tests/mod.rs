@@ -8,7 +8,6 @@ use crate::store::DeliveryState;
 use fake::{FakeDestination, FakeStore, Reaction, SUBSCRIPTION};
 use proptest::prelude::*;
 use std::collections::HashMap;
-use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
@@ -24,7 +23,7 @@ struct Bench {
 
 /// One run of the deliverer.
 struct Running {
-    feed: mpsc::Sender<Routed>,
+    feed: Feed,
     stop: CancellationToken,
     task: JoinHandle<()>,
 }
@@ -65,7 +64,7 @@ impl Bench {
     }
 
     fn start_on(&self, bus: Arc<dyn Bus>, replica: u128, destination: Arc<dyn Destination>) -> Running {
-        let (feed, fed) = mpsc::channel(100);
+        let (feed, fed) = feed();
         let stop = CancellationToken::new();
         let services = Services {
             watch: Arc::new(EpochWatch::new(self.store.clone(), Arc::clone(&bus))),
@@ -158,6 +157,13 @@ fn routed(row: &crate::store::OpenDelivery) -> Routed {
     }
 }
 
+/// Hands a delivery over, once there is room for it.
+async fn hand_over(feed: &Feed, routed: Routed) {
+    while !feed.offer(routed.clone()) {
+        pass(Duration::from_millis(1)).await;
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn what_the_router_hands_over_is_not_read_back_and_written_once() {
     let bench = Bench::new(FakeDestination::new(accept));
@@ -165,7 +171,7 @@ async fn what_the_router_hands_over_is_not_read_back_and_written_once() {
     pass(Duration::from_secs(1)).await;
     for n in 0..1000 {
         let row = bench.store.add(n % 10);
-        running.feed.send(routed(&row)).await.expect("the deliverer runs");
+        hand_over(&running.feed, routed(&row)).await;
     }
     bench.store.until_all(DeliveryState::Delivered).await;
     bench.assert_order();
@@ -183,7 +189,7 @@ async fn a_feed_that_loses_and_mixes_costs_nothing_but_time() {
     for chunk in rows.chunks(5) {
         // The third is lost, the others come backwards, the last one twice.
         for row in [&chunk[4], &chunk[3], &chunk[1], &chunk[0], &chunk[4]] {
-            running.feed.send(routed(row)).await.expect("the deliverer runs");
+            hand_over(&running.feed, routed(row)).await;
         }
     }
     bench.store.until_all(DeliveryState::Delivered).await;
@@ -312,7 +318,7 @@ async fn a_probe_that_had_failed_before_others_got_through_does_not_end_the_prob
     // The first finds it away, then the second gets through, then nobody does: the circuit opens.
     for (key, tried) in [(1, 1), (2, 2), (3, 3), (4, 4)] {
         let row = bench.store.add(key);
-        running.feed.send(routed(&row)).await.expect("the deliverer runs");
+        hand_over(&running.feed, routed(&row)).await;
         bench.destination.until("tried", |received| received.tried.len() >= tried).await;
     }
     pass(Duration::from_secs(3600)).await;
@@ -625,7 +631,7 @@ async fn over_rabbitmq_it_is_the_same() {
         let row = bench.store.add(n % 40);
         // Half of them by the router's hand, half found in the store.
         if n % 2 == 0 {
-            running.feed.send(routed(&row)).await.expect("the deliverer runs");
+            hand_over(&running.feed, routed(&row)).await;
         }
     }
     bench.store.until_all(DeliveryState::Delivered).await;
