@@ -448,3 +448,21 @@ fn two_places_of_a_message_that_tell_of_one_thing_are_joined_and_the_first_is_be
         assert!(otherwise.contains(&rule), "{rule} is told: {otherwise:?}");
     }
 }
+
+#[test]
+fn two_coded_comments_about_a_patient_are_two() {
+    let comment = |number: &str, code: &str| {
+        format!(
+            r"
+        MSH|^~\&|LAB|TESTLAB|||20250302083000||ORU^R01^ORU_R01|TEST{number}|P|2.8.2
+        PID|||TEST4711^^^TESTHOSP^MR||TEST^JANE
+        NTE|1||||||||{code}
+        OBR|1||FILL{number}^TESTLAB|HB^Haemoglobin^L|||||||||||||||||||||F"
+        )
+    };
+    let (first, second) = (comment("1", "FAST^Fasting^L"), comment("2", "LATE^Sent late^L"));
+    let comments = after(&[&first, &second, &first]).all("Observation");
+    let mut told: Vec<_> = comments.iter().filter_map(|comment| comment["valueString"].as_str()).collect();
+    told.sort_unstable();
+    assert_eq!(told, ["Fasting", "Sent late"], "one does not take the place of the other");
+}

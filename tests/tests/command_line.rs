@@ -501,3 +501,13 @@ async fn the_demo_tells_its_story_to_the_end() {
     }
     assert_eq!(story.matches("1 delivered").count(), 4, "the store says so of each: {story}");
 }
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn the_process_that_was_started_is_the_one_that_runs_with_the_allocator_settled() {
+    let gateway = Gateway::start(&Setup::default()).await.unwrap();
+    let environment = std::fs::read(format!("/proc/{}/environ", gateway.pid().unwrap())).unwrap();
+    let settings =
+        environment.split(|byte| *byte == 0).filter(|one| one.starts_with(b"MIMALLOC_PURGE_DELAY="));
+    assert_eq!(settings.collect::<Vec<_>>(), [b"MIMALLOC_PURGE_DELAY=100"]);
+}
