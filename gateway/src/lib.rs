@@ -12,6 +12,7 @@ pub mod lifecycle;
 pub mod normalize;
 pub mod pipeline;
 pub mod route;
+mod squeeze;
 pub mod store;
 pub mod telemetry;
 pub mod upkeep;

@@ -416,26 +416,38 @@ impl State {
         self.render("", Uuid::nil()).json
     }
 
-    /// The bytes under which the store keeps it.
+    /// The bytes under which the store keeps it: who said something and when, each once, then the slots.
     pub fn encode(&self) -> Vec<u8> {
-        let mut out = Encoder { out: vec![FORMAT] };
-        out.number(self.slots.len());
+        let mut said: Vec<(&Stamp, Uuid)> = Vec::new();
+        let mut slots = Encoder { out: Vec::with_capacity(1024) };
+        slots.number(self.slots.len());
         for slot in &self.slots {
-            out.text(&slot.name);
-            out.number(slot.order as usize);
-            out.out.push(u8::from(slot.weak));
-            out.text(&slot.stamp.sender);
-            out.signed(slot.stamp.at);
-            out.signed(slot.stamp.number);
-            out.signed(Some(slot.stamp.seq));
-            out.out.extend_from_slice(slot.message.as_bytes());
-            out.number(slot.fragments.len());
+            let by = (&slot.stamp, slot.message);
+            let by = said.iter().rposition(|known| *known == by).unwrap_or_else(|| {
+                said.push(by);
+                said.len() - 1
+            });
+            slots.text(&slot.name);
+            slots.number(slot.order as usize);
+            slots.number(by << 1 | usize::from(slot.weak));
+            slots.number(slot.fragments.len());
             for fragment in &*slot.fragments {
-                out.text(&fragment.path);
-                out.out.push(u8::from(fragment.list));
-                out.text(&fragment.json);
+                slots.text(&fragment.path);
+                slots.out.push(u8::from(fragment.list));
+                slots.text(&fragment.json);
             }
         }
+        let mut out = Encoder { out: Vec::with_capacity(slots.out.len() + 64 * said.len() + 2) };
+        out.out.push(FORMAT);
+        out.number(said.len());
+        for (stamp, message) in said {
+            out.text(&stamp.sender);
+            out.signed(stamp.at);
+            out.signed(stamp.number);
+            out.signed(Some(stamp.seq));
+            out.out.extend_from_slice(message.as_bytes());
+        }
+        out.out.extend_from_slice(&slots.out);
         out.out
     }
 
@@ -448,30 +460,27 @@ impl State {
         if read.byte()? != FORMAT {
             return Err(NotAState);
         }
-        let count = read.number()?;
-        let mut slots = Vec::new();
-        for _ in 0..count {
-            let name = Cow::Owned(read.text()?.to_owned());
-            let order = u32::try_from(read.number()?).map_err(|_| NotAState)?;
-            let weak = read.byte()? != 0;
+        let mut said = Vec::new();
+        for _ in 0..read.number()? {
             let sender = read.text()?.into();
             let (at, number) = (read.signed()?, read.signed()?);
             let seq = read.signed()?.ok_or(NotAState)?;
             let message = Uuid::from_slice(read.take(16)?).map_err(|_| NotAState)?;
+            said.push((Stamp { sender, at, number, seq }, message));
+        }
+        let mut slots = Vec::new();
+        for _ in 0..read.number()? {
+            let name = Cow::Owned(read.text()?.to_owned());
+            let order = u32::try_from(read.number()?).map_err(|_| NotAState)?;
+            let by = read.number()?;
+            let (stamp, message) = said.get(by >> 1).cloned().ok_or(NotAState)?;
             let mut fragments = Vec::new();
             for _ in 0..read.number()? {
                 let path = Cow::Owned(read.text()?.to_owned());
                 let list = read.byte()? != 0;
                 fragments.push(Fragment { path, list, json: read.text()?.to_owned() });
             }
-            slots.push(Slot {
-                name,
-                order,
-                weak,
-                stamp: Stamp { sender, at, number, seq },
-                message,
-                fragments: fragments.into(),
-            });
+            slots.push(Slot { name, order, weak: by & 1 != 0, stamp, message, fragments: fragments.into() });
         }
         if read.rest.is_empty() { Ok(State { slots }) } else { Err(NotAState) }
     }
@@ -538,7 +547,7 @@ fn families<'j>(items: impl Iterator<Item = &'j str>) -> Vec<String> {
 }
 
 /// The version of the encoding; the first byte of every state.
-const FORMAT: u8 = 1;
+const FORMAT: u8 = 2;
 
 struct Encoder {
     out: Vec<u8>,
@@ -946,7 +955,7 @@ mod tests {
 
         #[test]
         fn damaged_bytes_are_refused_and_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
-            let _ = State::decode(&bytes);
+            let _ = State::decode(&[&[FORMAT], &bytes[..]].concat());
             let mut state = State::default();
             state.apply(&contribution(true, &[(1, Some(2))]), &stamp("a", 1, 1), message(1));
             let whole = state.encode();

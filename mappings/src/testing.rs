@@ -61,6 +61,11 @@ impl Catalog {
         holding.filter_map(|(_, test)| explain(test)).collect()
     }
 
+    /// The messages of the tests, all of them invented.
+    pub fn test_messages(&self) -> impl Iterator<Item = &str> {
+        self.tests.iter().map(|(_, test)| test.given.as_str())
+    }
+
     /// How many tests stand in the mappings.
     pub fn test_count(&self) -> usize {
         self.tests.len()

@@ -181,6 +181,7 @@ impl Gateway {
             past: Duration::ZERO,
         };
         std::fs::write(gateway.config(), gateway.yaml(setup))?;
+        std::fs::write(gateway.config().with_file_name("genhosp.token"), TOKEN)?;
         Ok(gateway)
     }
 
@@ -220,7 +221,10 @@ impl Gateway {
             self.mllp
         ));
         line("senders:".to_owned());
-        line("  - {name: genhosp, application: ADT1, facility: GENHOSP}".to_owned());
+        line(
+            "  - {name: genhosp, application: ADT1, facility: GENHOSP, token: {file: genhosp.token}}"
+                .to_owned(),
+        );
         if !setup.subscriptions.is_empty() {
             line("subscriptions:".to_owned());
         }
@@ -377,19 +381,6 @@ impl Gateway {
             .context("no answer in time")?
     }
 
-    /// The sum of a metric over its labels; 0 if it is not there.
-    ///
-    /// # Errors
-    /// When `/metrics` does not answer.
-    pub async fn metric(&self, name: &str) -> Result<f64> {
-        let (status, text) = self.get("/metrics").await?;
-        ensure!(status == 200, "/metrics answered {status}");
-        let values = text
-            .lines()
-            .filter(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' '])));
-        Ok(values.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum())
-    }
-
     /// Runs another subcommand of the binary with this configuration; answers exit code and standard output.
     ///
     /// # Errors
@@ -438,7 +429,7 @@ impl Gateway {
         Ok(account)
     }
 
-    /// The books that `/metrics` shows: messages by state, for a look at whether all is at rest.
+    /// What `/metrics` shows: each value by its name and labels.
     ///
     /// # Errors
     /// When `/metrics` does not answer.
@@ -470,10 +461,15 @@ fn no_canary(log: &str, canaries: &[String]) -> Result<()> {
     Ok(())
 }
 
-/// One HTTP GET on a connection of its own.
+/// The token of the sender in the configuration.
+const TOKEN: &str = "a-token-of-the-laboratory";
+
+/// One HTTP GET on a connection of its own, as that sender.
 async fn get(at: SocketAddr, path: &str) -> Result<(u16, String)> {
     let mut stream = TcpStream::connect(at).await?;
-    let request = format!("GET {path} HTTP/1.1\r\nhost: {at}\r\nconnection: close\r\n\r\n");
+    let request = format!(
+        "GET {path} HTTP/1.1\r\nhost: {at}\r\nauthorization: Bearer {TOKEN}\r\nconnection: close\r\n\r\n"
+    );
     stream.write_all(request.as_bytes()).await?;
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer).await?;

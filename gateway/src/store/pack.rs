@@ -3,31 +3,21 @@
 //! Both stores write the same forms. Invariant: `expand(squeeze(x)) == x` for all bytes, and a row that does not read back is
 //! an error, never a panic.
 
+use crate::squeeze;
 use crate::store::{DeliveryState, Request, StoreError, UnmappedSeen};
 use bytes::Bytes;
 use crc::{CRC_64_XZ, Crc, Table};
 use jiff::Timestamp;
-use lz4_flex::block::CompressTable;
 use mappings::SiteCode;
 use schemas::issue::Issue;
 use schemas::message::{DeliveryId, MessageId, OrderKey};
 use std::borrow::Cow;
-use std::cell::RefCell;
 use std::path::Path;
 use std::time::Duration;
 use uuid::Uuid;
 
+/// The first byte of what is not compressed; no compressed form begins with it.
 const PLAIN: u8 = 0;
-const LZ4: u8 = 1;
-/// Below this many bytes compressing does not pay.
-const SMALL_BYTES: usize = 256;
-/// A larger buffer is not kept for the next value.
-const SCRATCH_MAX: usize = 1 << 20;
-
-thread_local! {
-    /// Where values are compressed: rows keep no more memory than they need.
-    static SCRATCH: RefCell<(CompressTable, Vec<u8>)> = RefCell::default();
-}
 
 /// A row that this program did not write.
 #[derive(Debug, thiserror::Error)]
@@ -38,41 +28,17 @@ pub(super) fn damaged(what: &'static str) -> StoreError {
     StoreError::Bug(Box::new(Damaged(what)))
 }
 
-/// Compresses with LZ4 where it pays. One leading byte says which form it is.
+/// Compresses where it pays; what is not compressed follows a byte that says so.
 pub(super) fn squeeze(bytes: &[u8]) -> Vec<u8> {
-    // A length of 4 GiB and more stays plain; the limits of every source are far below.
-    if bytes.len() >= SMALL_BYTES
-        && let Ok(length) = u32::try_from(bytes.len())
-    {
-        let packed = SCRATCH.with_borrow_mut(|(table, scratch)| {
-            scratch.resize(scratch.len().max(lz4_flex::block::get_maximum_output_size(bytes.len())), 0);
-            let written = lz4_flex::block::compress_into_with_table(bytes, scratch, table).ok()?;
-            let packed = (written < bytes.len() - bytes.len() / 8)
-                .then(|| [&[LZ4][..], &length.to_le_bytes(), &scratch[..written]].concat());
-            if scratch.len() > SCRATCH_MAX {
-                *scratch = Vec::new();
-            }
-            packed
-        });
-        if let Some(packed) = packed {
-            return packed;
-        }
-    }
-    let mut packed = Vec::with_capacity(1 + bytes.len());
-    packed.push(PLAIN);
-    packed.extend_from_slice(bytes);
-    packed
+    squeeze::squeeze(bytes).unwrap_or_else(|| [&[PLAIN], bytes].concat())
 }
 
-/// What [`squeeze`] was given. An empty value reads as empty.
+/// What [`squeeze()`] was given. An empty value reads as empty.
 pub(super) fn expand(packed: &[u8]) -> Result<Bytes, StoreError> {
     match packed {
         [] => Ok(Bytes::new()),
         [PLAIN, bytes @ ..] => Ok(Bytes::copy_from_slice(bytes)),
-        [LZ4, rest @ ..] => lz4_flex::block::decompress_size_prepended(rest)
-            .map(Bytes::from)
-            .map_err(|_| damaged("compressed bytes")),
-        _ => Err(damaged("unknown form")),
+        frame => squeeze::expand(frame).map(Bytes::from).ok_or_else(|| damaged("compressed bytes")),
     }
 }
 
@@ -281,12 +247,6 @@ mod tests {
 
         #[test]
         fn damaged_rows_are_errors_and_not_panics(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
-            // A forged length must not make it allocate without bound, so only short ones are tried with LZ4's mark.
-            let mut bytes = bytes;
-            if bytes.len() > 4 {
-                bytes[3] = 0;
-                bytes[4] = 0;
-            }
             let _ = expand(&bytes);
             let _ = keys_from_bytes(&bytes);
         }
@@ -296,12 +256,6 @@ mod tests {
             let keys: Vec<OrderKey> = keys.into_iter().map(OrderKey).collect();
             prop_assert_eq!(keys_from_bytes(&keys_to_bytes(&keys)).unwrap(), keys);
         }
-    }
-
-    #[test]
-    fn repetitive_text_shrinks() {
-        let text = "OBX|1|NM|718-7^Hemoglobin^LN||13.20|g/dL|||||F\r".repeat(20);
-        assert!(squeeze(text.as_bytes()).len() < text.len() / 3);
     }
 
     #[test]

@@ -1,8 +1,9 @@
 //! Taking events off one subscription's queue.
 
 use super::super::{BusError, Consumer, Taken, Ticket};
+use super::ENCODING;
 use super::link::{Session, away, next_number};
-use super::squeezed;
+use crate::squeeze::expand;
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::StreamExt;
@@ -111,7 +112,7 @@ impl Consumer for QueueConsumer {
 fn taken(delivery: Delivery, ticket: Ticket) -> Option<Taken> {
     let body = match delivery.properties.content_encoding() {
         None => Bytes::from(delivery.data),
-        Some(encoding) if encoding.as_str() == squeezed::ENCODING => squeezed::expand(&delivery.data)?.into(),
+        Some(encoding) if encoding.as_str() == ENCODING => expand(&delivery.data)?.into(),
         Some(_) => return None,
     };
     let id = delivery.properties.message_id().as_ref()?.as_str().parse().ok()?;

@@ -4,8 +4,9 @@
 //! only belong to the batch at hand, and which one it is says its message id, never the order of the confirms.
 
 use super::super::{BusError, Envelope};
+use super::ENCODING;
 use super::link::{Link, Session, away};
-use super::squeezed;
+use crate::squeeze::squeeze;
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::{BasicProperties, Channel, PublisherConfirm};
@@ -121,7 +122,10 @@ async fn send(
 fn body_of<'e>(outbound: &Outbound<'e>) -> Cow<'e, [u8]> {
     match outbound.exchange {
         "" => Cow::Borrowed(&outbound.envelope.body[..]),
-        _ => squeezed::squeeze(&outbound.envelope.body),
+        _ => {
+            let body = &outbound.envelope.body[..];
+            squeeze(body).map_or(Cow::Borrowed(body), Cow::Owned)
+        }
     }
 }
 
@@ -135,7 +139,7 @@ fn properties(envelope: &Envelope, squeezed: bool) -> BasicProperties {
         .with_delivery_mode(PERSISTENT)
         .with_message_id(message_id(envelope));
     if squeezed {
-        properties = properties.with_content_encoding(squeezed::ENCODING.into());
+        properties = properties.with_content_encoding(ENCODING.into());
     }
     match &envelope.traceparent {
         None => properties,

@@ -14,6 +14,10 @@ pub(crate) struct Meters {
     wal: i64,
     rows: i64,
     commits: i64,
+    images: i64,
+    syncs: i64,
+    sync_ms: f64,
+    checkpoints: i64,
 }
 
 impl Meters {
@@ -30,8 +34,9 @@ impl Meters {
         // Statistics of a session are flushed at its end or once a second.
         let row = client
             .query_one(
-                "select (pg_current_wal_insert_lsn() - '0/0')::bigint, tup_inserted + tup_updated + tup_deleted, xact_commit \
-                 from pg_stat_database where datname = current_database()",
+                "select (pg_current_wal_insert_lsn() - '0/0')::bigint, tup_inserted + tup_updated + tup_deleted, xact_commit, \
+                 wal_fpi, wal_sync, wal_sync_time, checkpoints_timed + checkpoints_req \
+                 from pg_stat_database, pg_stat_wal, pg_stat_bgwriter where datname = current_database()",
                 &[],
             )
             .await
@@ -44,6 +49,10 @@ impl Meters {
             wal: row.get(0),
             rows: row.get(1),
             commits: row.get(2),
+            images: row.get(3),
+            syncs: row.get(4),
+            sync_ms: row.get(5),
+            checkpoints: row.get(6),
         })
     }
 
@@ -61,6 +70,14 @@ impl Meters {
             per(self.rows, before.rows),
             per(self.wal, before.wal),
             per(self.commits, before.commits),
+        );
+        let syncs = self.syncs - before.syncs;
+        println!(
+            "  PostgreSQL's log: synchronized {:.3} times a message, {:.1} ms each; {:.2} whole pages a message; {} checkpoints",
+            syncs as f64 / messages as f64,
+            (self.sync_ms - before.sync_ms) / syncs as f64,
+            per(self.images, before.images),
+            self.checkpoints - before.checkpoints,
         );
     }
 }

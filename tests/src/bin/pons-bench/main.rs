@@ -7,6 +7,7 @@
 
 mod ack;
 mod cost;
+mod disk;
 mod end_to_end;
 mod micro;
 mod start;
