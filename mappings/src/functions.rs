@@ -423,7 +423,7 @@ pub(crate) const FUNCTIONS: &[Function] = &[
         spec: "system(hd), system(hd, other hd) or system(namespace, universal id, its type): the URI of an assigner, by the \
                sender's registry, else by its universal id, else in the sender's scope",
         examples: &[
-            ("system(ZZZ-1)", "LAB^1.2.3^ISO", "urn:oid:1.2.3"),
+            ("system(ZZZ-1)", "LAB^1.2.3.4^ISO", "urn:oid:1.2.3.4"),
             ("system(ZZZ-1)", "LAB^23.2^ISO", "urn:pons:sender:test:LAB"),
             ("system(ZZZ-1)", "LAB", "urn:pons:sender:test:LAB"),
             ("system(ZZZ-1)", "REGISTERED", "urn:oid:1.9"),
@@ -458,7 +458,7 @@ pub(crate) const FUNCTIONS: &[Function] = &[
             ("coding_system(ZZZ-1)", "HL70001", "http://terminology.hl7.org/CodeSystem/v2-0001"),
             ("coding_system(ZZZ-1)", "2.16.840.1.113883.6.1", "urn:oid:2.16.840.1.113883.6.1"),
             ("coding_system(ZZZ-1)", "L", "urn:pons:sender:test:L"),
-            ("coding_system(ZZZ-1.1, ZZZ-1.2)", "L^1.2.3", "urn:oid:1.2.3"),
+            ("coding_system(ZZZ-1.1, ZZZ-1.2)", "L^1.2.3.4", "urn:oid:1.2.3.4"),
             ("coding_system(ZZZ-1)", "", ""),
         ],
         call: |run, frame, args| {
@@ -468,14 +468,28 @@ pub(crate) const FUNCTIONS: &[Function] = &[
         },
     },
     Function {
+        name: "is_uri",
+        args: (1, 1),
+        answers: Kind::Bool,
+        closed: true,
+        strict: false,
+        spec: "is_uri(x): whether uri(x) can read it",
+        examples: &[("is_uri(ZZZ-1)", "1.2.3.4", "true"), ("is_uri(ZZZ-1)", "9.8", "false")],
+        call: |run, frame, args| {
+            let text = run.text_of(frame, args[0]);
+            Val::Bool(text.is_some_and(|text| universal(text.trim(), "").is_some()))
+        },
+    },
+    Function {
         name: "uri",
         args: (1, 1),
         answers: Kind::Text,
         closed: true,
         strict: true,
-        spec: "uri(x): an OID or UUID as urn:oid: or urn:uuid:, a URI as it is; anything else cannot be read",
+        spec: "uri(x): an OID of four arcs or more, or a UUID, as urn:oid: or urn:uuid:, a URI as it is; anything else cannot be read",
         examples: &[
-            ("uri(ZZZ-1)", "1.2.3", "urn:oid:1.2.3"),
+            ("uri(ZZZ-1)", "1.2.3.4", "urn:oid:1.2.3.4"),
+            ("uri(ZZZ-1)", "1.2.3", ""),
             ("uri(ZZZ-1)", "http://test.example", "http://test.example"),
         ],
         call: |run, frame, args| {
@@ -775,17 +789,23 @@ pub(crate) fn universal(id: &str, kind: &str) -> Option<String> {
     }
     let uuid = || id.parse::<uuid::Uuid>().ok().filter(|_| id.len() == 36);
     match kind.trim().to_ascii_uppercase().as_str() {
-        "ISO" | "OID" => schemas::fhir::is_oid(id).then(|| format!("urn:oid:{id}")),
+        "ISO" | "OID" => names_one(id).then(|| format!("urn:oid:{id}")),
         "UUID" | "GUID" => uuid().map(|uuid| format!("urn:uuid:{uuid}")),
         "URI" | "URL" => id.contains(':').then(|| id.to_owned()),
         "DNS" => Some(format!("urn:pons:dns:{}", id.to_ascii_lowercase())),
-        _ if schemas::fhir::is_oid(id) => Some(format!("urn:oid:{id}")),
+        _ if names_one(id) => Some(format!("urn:oid:{id}")),
         _ if uuid().is_some() => uuid().map(|uuid| format!("urn:uuid:{uuid}")),
         _ if ["http://", "https://", "urn:"].iter().any(|scheme| id.starts_with(scheme)) => {
             Some(id.to_owned())
         }
         _ => None,
     }
+}
+
+/// Whether a text is an OID under which something of one owner can lie. The first arcs belong to registries (1.2 and a country, 1.3.6.1
+/// for the internet, 2.16 and a country), so that fewer than four name nobody; 2.999 is there for examples.
+fn names_one(id: &str) -> bool {
+    schemas::fhir::is_oid(id) && (id.starts_with("2.999.") || id.split('.').count() >= 4)
 }
 
 /// The URI of a code system of table 0396.

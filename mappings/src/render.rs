@@ -2,6 +2,7 @@
 
 use crate::compile::target;
 use crate::resource::Fragment;
+use serde_json::value::RawValue;
 use smallvec::SmallVec;
 use uuid::Uuid;
 
@@ -105,6 +106,10 @@ fn members(parts: &[Part<'_>], mut comma: bool, out: &mut String) {
             out.push_str("\":[");
             beside_items(parts, part.name, out);
             out.push(']');
+        } else if matches!(part.name, "security" | "tag") && leaves.clone().next().is_some() {
+            out.push_str("\":[");
+            labels(leaves.map(|part| part.fragment), out);
+            out.push(']');
         } else if let Some(first) = leaves.next() {
             out.push_str("\":[");
             out.push_str(&first.fragment.json);
@@ -119,6 +124,25 @@ fn members(parts: &[Part<'_>], mut comma: bool, out: &mut String) {
             members(&inner, false, out);
             out.push('}');
         }
+    }
+}
+
+/// Writes labels of `meta`. They are a set (R4, Meta): one that two rules or two segments give stands once.
+fn labels<'f>(fragments: impl Iterator<Item = &'f Fragment>, out: &mut String) {
+    let all = fragments.map(|fragment| fragment.json.as_str()).collect::<Vec<_>>().join(",");
+    let list = format!("[{all}]");
+    let Ok(items) = serde_json::from_str::<Vec<&RawValue>>(&list) else {
+        out.push_str(&all);
+        return;
+    };
+    for (index, item) in items.iter().enumerate() {
+        if items[..index].iter().any(|before| before.get() == item.get()) {
+            continue;
+        }
+        if index > 0 {
+            out.push(',');
+        }
+        out.push_str(item.get());
     }
 }
 

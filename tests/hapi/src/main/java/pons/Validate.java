@@ -65,8 +65,10 @@ public final class Validate {
     }
 
     private static FhirValidator validator(FhirContext context) {
+        IValidationSupport definitions = new DefaultProfileValidationSupport(context);
         IValidationSupport chain = new ValidationSupportChain(
-                new DefaultProfileValidationSupport(context),
+                definitions,
+                new LaterVersions(context, definitions),
                 new InMemoryTerminologyServerValidationSupport(context),
                 new CommonCodeSystemsTerminologyService(context),
                 unknown(context));
