@@ -468,6 +468,26 @@ pub(crate) const FUNCTIONS: &[Function] = &[
         },
     },
     Function {
+        name: "table_system",
+        args: (2, 2),
+        answers: Kind::Text,
+        closed: true,
+        strict: false,
+        spec: "table_system(table, code): the URI of a table of HL7 v2, such as HL70002, if HL7 lists the code there in any version \
+               (or lists none at all), else the table in the sender's scope: a site's own code is none of HL7's",
+        examples: &[
+            ("table_system('HL70002', ZZZ-1)", "M", "http://terminology.hl7.org/CodeSystem/v2-0002"),
+            ("table_system('HL70002', ZZZ-1)", "Married", "urn:pons:sender:test:HL70002"),
+            ("table_system('HL70132', ZZZ-1)", "4711", "http://terminology.hl7.org/CodeSystem/v2-0132"),
+            ("table_system(ZZZ-2, ZZZ-1)", "M", ""),
+        ],
+        call: |run, frame, args| {
+            let table = run.text_of(frame, args[0]);
+            let code = run.text_of(frame, args[1]);
+            run.table_system(table.as_deref(), code.as_deref())
+        },
+    },
+    Function {
         name: "is_uri",
         args: (1, 1),
         answers: Kind::Bool,

@@ -181,7 +181,7 @@ impl Gateway {
             past: Duration::ZERO,
         };
         std::fs::write(gateway.config(), gateway.yaml(setup))?;
-        std::fs::write(gateway.config().with_file_name("genhosp.token"), TOKEN)?;
+        std::fs::write(gateway.token(), TOKEN)?;
         Ok(gateway)
     }
 
@@ -221,10 +221,11 @@ impl Gateway {
             self.mllp
         ));
         line("senders:".to_owned());
-        line(
-            "  - {name: genhosp, application: ADT1, facility: GENHOSP, token: {file: genhosp.token}}"
-                .to_owned(),
-        );
+        // By its whole path: tests read this configuration from other folders too.
+        let token = self.token().display().to_string();
+        line(format!(
+            "  - {{name: genhosp, application: ADT1, facility: GENHOSP, token: {{file: '{token}'}}}}"
+        ));
         if !setup.subscriptions.is_empty() {
             line("subscriptions:".to_owned());
         }
@@ -238,6 +239,11 @@ impl Gateway {
             }
         }
         yaml
+    }
+
+    /// The file of the sender's token.
+    fn token(&self) -> PathBuf {
+        self.config().with_file_name("genhosp.token")
     }
 
     /// Its configuration file.

@@ -664,6 +664,19 @@ impl<'r> Run<'r> {
         }
     }
 
+    /// See the function `table_system`.
+    pub(crate) fn table_system(&self, table: Option<&str>, code: Option<&str>) -> Val<'r> {
+        let Some(table) = table else { return Val::Absent };
+        let digits = table.get(table.len().saturating_sub(4)..).unwrap_or_default();
+        let unlisted = |code: &str| schemas::hl7v2::tables::lists(digits, code.trim()) == Some(false);
+        match code {
+            Some(code) if unlisted(code) && self.registered(table).is_none() => {
+                Val::Text(crate::identity::scoped_system(&self.context.authority, table).into())
+            }
+            _ => self.coding_system(Some(table), None),
+        }
+    }
+
     /// See the function `verified`.
     pub(crate) fn verified(&mut self, frame: &Frame<'r, '_>, args: &'r [ExprId]) -> Val<'r> {
         self.quiet += 1;

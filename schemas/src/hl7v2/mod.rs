@@ -21,6 +21,7 @@ pub mod path;
 mod scan;
 pub mod separators;
 pub mod split;
+pub mod tables;
 pub mod time;
 
 pub use element::{Element, Level};
