@@ -479,7 +479,7 @@ pub(crate) const FUNCTIONS: &[Function] = &[
             ("table_system('HL70002', ZZZ-1)", "M", "http://terminology.hl7.org/CodeSystem/v2-0002"),
             ("table_system('HL70002', ZZZ-1)", "Married", "urn:pons:sender:test:HL70002"),
             ("table_system('HL70132', ZZZ-1)", "4711", "http://terminology.hl7.org/CodeSystem/v2-0132"),
-            ("table_system(ZZZ-2, ZZZ-1)", "M", ""),
+            ("table_system(ZZZ-9, ZZZ-1)", "M", ""),
         ],
         call: |run, frame, args| {
             let table = run.text_of(frame, args[0]);
