@@ -506,10 +506,9 @@ pub(crate) const FUNCTIONS: &[Function] = &[
         answers: Kind::Text,
         closed: true,
         strict: true,
-        spec: "uri(x): an OID of four arcs or more, or a UUID, as urn:oid: or urn:uuid:, a URI as it is; anything else cannot be read",
+        spec: "uri(x): an OID or UUID as urn:oid: or urn:uuid:, a URI as it is; anything else cannot be read",
         examples: &[
             ("uri(ZZZ-1)", "1.2.3.4", "urn:oid:1.2.3.4"),
-            ("uri(ZZZ-1)", "1.2.3", ""),
             ("uri(ZZZ-1)", "http://test.example", "http://test.example"),
         ],
         call: |run, frame, args| {
@@ -809,23 +808,17 @@ pub(crate) fn universal(id: &str, kind: &str) -> Option<String> {
     }
     let uuid = || id.parse::<uuid::Uuid>().ok().filter(|_| id.len() == 36);
     match kind.trim().to_ascii_uppercase().as_str() {
-        "ISO" | "OID" => names_one(id).then(|| format!("urn:oid:{id}")),
+        "ISO" | "OID" => schemas::fhir::is_oid(id).then(|| format!("urn:oid:{id}")),
         "UUID" | "GUID" => uuid().map(|uuid| format!("urn:uuid:{uuid}")),
         "URI" | "URL" => id.contains(':').then(|| id.to_owned()),
         "DNS" => Some(format!("urn:pons:dns:{}", id.to_ascii_lowercase())),
-        _ if names_one(id) => Some(format!("urn:oid:{id}")),
+        _ if schemas::fhir::is_oid(id) => Some(format!("urn:oid:{id}")),
         _ if uuid().is_some() => uuid().map(|uuid| format!("urn:uuid:{uuid}")),
         _ if ["http://", "https://", "urn:"].iter().any(|scheme| id.starts_with(scheme)) => {
             Some(id.to_owned())
         }
         _ => None,
     }
-}
-
-/// Whether a text is an OID under which something of one owner can lie. The first arcs belong to registries (1.2 and a country, 1.3.6.1
-/// for the internet, 2.16 and a country), so that fewer than four name nobody; 2.999 is there for examples.
-fn names_one(id: &str) -> bool {
-    schemas::fhir::is_oid(id) && (id.starts_with("2.999.") || id.split('.').count() >= 4)
 }
 
 /// The URI of a code system of table 0396.

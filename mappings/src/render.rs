@@ -2,7 +2,7 @@
 
 use crate::compile::target;
 use crate::resource::Fragment;
-use serde_json::value::RawValue;
+use serde_json::Value;
 use smallvec::SmallVec;
 use uuid::Uuid;
 
@@ -127,23 +127,24 @@ fn members(parts: &[Part<'_>], mut comma: bool, out: &mut String) {
     }
 }
 
-/// Writes labels of `meta`. They are a set (R4, Meta): one that two rules or two segments give stands once.
+/// Writes labels of `meta`. They are a set (R4, Meta): one that two rules or two segments give stands once, with its display if one of
+/// them has it.
 fn labels<'f>(fragments: impl Iterator<Item = &'f Fragment>, out: &mut String) {
     let all = fragments.map(|fragment| fragment.json.as_str()).collect::<Vec<_>>().join(",");
-    let list = format!("[{all}]");
-    let Ok(items) = serde_json::from_str::<Vec<&RawValue>>(&list) else {
+    let Ok(labels) = serde_json::from_str::<Vec<Value>>(&format!("[{all}]")) else {
         out.push_str(&all);
         return;
     };
-    for (index, item) in items.iter().enumerate() {
-        if items[..index].iter().any(|before| before.get() == item.get()) {
-            continue;
+    let same = |a: &Value, b: &Value| ["system", "version", "code"].iter().all(|name| a[*name] == b[*name]);
+    let mut kept: Vec<Value> = Vec::new();
+    for label in labels {
+        match kept.iter_mut().find(|known| same(known, &label)) {
+            Some(known) if known["display"].is_null() => *known = label,
+            Some(_) => {}
+            None => kept.push(label),
         }
-        if index > 0 {
-            out.push(',');
-        }
-        out.push_str(item.get());
     }
+    out.push_str(&kept.iter().map(Value::to_string).collect::<Vec<_>>().join(","));
 }
 
 /// Writes what stands beside the items of a list of primitives: `null` for each item that has nothing. A slot's fragments stand

@@ -18,8 +18,10 @@ from collections import defaultdict
 HERE = pathlib.Path(__file__).resolve().parent
 FHIR = "{http://hl7.org/fhir}"
 SYSTEM = re.compile(r"http://terminology\.hl7\.org/CodeSystem/v2-(\d{4})(\|.*)?$")
-# What stands for codes and is none: ranges, patterns, remarks.
-NO_CODE = re.compile(r"\.\.|^NNxxx$|nnnn|zzz|[\s(]|^$")
+# What stands for codes and is none: ranges and remarks.
+NO_CODE = re.compile(r"\.\.|[\s(]|^$")
+# What stands for more codes than can be listed: a table with such a thing is left out.
+PATTERN = re.compile(r"<|xxx|nnn|zzz|^xID$")
 
 
 def of_fhir(path, tables):
@@ -53,8 +55,9 @@ def main():
     of_guide(tables)
     lines = ["# Number of a table, then its codes, parted by tabs. Written by generate_tables.py."]
     for number, codes in sorted(tables.items()):
+        listed = not any(PATTERN.search(code) for code in codes)
         codes = sorted(code for code in codes if not NO_CODE.search(code))
-        if codes:
+        if codes and listed:
             lines.append("\t".join([number, *codes]))
     (HERE / "tables.txt").write_text("\n".join(lines) + "\n")
 

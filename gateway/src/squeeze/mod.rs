@@ -31,8 +31,7 @@ const SCRATCH_MAX: usize = 1 << 20;
 
 thread_local! {
     static COMPRESSOR: RefCell<Option<Compressing>> = RefCell::new(Compressing::new().ok());
-    static DECOMPRESSOR: RefCell<Option<Decompressor<'static>>> =
-        RefCell::new(Decompressor::with_prepared_dictionary(&FROM).ok());
+    static EXPANDING: RefCell<Option<Expanding>> = RefCell::new(Expanding::new().ok());
 }
 
 /// What a thread needs to compress.
@@ -49,6 +48,19 @@ impl Compressing {
         // Whoever reads a frame knows which dictionary it may be by.
         short.set_parameter(CParameter::DictIdFlag(false))?;
         Ok(Compressing { short, long: Compressor::new(LEVEL)?, out: Vec::new() })
+    }
+}
+
+/// What a thread needs to expand. What was written without the dictionary is read without it: a dictionary also says where a frame begins
+/// to look back.
+struct Expanding {
+    short: Decompressor<'static>,
+    long: Decompressor<'static>,
+}
+
+impl Expanding {
+    fn new() -> std::io::Result<Expanding> {
+        Ok(Expanding { short: Decompressor::with_prepared_dictionary(&FROM)?, long: Decompressor::new()? })
     }
 }
 
@@ -75,10 +87,15 @@ pub(crate) fn squeeze(bytes: &[u8]) -> Option<Vec<u8>> {
 pub(crate) fn expand(packed: &[u8]) -> Option<Vec<u8>> {
     let length = zstd_safe::get_frame_content_size(packed).ok()??;
     let length = usize::try_from(length).ok()?;
-    if length > LONGEST || length.div_ceil(BLOCK[0]) * BLOCK[1] > packed.len() {
+    // Nothing is never compressed; zstd has frames of other kinds that hold nothing.
+    if length == 0 || length > LONGEST || length.div_ceil(BLOCK[0]) * BLOCK[1] > packed.len() {
         return None;
     }
-    DECOMPRESSOR.with_borrow_mut(|decompressor| decompressor.as_mut()?.decompress(packed, length).ok())
+    EXPANDING.with_borrow_mut(|expanding| {
+        let Expanding { short, long } = expanding.as_mut()?;
+        let by = if length > SHORT { long } else { short };
+        by.decompress(packed, length).ok()
+    })
 }
 
 #[cfg(test)]
@@ -116,6 +133,7 @@ mod tests {
             assert_eq!(expand(&head), None);
         }
         assert_eq!(expand(&[]), None);
+        assert_eq!(expand(b"\x50\x2a\x4d\x18\0\0\0\0"), None, "a frame to be skipped");
         assert_eq!(expand(b"{\"specversion\":\"1.0\"}"), None);
     }
 

@@ -667,7 +667,7 @@ impl<'r> Run<'r> {
     /// See the function `table_system`.
     pub(crate) fn table_system(&self, table: Option<&str>, code: Option<&str>) -> Val<'r> {
         let Some(table) = table else { return Val::Absent };
-        let digits = table.get(table.len().saturating_sub(4)..).unwrap_or_default();
+        let digits = table.trim().strip_prefix("HL7").unwrap_or_default().trim_start_matches(['-', ' ']);
         let unlisted = |code: &str| schemas::hl7v2::tables::lists(digits, code.trim()) == Some(false);
         match code {
             Some(code) if unlisted(code) && self.registered(table).is_none() => {

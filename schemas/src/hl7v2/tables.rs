@@ -32,6 +32,7 @@ mod tests {
     #[test]
     fn every_list_can_be_searched() {
         assert!(TABLES.len() > 400);
+        assert_eq!(lists("0335", "Q6H"), None, "its codes follow patterns");
         for (table, codes) in &*TABLES {
             assert!(table.len() == 4 && codes.is_sorted_by(|a, b| a < b), "{table}");
         }

@@ -43,7 +43,7 @@ fn states(catalog: &Catalog, number: usize, text: &str, samples: &mut Vec<Vec<u8
     let sender = "test";
     let Some(program) = catalog.program_of(sender, &message) else { return };
     let context = Context {
-        // Ids and places differ from message to message, so that none of them is learned.
+        // Ids and places differ from message to message, as they do in a hospital.
         message_id: Uuid::new_v5(&Uuid::NAMESPACE_OID, &number.to_le_bytes()),
         received_at: jiff::Timestamp::UNIX_EPOCH,
         seq: i64::try_from(number).unwrap_or(i64::MAX),

@@ -17,7 +17,6 @@ pub(crate) struct Meters {
     images: i64,
     syncs: i64,
     sync_ms: f64,
-    checkpoints: i64,
 }
 
 impl Meters {
@@ -35,8 +34,8 @@ impl Meters {
         let row = client
             .query_one(
                 "select (pg_current_wal_insert_lsn() - '0/0')::bigint, tup_inserted + tup_updated + tup_deleted, xact_commit, \
-                 wal_fpi, wal_sync, wal_sync_time, checkpoints_timed + checkpoints_req \
-                 from pg_stat_database, pg_stat_wal, pg_stat_bgwriter where datname = current_database()",
+                 wal_fpi, wal_sync, wal_sync_time \
+                 from pg_stat_database, pg_stat_wal where datname = current_database()",
                 &[],
             )
             .await
@@ -52,7 +51,6 @@ impl Meters {
             images: row.get(3),
             syncs: row.get(4),
             sync_ms: row.get(5),
-            checkpoints: row.get(6),
         })
     }
 
@@ -73,11 +71,10 @@ impl Meters {
         );
         let syncs = self.syncs - before.syncs;
         println!(
-            "  PostgreSQL's log: synchronized {:.3} times a message, {:.1} ms each; {:.2} whole pages a message; {} checkpoints",
+            "  PostgreSQL's log: synchronized {:.3} times a message, {:.1} ms each; {:.2} whole pages a message",
             syncs as f64 / messages as f64,
             (self.sync_ms - before.sync_ms) / syncs as f64,
             per(self.images, before.images),
-            self.checkpoints - before.checkpoints,
         );
     }
 }
