@@ -466,3 +466,35 @@ fn two_coded_comments_about_a_patient_are_two() {
     told.sort_unstable();
     assert_eq!(told, ["Fasting", "Sent late"], "one does not take the place of the other");
 }
+
+#[test]
+fn a_new_booking_forgets_why_the_old_one_was_missed() {
+    let appointment = |event: &str, reason: &str| {
+        format!(
+            r"
+        MSH|^~\&|SCHED|TESTHOSP|||20250302083000||SIU^{event}^SIU_S12|TEST{event}|P|2.5
+        SCH|P1|F1||||{reason}|||30|MIN|^^M30^20250310083000+0100^20250310090000+0100|||||TEST02^TEST^DORA||||TEST21^TEST^EVA
+        PID|1||TEST4711^^^TESTHOSP^MR||TEST^JANE
+        RGS|1
+        AIL|1||ROOM7^^^TESTHOSP"
+        )
+    };
+    let missed = appointment("S26", "ICE^Roads were icy^L");
+    let known = after(&[&missed]).one("Appointment");
+    assert_eq!((&known["status"], &known["comment"]), (&"noshow".into(), &"Roads were icy".into()));
+    let known = after(&[&missed, &appointment("S13", "NEW^Another day^L")]).one("Appointment");
+    assert_eq!(known["comment"], Value::Null, "{known}");
+}
+
+#[test]
+fn a_label_with_its_display_and_without_is_one() {
+    let known = after(&[r"
+        MSH|^~\&|ADT|TESTHOSP|||20250302083000||ADT^A01^ADT_A01|TEST1|P|2.8.2||||||||||||||R
+        EVN||20250302083000
+        PID|1||TEST4711^^^TESTHOSP^MR||TEST^JANE
+        PD1||||||||||||Y
+        PV1|1|I"]);
+    let labels = &known.one("Patient")["meta"]["security"];
+    assert_eq!(labels.as_array().map(Vec::len), Some(1), "{labels}");
+    assert_eq!((&labels[0]["code"], &labels[0]["display"]), (&"R".into(), &"restricted".into()), "{labels}");
+}

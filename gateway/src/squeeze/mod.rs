@@ -2,9 +2,9 @@
 //!
 //! zstd with a dictionary, because what is compressed is short and alike: the slots of an Observation are a third of a page, and
 //! nearly all of it is names of slots, systems and codes. What is longer repeats itself and goes without. Each is one frame of zstd as
-//! RFC 8878 has it, so that `zstd -d -D gateway/src/squeeze/first.zdict` reads one too. The dictionary is frozen: rows depend on it; a better one becomes a second
-//! file beside it. Invariant: `expand(squeeze(x)) == x`, and bytes that are no such frame are `None`, never a panic or an allocation
-//! out of proportion.
+//! RFC 8878 has it, so that `zstd -d -D gateway/src/squeeze/first.zdict` reads one too. The dictionary is frozen, as rows depend on it; a
+//! better one becomes a second file beside it. Invariant: `expand(squeeze(x)) == x`, and bytes that are no such frame are `None`, never a
+//! panic or an allocation out of proportion.
 
 use std::cell::RefCell;
 use std::sync::LazyLock;
@@ -30,7 +30,7 @@ static FROM: LazyLock<DecoderDictionary<'static>> = LazyLock::new(|| DecoderDict
 const SCRATCH_MAX: usize = 1 << 20;
 
 thread_local! {
-    static COMPRESSOR: RefCell<Option<Compressing>> = RefCell::new(Compressing::new().ok());
+    static COMPRESSING: RefCell<Option<Compressing>> = RefCell::new(Compressing::new().ok());
     static EXPANDING: RefCell<Option<Expanding>> = RefCell::new(Expanding::new().ok());
 }
 
@@ -69,7 +69,7 @@ pub(crate) fn squeeze(bytes: &[u8]) -> Option<Vec<u8>> {
     if bytes.len() > LONGEST {
         return None;
     }
-    COMPRESSOR.with_borrow_mut(|compressing| {
+    COMPRESSING.with_borrow_mut(|compressing| {
         let Compressing { short, long, out } = compressing.as_mut()?;
         out.clear();
         out.reserve(zstd_safe::compress_bound(bytes.len()));

@@ -189,6 +189,7 @@ fn arrived(log: &[Sent], hook: &Webhook) -> Vec<(Instant, Duration)> {
     first.iter().filter_map(|(marker, at)| began.get(marker).map(|began| (*began, *at - *began))).collect()
 }
 
+/// The percentiles from the first byte sent to the first arrival.
 fn arrivals(log: &[Sent], hook: &Webhook) -> String {
     let [p50, p99, longest] = percentiles(arrived(log, hook).into_iter().map(|(_, took)| took).collect());
     format!("p50 {p50:.1?}, p99 {p99:.1?}, longest {longest:.1?}")
