@@ -5,7 +5,7 @@ use super::{Mapper, Normalizer, Prepared, Recorded, record};
 use crate::ingest::keys::of_hl7v2;
 use crate::ingest::senders::Senders;
 use crate::route::Router;
-use crate::store::{self, Format, NewMessage, Role, Store};
+use crate::store::{self, Format, Lease, NewMessage, Role, Store};
 use crate::telemetry::metrics::Metrics;
 use mappings::Catalog;
 use mappings::resource::State;
@@ -14,6 +14,7 @@ use schemas::message::{LANES, LaneSet, MessageId, Seq};
 use serde_json::Value;
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -78,6 +79,25 @@ impl Bench {
         let batch: Vec<Prepared> = open.into_iter().map(|open| self.mapper.prepare(open)).collect();
         let tx = self.store.begin_record(&self.held.leases).await.expect("begun");
         record::record(tx, batch, &self.router).await.map_err(|(_, error)| error).expect("recorded")
+    }
+
+    /// A worker over the store, and who was recorded, in the order in which the worker tells it.
+    fn normalizer(&self) -> (Normalizer, UnboundedReceiver<MessageId>) {
+        let (tell, told) = unbounded_channel();
+        let hand_on = move |recorded: Vec<Recorded>| {
+            recorded.into_iter().for_each(|one| tell.send(one.message.id).expect("somebody listens"));
+        };
+        let senders = Senders::new(Vec::new(), Vec::new());
+        let normalizer = Normalizer {
+            store: self.store.clone(),
+            mapper: Arc::new(Mapper::new(CATALOG.clone(), NAMESPACE, senders, Limits::default())),
+            router: Arc::new(Router::new(Vec::new(), NAMESPACE)),
+            waiters: Arc::default(),
+            pressure: Arc::default(),
+            metrics: Arc::new(Metrics::new(Vec::new(), Vec::new(), None).expect("no address, none wrong")),
+            hand_on: Arc::new(hand_on),
+        };
+        (normalizer, told)
     }
 
     /// Sends messages one at a time; answers why each went into quarantine, if it did.
@@ -308,25 +328,7 @@ async fn an_idle_replica_that_gains_a_lane_takes_what_waits_there_in_order() {
         LaneSet::of(&keys.order[..1])
     };
     let first = lane(1);
-    let (tell, mut told) = tokio::sync::mpsc::unbounded_channel();
-    let hand_on = Arc::new(move |recorded: Vec<Recorded>| {
-        recorded.into_iter().for_each(|one| tell.send(one.message.id).expect("somebody listens"));
-    });
-    let metrics = Metrics::new(Vec::new(), Vec::new(), None).expect("no address, none wrong");
-    let normalizer = Normalizer {
-        store: bench.store.clone(),
-        mapper: Arc::new(Mapper::new(
-            CATALOG.clone(),
-            NAMESPACE,
-            Senders::new(Vec::new(), Vec::new()),
-            Limits::default(),
-        )),
-        router: Arc::new(Router::new(Vec::new(), NAMESPACE)),
-        waiters: Arc::default(),
-        pressure: Arc::default(),
-        metrics: Arc::new(metrics),
-        hand_on,
-    };
+    let (normalizer, mut told) = bench.normalizer();
     let held = |lanes: LaneSet| Held { lanes, leases: bench.held.of(lanes) };
     let (wake, woken) = watch::channel(Seq(i64::MIN));
     let (lanes, ours) = watch::channel(held(first));
@@ -354,6 +356,66 @@ async fn an_idle_replica_that_gains_a_lane_takes_what_waits_there_in_order() {
         assert_eq!((told.recv().await, told.recv().await), (Some(earlier), Some(later)));
         lanes.send_replace(held(first));
     }
+    stop.cancel();
+    work.await.expect("it ends");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn batches_side_by_side_record_each_message_once_and_each_patient_in_order() {
+    const PATIENTS: usize = 7;
+    let bench = Bench::new().await;
+    let (normalizer, mut told) = bench.normalizer();
+    let (wake, woken) = watch::channel(Seq(i64::MIN));
+    let (_lanes, ours) = watch::channel(bench.held.clone());
+    let stop = CancellationToken::new();
+    let work = tokio::spawn(normalizer.run(woken, ours, stop.clone()));
+    let mut sent: Vec<(Vec<usize>, MessageId)> = Vec::new();
+    for number in 0..300 {
+        // Several in a row of one patient, and now and then a merge that ties two together.
+        let (patient, prior) = ((number / 5) % PATIENTS, (number / 3) % PATIENTS);
+        let merges = number % 11 == 10 && prior != patient;
+        let (event, patients) = if merges { ("A40", vec![patient, prior]) } else { ("A08", vec![patient]) };
+        let mrg = if merges { format!("MRG|P{prior}^^^GENHOSP^MR\n") } else { String::new() };
+        let rest = format!("PID|1||P{patient}^^^GENHOSP^MR||TEST^JANE\n{mrg}");
+        let text = adt(event, "20260301100000", &format!("C{number}"), &rest);
+        sent.push((patients, bench.store_one("adt", &text).await));
+        wake.send_replace(Seq(i64::MAX));
+        if number % 40 == 0 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+    let mut recorded = Vec::new();
+    while recorded.len() < sent.len() {
+        recorded.push(told.recv().await.expect("all are recorded"));
+    }
+    stop.cancel();
+    work.await.expect("it ends");
+    assert_eq!(told.recv().await, None, "nothing is recorded twice");
+    for patient in 0..PATIENTS {
+        let of_patient: Vec<MessageId> =
+            sent.iter().filter(|(whose, _)| whose.contains(&patient)).map(|(_, id)| *id).collect();
+        let in_order: Vec<MessageId> =
+            recorded.iter().filter(|id| of_patient.contains(id)).copied().collect();
+        assert_eq!(in_order, of_patient, "patient {patient}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_store_does_not_take_stays_open_and_goes_later() {
+    let bench = Bench::new().await;
+    let (normalizer, mut told) = bench.normalizer();
+    let (_wake, woken) = watch::channel(Seq(i64::MIN));
+    // Leases of somebody else: the store refuses what comes with them.
+    let stale =
+        bench.held.leases.iter().map(|lease| Lease { fence: lease.fence - 1, ..lease.clone() }).collect();
+    let (lanes, ours) = watch::channel(Held { lanes: LaneSet::ALL, leases: stale });
+    let stop = CancellationToken::new();
+    let work = tokio::spawn(normalizer.run(woken, ours, stop.clone()));
+    let text = adt("A08", "20260301100000", "C1", "PID|1||1^^^GENHOSP^MR||TEST^JANE\n");
+    let id = bench.store_one("adt", &text).await;
+    assert!(tokio::time::timeout(Duration::from_millis(700), told.recv()).await.is_err());
+    lanes.send_replace(bench.held.clone());
+    assert_eq!(told.recv().await, Some(id));
     stop.cancel();
     work.await.expect("it ends");
 }
