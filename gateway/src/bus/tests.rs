@@ -299,8 +299,12 @@ mod rabbitmq {
 
     /// Everything in a subscriber's own queue, as (message id, content type, body).
     async fn contents(queue: &str) -> Vec<(String, String, String)> {
+        contents_at(&url(), queue).await
+    }
+
+    async fn contents_at(url: &str, queue: &str) -> Vec<(String, String, String)> {
         let properties = lapin::ConnectionProperties::default();
-        let connection = lapin::Connection::connect(&url(), properties).await.expect("the broker is there");
+        let connection = lapin::Connection::connect(url, properties).await.expect("the broker is there");
         let channel = connection.create_channel().await.expect("the broker is there");
         let mut found = Vec::new();
         while let Some(message) = channel
@@ -426,15 +430,7 @@ mod rabbitmq {
         bus.mark("epoch").await.expect("the broker is there");
         bus.declare("well").await.expect("the broker is there");
         assert!(all_ok(&bus.publish(batch("well", 0..5)).await));
-        // Made by somebody else, and the last one: RabbitMQ writes down up to a second later where its log lies.
-        let properties = lapin::ConnectionProperties::default();
-        let others =
-            lapin::Connection::connect(&broker.url(), properties).await.expect("the broker is there");
-        let channel = others.create_channel().await.expect("the broker is there");
-        let mut quorum = lapin::types::FieldTable::default();
-        quorum.insert("x-queue-type".into(), lapin::types::AMQPValue::LongString("quorum".into()));
-        let options = lapin::options::QueueDeclareOptions::durable();
-        channel.queue_declare("pons.sub.lab".into(), options, quorum).await.expect("the broker is there");
+        make_last(&broker.url(), "pons.sub.lab").await;
         broker.kill();
         broker.again().await;
         let mut consumer = until_there(async || {
@@ -447,6 +443,77 @@ mod rabbitmq {
         // One that is well is left as it is.
         let mut consumer = until_there(async || bus.consume("well", 100).await).await;
         assert_eq!(bodies(&take(&mut *consumer, 5).await), bodies_of(0..5));
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    #[ignore = "needs RabbitMQ: tests/run starts it"]
+    async fn a_subscribers_queue_that_a_kill_right_after_its_making_left_dead_is_made_anew() {
+        let mut broker = broker::Broker::start().await;
+        let settings = RabbitMqSettings {
+            consume_wait_max: Duration::from_secs(4),
+            ..RabbitMqSettings::new(broker.url())
+        };
+        let bus = RabbitMq::new(settings.clone()).expect("the settings are right");
+        bus.mark("epoch").await.expect("the broker is there");
+        assert!(bus.hand_over("well", envelope("lab", 0, "kept")).await.is_ok());
+        make_last(&broker.url(), "own").await;
+        broker.kill();
+        broker.again().await;
+        // As after a start of the gateway too: nothing is known of what was there. Whoever hands over gives up long before.
+        let bus = RabbitMq::new(settings).expect("the settings are right");
+        let first = bus.hand_over("own", envelope("lab", 1, "late"));
+        assert!(tokio::time::timeout(Duration::from_millis(100), first).await.is_err());
+        until_there(async || bus.hand_over("own", envelope("lab", 2, "arrived")).await).await;
+        assert!(bus.hand_over("well", envelope("lab", 3, "later")).await.is_ok());
+        let bodies = async |queue| -> Vec<String> {
+            contents_at(&broker.url(), queue).await.into_iter().map(|(_, _, body)| body).collect()
+        };
+        assert_eq!(bodies("own").await.last().map(String::as_str), Some("arrived"));
+        assert_eq!(bodies("well").await, ["kept", "later"], "one that has worked is left as it is");
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    #[ignore = "needs RabbitMQ: tests/run starts it"]
+    async fn a_subscribers_queue_is_tried_out_without_taking_anything_from_it() {
+        let queue = format!("theirs-{}", Uuid::now_v7().simple());
+        make_last(&url(), &queue).await;
+        let properties = lapin::ConnectionProperties::default();
+        let theirs = lapin::Connection::connect(&url(), properties).await.expect("the broker is there");
+        let channel = theirs.create_channel().await.expect("the broker is there");
+        for body in ["one", "two", "three"] {
+            let options = lapin::options::BasicPublishOptions::default();
+            let properties = lapin::BasicProperties::default();
+            let put =
+                channel.basic_publish("".into(), queue.as_str().into(), options, body.as_bytes(), properties);
+            put.await.expect("the queue is there");
+        }
+        let bus = bus();
+        assert!(bus.hand_over(&queue, envelope("lab", 4, "four")).await.is_ok());
+        let found: Vec<String> = contents(&queue).await.into_iter().map(|(_, _, body)| body).collect();
+        assert_eq!(found, ["one", "two", "three", "four"]);
+
+        // Of another one its subscriber alone is the reader.
+        let exclusive = format!("exclusive-{}", Uuid::now_v7().simple());
+        make_last(&url(), &exclusive).await;
+        let mine = lapin::options::BasicConsumeOptions { exclusive: true, ..Default::default() };
+        let name = exclusive.as_str().into();
+        let reading = channel.basic_consume(name, "".into(), mine, Default::default()).await;
+        assert!(reading.is_ok());
+        assert!(bus.hand_over(&exclusive, envelope("lab", 5, "five")).await.is_ok());
+        drop((reading, channel, theirs));
+        bus.forget(&queue).await;
+        bus.forget(&exclusive).await;
+    }
+
+    /// Makes a queue as somebody else would. It is the last one: RabbitMQ writes down up to a second later where its log lies.
+    async fn make_last(url: &str, queue: &str) {
+        let properties = lapin::ConnectionProperties::default();
+        let others = lapin::Connection::connect(url, properties).await.expect("the broker is there");
+        let channel = others.create_channel().await.expect("the broker is there");
+        let mut quorum = lapin::types::FieldTable::default();
+        quorum.insert("x-queue-type".into(), lapin::types::AMQPValue::LongString("quorum".into()));
+        let options = lapin::options::QueueDeclareOptions::durable();
+        channel.queue_declare(queue.into(), options, quorum).await.expect("the broker is there");
     }
 
     /// Deletes a subscription's queue as another replica or a person would.

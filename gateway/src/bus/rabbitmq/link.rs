@@ -3,7 +3,8 @@
 //! Whoever needs it asks for the session; the first to find it broken connects anew, with growing pauses between attempts.
 
 use super::super::{BusError, Health};
-use super::{RabbitMqSettings, UNLIMITED, quorum_arguments};
+use super::RabbitMqSettings;
+use super::queues::{UNLIMITED, quorum_arguments};
 use lapin::options::{
     BasicGetOptions, BasicNackOptions, BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions,
     QueueDeleteOptions,

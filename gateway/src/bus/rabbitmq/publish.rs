@@ -6,12 +6,13 @@
 use super::super::{BusError, Envelope};
 use super::ENCODING;
 use super::link::{Link, Session, away};
+use super::queues::Queues;
 use crate::squeeze::squeeze;
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::{BasicProperties, Channel, PublisherConfirm};
 use std::borrow::Cow;
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Poll, Waker};
@@ -32,7 +33,7 @@ pub(super) async fn publish(link: &Link, batch: &[Outbound<'_>]) -> Vec<Result<(
     match try_publish(link, batch).await {
         Ok(results) => results,
         Err(error) => {
-            let reason = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
+            let reason = reason(&error);
             batch.iter().map(|_| Err(BusError::Away(reason.clone().into()))).collect()
         }
     }
@@ -153,7 +154,7 @@ fn properties(envelope: &Envelope, squeezed: bool) -> BasicProperties {
 
 /// Collects what many attempts hand over at once into batches: while one is under way, the next one gathers.
 pub(super) struct HandOver {
-    link: Arc<Link>,
+    queues: Arc<Queues>,
     window: usize,
     line: Arc<Mutex<Line>>,
 }
@@ -172,8 +173,8 @@ struct Waiting {
 }
 
 impl HandOver {
-    pub(super) fn new(link: Arc<Link>, window: usize) -> Self {
-        HandOver { link, window, line: Arc::default() }
+    pub(super) fn new(queues: Arc<Queues>, window: usize) -> Self {
+        HandOver { queues, window, line: Arc::default() }
     }
 
     /// Puts one event into a queue and waits for its confirm.
@@ -186,16 +187,16 @@ impl HandOver {
         };
         if idle {
             // A task of its own, as this call may be given up while others wait on the same batch.
-            tokio::spawn(serve(Arc::clone(&self.link), self.window, Arc::clone(&self.line)));
+            tokio::spawn(serve(Arc::clone(&self.queues), self.window, Arc::clone(&self.line)));
         }
         answer.await.unwrap_or_else(|_| Err(BusError::away("the gateway stops")))
     }
 }
 
 /// Works on the line until it is empty.
-async fn serve(link: Arc<Link>, window: usize, line: Arc<Mutex<Line>>) {
+async fn serve(queues: Arc<Queues>, window: usize, line: Arc<Mutex<Line>>) {
     loop {
-        let batch: Vec<Waiting> = {
+        let mut batch: Vec<Waiting> = {
             let mut line = lock(&line);
             let batch = line.waiting.len().min(window);
             line.served = batch > 0;
@@ -204,18 +205,32 @@ async fn serve(link: Arc<Link>, window: usize, line: Arc<Mutex<Line>>) {
         if batch.is_empty() {
             return;
         }
+        let names: BTreeSet<String> = batch.iter().map(|waiting| waiting.queue.clone()).collect();
+        for name in names {
+            if let Err(error) = queues.of_subscriber(&name).await {
+                let reason = reason(&error);
+                for waiting in batch.extract_if(.., |waiting| waiting.queue == name) {
+                    let _ = waiting.done.send(Err(BusError::Away(reason.clone().into())));
+                }
+            }
+        }
         // The default exchange: the key is the queue's name.
         let outbound: Vec<Outbound<'_>> = batch
             .iter()
             .map(|waiting| Outbound { exchange: "", key: &waiting.queue, envelope: &waiting.envelope })
             .collect();
-        let results = publish(&link, &outbound).await;
+        let results = publish(&queues.publishing, &outbound).await;
         drop(outbound);
         for (waiting, result) in batch.into_iter().zip(results) {
             // Whoever gave up does not listen any more; a repeat has the same id.
             let _ = waiting.done.send(result);
         }
     }
+}
+
+/// Why the bus is away, in the words of whatever failed.
+fn reason(error: &BusError) -> String {
+    std::error::Error::source(error).map(ToString::to_string).unwrap_or_default()
 }
 
 fn lock(line: &Mutex<Line>) -> MutexGuard<'_, Line> {
