@@ -181,7 +181,7 @@ impl Bus for RabbitMq {
     async fn consume(&self, subscription: &str, window: u16) -> Result<Box<dyn Consumer>, BusError> {
         match self.queues.begin(&subscription_queue(subscription), window).await? {
             Begun::Consuming(session, channel, stream) => {
-                Ok(Box::new(QueueConsumer::new(session, channel, stream)))
+                Ok(Box::new(QueueConsumer::new(session, channel, *stream)))
             }
             // Nothing is wrong with the connection.
             Begun::NotThere => Err(BusError::away("the queue is not there")),

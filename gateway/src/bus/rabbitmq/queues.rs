@@ -34,7 +34,7 @@ pub(super) struct Queues {
 /// What came of beginning to consume.
 pub(super) enum Begun {
     /// It hands out.
-    Consuming(Arc<Session>, Channel, Consumer),
+    Consuming(Arc<Session>, Channel, Box<Consumer>),
     /// There is no such queue.
     NotThere,
     /// Our user may not read it, or somebody else alone may.
@@ -121,7 +121,7 @@ impl Queues {
             return Err(error);
         };
         match begun? {
-            Ok(stream) => Ok(Begun::Consuming(session, channel, stream)),
+            Ok(stream) => Ok(Begun::Consuming(session, channel, Box::new(stream))),
             Err(error) => match refusal(&error) {
                 Some((AMQPSoftError::NOTFOUND, _)) => {
                     self.publishing.doubt(queue);
