@@ -22,7 +22,8 @@ const HELD_BACK_MAX: usize = 64;
 pub(super) struct QueueConsumer {
     session: Arc<Session>,
     channel: Channel,
-    stream: lapin::Consumer,
+    /// There until it is dropped.
+    stream: Option<lapin::Consumer>,
     number: u64,
     /// Handed out, not settled.
     open: BTreeSet<u64>,
@@ -35,7 +36,7 @@ impl QueueConsumer {
         QueueConsumer {
             session,
             channel,
-            stream,
+            stream: Some(stream),
             number: next_number(),
             open: BTreeSet::new(),
             held_back: BTreeSet::new(),
@@ -51,10 +52,14 @@ impl QueueConsumer {
 /// The client keeps a channel open for as long as it remembers a consumer on it, so it is closed by name.
 impl Drop for QueueConsumer {
     fn drop(&mut self) {
-        let channel = self.channel.clone();
+        let (channel, stream) = (self.channel.clone(), self.stream.take());
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            // If it cannot be closed, the connection is over, and everything comes back just as well.
-            runtime.spawn(async move { channel.close(200, "done".into()).await });
+            runtime.spawn(async move {
+                // If it cannot be closed, the connection is over, and everything comes back just as well.
+                let _ = channel.close(200, "done".into()).await;
+                // Dropped before, it would be cancelled beside the closing; a cancel that comes after ends the whole connection.
+                drop(stream);
+            });
         }
     }
 }
@@ -63,7 +68,10 @@ impl Drop for QueueConsumer {
 impl Consumer for QueueConsumer {
     async fn next(&mut self) -> Result<Taken, BusError> {
         loop {
-            let delivery = match self.stream.next().await {
+            let Some(stream) = &mut self.stream else {
+                return Err(BusError::away("this consumer is over"));
+            };
+            let delivery = match stream.next().await {
                 Some(Ok(delivery)) => delivery,
                 Some(Err(error)) => return Err(self.session.broken(away(error))),
                 // The queue was deleted, or its leader moved.

@@ -97,9 +97,11 @@ impl Queues {
 
     /// Begins to consume and leaves it at that: what was handed out goes back to where it was.
     async fn try_out(&self, queue: &str) -> Result<(), BusError> {
-        if let Begun::Consuming(session, channel, _) = self.begin(queue, 1).await? {
+        if let Begun::Consuming(session, channel, stream) = self.begin(queue, 1).await? {
             let closed = channel.close(200, "seen to work".into());
             session.reply(closed).await?.map_err(|error| session.broken(away(error)))?;
+            // Not before: see the end of a `QueueConsumer`.
+            drop(stream);
         }
         Ok(())
     }
