@@ -148,10 +148,14 @@ async fn one_message_is_one_trace_from_intake_to_delivery_and_is_counted() {
     ] {
         assert!(metrics.lines().any(|one| one == line), "{line} is not in\n{metrics}");
     }
+    let broken = std::thread::spawn(|| panic!("it stumbled over {}", VALUES[0]));
+    assert!(broken.join().is_err());
     running.stop().await;
     telemetry.stop().await;
+    // From here on a mistake is told in its own words again.
+    let _ = std::panic::take_hook();
 
-    let (mut spans, mut records, mut sums) = (Vec::new(), 0, Vec::new());
+    let (mut spans, mut records, mut sums, mut broke_off) = (Vec::new(), 0, Vec::new(), false);
     while let Ok(got) = pushed.try_recv() {
         for value in VALUES {
             assert!(memchr::memmem::find(&got.body, value.as_bytes()).is_none(), "{value} at {}", got.path);
@@ -163,6 +167,8 @@ async fn one_message_is_one_trace_from_intake_to_delivery_and_is_counted() {
                 spans.extend(scopes.flat_map(|one| one.spans));
             }
             "/v1/logs" => {
+                let tells = |text: &str| memchr::memmem::find(&got.body, text.as_bytes()).is_some();
+                broke_off |= tells("broke off") && tells("gateway/tests/telemetry.rs:");
                 let request = ExportLogsServiceRequest::decode(got.body).expect("log records");
                 let scopes = request.resource_logs.into_iter().flat_map(|one| one.scope_logs);
                 records += scopes.map(|one| one.log_records.len()).sum::<usize>();
@@ -190,5 +196,6 @@ async fn one_message_is_one_trace_from_intake_to_delivery_and_is_counted() {
     let envelope: serde_json::Value = serde_json::from_slice(&event.body).unwrap_or_default();
     assert!(envelope.is_object());
     assert!(records > 0, "log records are pushed");
+    assert!(broke_off, "a panic is told by its place");
     assert!(sums.iter().any(|name| name == "pons_ingest_messages_total"), "metrics are pushed");
 }

@@ -422,11 +422,7 @@ mod rabbitmq {
     #[ignore = "needs RabbitMQ: tests/run starts it"]
     async fn a_queue_that_a_kill_right_after_its_making_left_dead_is_made_anew() {
         let mut broker = broker::Broker::start().await;
-        let settings = RabbitMqSettings {
-            consume_wait_max: Duration::from_secs(4),
-            ..RabbitMqSettings::new(broker.url())
-        };
-        let bus = RabbitMq::new(settings).expect("the settings are right");
+        let bus = impatient(broker.url());
         bus.mark("epoch").await.expect("the broker is there");
         bus.declare("well").await.expect("the broker is there");
         assert!(all_ok(&bus.publish(batch("well", 0..5)).await));
@@ -449,18 +445,14 @@ mod rabbitmq {
     #[ignore = "needs RabbitMQ: tests/run starts it"]
     async fn a_subscribers_queue_that_a_kill_right_after_its_making_left_dead_is_made_anew() {
         let mut broker = broker::Broker::start().await;
-        let settings = RabbitMqSettings {
-            consume_wait_max: Duration::from_secs(4),
-            ..RabbitMqSettings::new(broker.url())
-        };
-        let bus = RabbitMq::new(settings.clone()).expect("the settings are right");
+        let bus = impatient(broker.url());
         bus.mark("epoch").await.expect("the broker is there");
         assert!(bus.hand_over("well", envelope("lab", 0, "kept")).await.is_ok());
         make_last(&broker.url(), "own").await;
         broker.kill();
         broker.again().await;
         // As after a start of the gateway too: nothing is known of what was there. Whoever hands over gives up long before.
-        let bus = RabbitMq::new(settings).expect("the settings are right");
+        let bus = impatient(broker.url());
         let first = bus.hand_over("own", envelope("lab", 1, "late"));
         assert!(tokio::time::timeout(Duration::from_millis(100), first).await.is_err());
         until_there(async || bus.hand_over("own", envelope("lab", 2, "arrived")).await).await;
@@ -505,6 +497,13 @@ mod rabbitmq {
         bus.forget(&exclusive).await;
     }
 
+    /// A bus that does not wait long for a queue that is dead.
+    fn impatient(url: String) -> RabbitMq {
+        let settings =
+            RabbitMqSettings { consume_wait_max: Duration::from_secs(4), ..RabbitMqSettings::new(url) };
+        RabbitMq::new(settings).expect("the settings are right")
+    }
+
     /// Makes a queue as somebody else would. It is the last one: RabbitMQ writes down up to a second later where its log lies.
     async fn make_last(url: &str, queue: &str) {
         let properties = lapin::ConnectionProperties::default();
@@ -516,12 +515,27 @@ mod rabbitmq {
         channel.queue_declare(queue.into(), options, quorum).await.expect("the broker is there");
     }
 
-    /// Deletes a subscription's queue as another replica or a person would.
-    async fn delete(subscription: &str) {
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    #[ignore = "needs RabbitMQ: tests/run starts it"]
+    async fn a_subscribers_queue_that_somebody_deleted_is_made_and_marked_anew() {
+        let own = format!("own-{}", Uuid::now_v7().simple());
+        let mark = format!("made.{own}");
+        assert!(bus().hand_over(&own, envelope("lab", 1, "first")).await.is_ok());
+        assert!(bus().marked(&mark).await.expect("the broker is there"));
+        delete(&own).await;
+        let bus = bus();
+        assert!(bus.hand_over(&own, envelope("lab", 2, "second")).await.is_ok());
+        assert!(bus.marked(&mark).await.expect("the broker is there"));
+        let found: Vec<String> = contents(&own).await.into_iter().map(|(_, _, body)| body).collect();
+        assert_eq!(found, ["second"]);
+        bus.forget(&own).await;
+    }
+
+    /// Deletes a queue as another replica or a person would.
+    async fn delete(queue: &str) {
         let properties = lapin::ConnectionProperties::default();
         let connection = lapin::Connection::connect(&url(), properties).await.expect("the broker is there");
         let channel = connection.create_channel().await.expect("the broker is there");
-        let queue = format!("pons.sub.{subscription}");
         let options = lapin::options::QueueDeleteOptions::default();
         channel.queue_delete(queue.into(), options).await.expect("the broker is there");
     }
@@ -532,13 +546,13 @@ mod rabbitmq {
         let bus = bus();
         let lab = format!("lab-{}", Uuid::now_v7().simple());
         bus.declare(&lab).await.expect("the broker is there");
-        delete(&lab).await;
+        delete(&format!("pons.sub.{lab}")).await;
         assert!(bus.consume(&lab, 10).await.is_err(), "nothing to consume from");
         bus.declare(&lab).await.expect("the broker is there");
         let consumer = bus.consume(&lab, 10).await.expect("it was declared anew");
         drop(consumer);
 
-        delete(&lab).await;
+        delete(&format!("pons.sub.{lab}")).await;
         let back = bus.publish(batch(&lab, 0..3)).await;
         assert!(
             back.iter().all(|result| matches!(result, Err(BusError::Returned))),

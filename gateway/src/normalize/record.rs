@@ -13,12 +13,14 @@ use crate::store::{
 };
 use crate::telemetry::trace::{self, Verb};
 use bytes::Bytes;
+use futures_util::FutureExt;
 use mappings::Effect;
 use mappings::bundle::{self, About, Rendered};
 use mappings::resource::{Applied, Contribution, Existing, State};
 use schemas::issue::{Issue, Severity};
 use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use uuid::Uuid;
 
@@ -57,22 +59,29 @@ struct Current {
     changed_by: Option<schemas::message::MessageId>,
 }
 
-/// Merges, routes and commits. `batch` is in sequence.
+/// Merges, routes and commits. `batch` is in sequence, and is emptied only once it is written. A panic in here is a mistake of ours,
+/// and counts as one of the store's: whoever calls finds out which message it is about.
 ///
 /// # Errors
 /// As [`RecordTx`]; nothing was written then, and the batch may be tried again.
 pub(super) async fn record(
-    mut tx: Box<dyn RecordTx>,
-    batch: Vec<Prepared>,
+    tx: Box<dyn RecordTx>,
+    batch: &mut Vec<Prepared>,
     router: &Router,
-) -> Result<Vec<Recorded>, (Vec<Prepared>, StoreError)> {
-    let mut merge = match Merge::open(&mut *tx, &batch).await {
-        Ok(merge) => merge,
-        Err(error) => return Err((batch, error)),
-    };
+) -> Result<Vec<Recorded>, StoreError> {
+    let recording = AssertUnwindSafe(try_record(tx, batch, router)).catch_unwind();
+    recording.await.unwrap_or_else(|_| Err(StoreError::Bug("recording broke off".into())))
+}
+
+async fn try_record(
+    mut tx: Box<dyn RecordTx>,
+    batch: &mut Vec<Prepared>,
+    router: &Router,
+) -> Result<Vec<Recorded>, StoreError> {
+    let mut merge = Merge::open(&mut *tx, batch).await?;
     let mut recording = Recording::default();
     let mut recorded = Vec::with_capacity(batch.len());
-    for prepared in &batch {
+    for prepared in batch.iter() {
         let outcome = merge.take(prepared);
         let mut result = MessageResult {
             seq: prepared.open.seq,
@@ -119,12 +128,9 @@ pub(super) async fn record(
     recording.aliases = std::mem::take(&mut merge.new_aliases);
     recording.resources = merge.writes();
     let routed = recording.deliveries.clone();
-    let numbers = match tx.commit(recording).await {
-        Ok(numbers) => numbers,
-        Err(error) => return Err((batch, error)),
-    };
+    let numbers = tx.commit(recording).await?;
     let mut numbered = routed.into_iter().zip(numbers);
-    let told = batch.into_iter().zip(recorded);
+    let told = batch.drain(..).zip(recorded);
     let recorded = told.map(|(mut prepared, (done, deliveries, bundle, merging, routing))| {
         let traceparent = traced(&mut prepared, &done, deliveries, routing);
         Recorded {

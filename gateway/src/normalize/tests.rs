@@ -5,13 +5,17 @@ use super::{Mapper, Normalizer, Prepared, Recorded, record};
 use crate::ingest::keys::of_hl7v2;
 use crate::ingest::senders::Senders;
 use crate::route::Router;
-use crate::store::{self, Format, Lease, NewMessage, Role, Store};
+use crate::store::{
+    self, Alias, Format, Lease, NewMessage, RecordTx, Recording, Role, Store, StoreError, StoredResource,
+};
 use crate::telemetry::metrics::Metrics;
+use async_trait::async_trait;
 use mappings::Catalog;
 use mappings::resource::State;
 use schemas::hl7v2::{Limits, Message};
 use schemas::message::{LANES, LaneSet, MessageId, Seq};
 use serde_json::Value;
+use std::collections::HashMap;
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
@@ -73,12 +77,17 @@ impl Bench {
         id
     }
 
+    /// Maps everything that is open.
+    async fn prepared(&self) -> Vec<Prepared> {
+        let open = self.store.open_messages(LaneSet::ALL, Seq(i64::MIN), 1000, 1 << 30).await.expect("read");
+        open.into_iter().map(|open| self.mapper.prepare(open)).collect()
+    }
+
     /// Maps and records everything that is open, as one batch.
     async fn work(&self) -> Vec<Recorded> {
-        let open = self.store.open_messages(LaneSet::ALL, Seq(i64::MIN), 1000, 1 << 30).await.expect("read");
-        let batch: Vec<Prepared> = open.into_iter().map(|open| self.mapper.prepare(open)).collect();
+        let mut batch = self.prepared().await;
         let tx = self.store.begin_record(&self.held.leases).await.expect("begun");
-        record::record(tx, batch, &self.router).await.map_err(|(_, error)| error).expect("recorded")
+        record::record(tx, &mut batch, &self.router).await.expect("recorded")
     }
 
     /// A worker over the store, and who was recorded, in the order in which the worker tells it.
@@ -418,4 +427,34 @@ async fn what_the_store_does_not_take_stays_open_and_goes_later() {
     assert_eq!(told.recv().await, Some(id));
     stop.cancel();
     work.await.expect("it ends");
+}
+
+/// A store that breaks off.
+struct Broken;
+
+#[async_trait]
+impl RecordTx for Broken {
+    async fn resolve(&mut self, _: &[Alias]) -> Result<HashMap<Alias, Uuid>, StoreError> {
+        panic!("TEST^JANE")
+    }
+    async fn load(&mut self, _: &[Uuid]) -> Result<Vec<StoredResource>, StoreError> {
+        Ok(Vec::new())
+    }
+    async fn commit(self: Box<Self>, _: Recording) -> Result<Vec<i64>, StoreError> {
+        Ok(Vec::new())
+    }
+}
+
+#[tokio::test]
+async fn recording_that_breaks_off_leaves_the_batch_whole_and_does_not_say_what_it_stumbled_over() {
+    let bench = Bench::new().await;
+    bench.store_one("adt", &adt("A01", "20260301100000", "C1", RICH)).await;
+    let mut batch = bench.prepared().await;
+    let refused = record::record(Box::new(Broken), &mut batch, &bench.router).await;
+    let Err(error @ StoreError::Bug(_)) = refused else { panic!("it broke off: {refused:?}") };
+    assert_eq!(crate::chain(&error).to_string(), "the store refused a statement: recording broke off");
+    assert_eq!(batch.len(), 1);
+    let tx = bench.store.begin_record(&bench.held.leases).await.expect("begun");
+    let recorded = record::record(tx, &mut batch, &bench.router).await.expect("recorded");
+    assert_eq!((recorded.len(), batch.len()), (1, 0));
 }

@@ -140,7 +140,8 @@ impl Desk {
         self.under_way.remove(&id);
         match ended {
             Ok((_, result)) => result,
-            Err(error) => Err(StoreError::Bug(error.into())),
+            // Not in its own words: they may hold what it stumbled over.
+            Err(_) => Err(StoreError::Bug("a batch broke off".into())),
         }
     }
 }
@@ -292,24 +293,15 @@ impl Normalizer {
         planned: Plan,
     ) -> Result<Plan, StoreError> {
         let mut cleared = HashSet::new();
-        let foreign: Vec<Seq> = planned.foreign.iter().map(|index| open[*index].seq).collect();
+        let seqs = |indexes: &[usize]| -> Vec<Seq> { indexes.iter().map(|index| open[*index].seq).collect() };
+        let (foreign, asked) = (seqs(&planned.foreign), seqs(&planned.ask));
         if !foreign.is_empty() {
             let still: HashSet<Seq> = self.store.still_open(&foreign).await?.into_iter().collect();
-            let done: HashSet<Seq> = foreign.into_iter().filter(|seq| !still.contains(seq)).collect();
-            // Indexes are void after this; the plan is made anew below.
-            let asked: Vec<Seq> = planned.ask.iter().map(|index| open[*index].seq).collect();
-            open.retain(|message| !done.contains(&message.seq));
-            for message in open.iter().filter(|message| asked.contains(&message.seq)) {
-                if !self.store.open_before(message.seq, &message.keys).await? {
-                    cleared.insert(message.seq);
-                }
-            }
-        } else {
-            for index in &planned.ask {
-                let message = &open[*index];
-                if !self.store.open_before(message.seq, &message.keys).await? {
-                    cleared.insert(message.seq);
-                }
+            open.retain(|message| !foreign.contains(&message.seq) || still.contains(&message.seq));
+        }
+        for message in open.iter().filter(|message| asked.contains(&message.seq)) {
+            if !self.store.open_before(message.seq, &message.keys).await? {
+                cleared.insert(message.seq);
             }
         }
         Ok(plan(open, ours.lanes, busy, &cleared))
@@ -342,8 +334,8 @@ impl Normalizer {
         }
     }
 
-    /// Records a batch. Where the store refuses it as a whole for a reason of its own, each message is recorded alone, and one
-    /// that is refused even so goes into quarantine: it must not stop the others.
+    /// Records a batch. Where that fails as a whole by a mistake of ours, each message is recorded alone, and one that fails even so
+    /// goes into quarantine: it must not stop the others.
     async fn record(&self, ours: &Held, mut batch: Vec<Prepared>) -> Result<(), StoreError> {
         let lanes =
             LaneSet::of(&batch.iter().flat_map(|prepared| prepared.open.keys.clone()).collect::<Vec<_>>());
@@ -352,14 +344,13 @@ impl Normalizer {
         let error = loop {
             let began = Instant::now();
             let tx = self.store.begin_record(&leases).await?;
-            let (refused, error) = match record::record(tx, batch, &self.router).await {
+            let error = match record::record(tx, &mut batch, &self.router).await {
                 Ok(recorded) => {
                     self.tell(recorded, began.elapsed());
                     return Ok(());
                 }
-                Err(failed) => failed,
+                Err(error) => error,
             };
-            batch = refused;
             if !matches!(error, StoreError::Conflict) || conflicts == CONFLICTS_MAX {
                 break error;
             }
@@ -368,28 +359,22 @@ impl Normalizer {
         if !matches!(error, StoreError::Bug(_)) {
             return Err(error);
         }
-        tracing::error!(error = %crate::chain(&error), messages = batch.len(), "the store refused a batch; recording its messages one by one");
+        tracing::error!(error = %crate::chain(&error), messages = batch.len(), "a batch was refused; recording its messages one by one");
         for prepared in batch {
             let began = Instant::now();
+            let mut alone = vec![prepared];
             let tx = self.store.begin_record(&leases).await?;
-            let (refused, error) = match record::record(tx, vec![prepared], &self.router).await {
-                Ok(recorded) => {
-                    self.tell(recorded, began.elapsed());
-                    continue;
+            let recorded = match record::record(tx, &mut alone, &self.router).await {
+                Err(error @ StoreError::Bug(_)) => {
+                    tracing::error!(error = %crate::chain(&error), "a message was refused; it goes into quarantine");
+                    for prepared in &mut alone {
+                        prepared.facts = Err("it could not be recorded: a defect of Pons".to_owned());
+                    }
+                    let tx = self.store.begin_record(&leases).await?;
+                    record::record(tx, &mut alone, &self.router).await?
                 }
-                Err((refused, error @ StoreError::Bug(_))) => (refused, error),
-                Err((_, error)) => return Err(error),
+                recorded => recorded?,
             };
-            tracing::error!(error = %crate::chain(&error), "the store refused a message; it goes into quarantine");
-            let quarantined = refused
-                .into_iter()
-                .map(|prepared| Prepared {
-                    facts: Err("the store refused it: a defect of Pons".to_owned()),
-                    ..prepared
-                })
-                .collect();
-            let tx = self.store.begin_record(&leases).await?;
-            let recorded = record::record(tx, quarantined, &self.router).await.map_err(|(_, error)| error)?;
             self.tell(recorded, began.elapsed());
         }
         Ok(())

@@ -11,7 +11,9 @@ use opentelemetry_otlp::ExporterBuildError;
 use opentelemetry_sdk::error::OTelSdkError;
 use opentelemetry_sdk::logs::SdkLoggerProvider;
 use opentelemetry_sdk::trace::SdkTracerProvider;
+use std::backtrace::{Backtrace, BacktraceStatus};
 use std::io::IsTerminal;
+use std::panic::PanicHookInfo;
 use tracing_subscriber::filter::filter_fn;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
@@ -41,7 +43,8 @@ impl From<ExporterBuildError> for TelemetryError {
 }
 
 /// Starts logging to standard error, and with `otlp`, the address of a collector, pushing log records and spans to it.
-/// `RUST_LOG` chooses what is told, `info` without it. With `otlp` it must be called within a runtime.
+/// `RUST_LOG` chooses what is told, `info` without it. With `otlp` it must be called within a runtime. A panic is told by its place
+/// from then on.
 ///
 /// # Errors
 /// When `RUST_LOG` or the address cannot be read, or logging runs already.
@@ -68,7 +71,17 @@ pub fn start(json: bool, otlp: Option<&str>) -> Result<Telemetry, TelemetryError
     if let Some((tracer, _)) = &otlp {
         trace::begin_tracing(tracer);
     }
+    std::panic::set_hook(Box::new(tell_panic));
     Ok(Telemetry { otlp })
+}
+
+/// Tells where a panic was, and with `RUST_BACKTRACE` by which way; not its message, which may hold what it stumbled over: a
+/// text that is cut in the middle of a letter is in it.
+fn tell_panic(panic: &PanicHookInfo<'_>) {
+    let at = panic.location().map(ToString::to_string).unwrap_or_default();
+    let way = Backtrace::capture();
+    let way = (way.status() == BacktraceStatus::Captured).then(|| way.to_string());
+    tracing::error!(at, way, "a part of the gateway broke off: a defect of Pons");
 }
 
 impl Telemetry {
