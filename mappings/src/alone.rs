@@ -2,6 +2,7 @@
 
 use crate::bundle::{self, About, Entry, Rendered};
 use crate::catalog::{Catalog, Program};
+use crate::given::Given;
 use crate::lineage::Lineage;
 use crate::resource::{SlotWrite, Write};
 use crate::run::{Context, Mapped, Quarantined};
@@ -35,29 +36,34 @@ pub enum NotMapped {
     Quarantined(Quarantined),
 }
 
-/// Maps one message by a mapping of the caller's choice, as [`map_alone`] does by the one that takes it.
+/// Maps one message or document by a mapping of the caller's choice, as [`map_alone`] does by the one that takes it.
 ///
 /// # Errors
 /// [`NotMapped::Quarantined`] says why.
-pub fn map_by(program: &Program, message: &Message<'_>, context: &Context<'_>) -> Result<Alone, NotMapped> {
-    let mapped = program.run(message, context).map_err(NotMapped::Quarantined)?;
+pub fn map_by<'g>(
+    program: &Program,
+    given: impl Into<Given<'g>>,
+    context: &Context<'_>,
+) -> Result<Alone, NotMapped> {
+    let mapped = program.run(given, context).map_err(NotMapped::Quarantined)?;
     Ok(render(mapped, context, program.stamp()))
 }
 
-/// Maps one message by a mapping, and tells where every element of the Bundle comes from and what became of every field.
+/// Maps one message or document by a mapping, and tells where every element of the Bundle comes from and what became of every field.
 /// The Bundle is the same as that of [`map_by`].
 ///
 /// # Errors
 /// [`NotMapped::Quarantined`] says why.
-pub fn explain_by(
+pub fn explain_by<'g>(
     program: &Program,
-    message: &Message<'_>,
+    given: impl Into<Given<'g>>,
     context: &Context<'_>,
 ) -> Result<(Alone, Lineage), NotMapped> {
-    let (mapped, traced) = program.trace(message, context).map_err(NotMapped::Quarantined)?;
+    let given = given.into();
+    let (mapped, traced) = program.trace(given, context).map_err(NotMapped::Quarantined)?;
     let contributions = mapped.contributions.clone();
     let alone = render(mapped, context, program.stamp());
-    let lineage = Lineage::of(program, message, &contributions, &traced, &alone.bundle);
+    let lineage = Lineage::of(program, given, &contributions, &traced, &alone.bundle);
     Ok((alone, lineage))
 }
 

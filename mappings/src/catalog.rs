@@ -1,14 +1,16 @@
 //! Every mapping and table of an installation, read, checked and compiled together.
 
 use crate::compile::{self, Parsed};
+use crate::given::Given;
 use crate::language::ast::{Document, Test};
 use crate::language::load;
 use crate::language::overlay::{self, Placed};
-use crate::program::{Code, MappingCode};
+use crate::program::{Code, MappingCode, RecordsCode};
 use crate::run::{Context, Mapped, Memo, Quarantined, Traced};
 use crate::table::Table;
 use schemas::hl7v2::Message;
 use schemas::hl7v2::definitions::{Version, definitions};
+use schemas::records::{self, Records};
 use schemas::yaml::Mistake;
 use std::collections::HashMap;
 use std::fmt;
@@ -198,7 +200,8 @@ fn found<'p>(
     let version = Version::nearest(version);
     let fits = |program: &&Program| {
         let mapping = &program.mapping;
-        mapping.versions.contains(version)
+        mapping.records.is_none()
+            && mapping.versions.contains(version)
             && mapping.code == code
             && (mapping.events.is_empty()
                 || trigger.is_empty()
@@ -256,9 +259,22 @@ impl Read {
                         Document::Map(map) => &map.tests,
                         Document::Mapping(mapping) => &mapping.tests,
                         Document::Tests { tests, .. } => tests,
-                        Document::Fragment(_) | Document::Overlay(_) | Document::Segment(_) => &[],
+                        Document::Fragment(_)
+                        | Document::Overlay(_)
+                        | Document::Segment(_)
+                        | Document::Record(_) => &[],
                     };
-                    read.tests.extend(own.iter().map(|test| (file.clone(), test.clone())));
+                    // A document of records does not say which mapping takes it; the mapping in which a test stands does.
+                    let around = match document {
+                        Document::Mapping(mapping) => {
+                            mapping.source.records.as_ref().map(|_| &mapping.name.text)
+                        }
+                        _ => None,
+                    };
+                    read.tests.extend(own.iter().map(|test| {
+                        let mapping = test.mapping.clone().or_else(|| around.cloned());
+                        (file.clone(), Test { mapping, ..test.clone() })
+                    }));
                 }
                 read.parsed.push(Parsed { file: file.clone(), documents });
             }
@@ -320,27 +336,44 @@ fn yaml(files: &[(String, String)]) -> impl Iterator<Item = &(String, String)> {
 }
 
 impl Program {
-    /// Maps a message.
+    /// Maps what is given: a message, or a document that [`Program::read`] has read.
     ///
     /// # Errors
-    /// [`Quarantined`] when the message cannot be mapped; it says why without a value of the message.
-    pub fn run(&self, message: &Message<'_>, context: &Context<'_>) -> Result<Mapped, Quarantined> {
+    /// [`Quarantined`] when it cannot be mapped; it says why without a value of the message.
+    pub fn run<'g>(&self, given: impl Into<Given<'g>>, context: &Context<'_>) -> Result<Mapped, Quarantined> {
         let memos = || self.code.memos.lock().unwrap_or_else(PoisonError::into_inner);
         let mut memo = memos().pop().unwrap_or_default();
-        let mapped = crate::run::run(&self.code, &self.mapping, message, context, &mut memo, None);
+        let mapped = crate::run::run(&self.code, &self.mapping, given.into(), context, &mut memo, None);
         memos().push(memo);
         mapped
     }
 
-    /// Maps a message and notes where everything comes from. What it makes is the same.
+    /// Whether it takes documents of records, not messages of HL7 v2.
+    pub fn takes_records(&self) -> bool {
+        self.mapping.records.is_some()
+    }
+
+    /// Reads a document of records, if this mapping takes such; `None` if it takes messages of HL7 v2.
+    ///
+    /// # Errors
+    /// [`records::Unreadable`] says why it cannot be read.
+    pub fn read(&self, text: &str, limits: &records::Limits) -> Option<Result<Records, records::Unreadable>> {
+        let RecordsCode { shapes, root, csv } = self.mapping.records.as_ref()?;
+        Some(match csv {
+            None => records::read_json(text, shapes, *root, limits),
+            Some(form) => records::read_csv(text, *form, shapes, *root, limits),
+        })
+    }
+
+    /// Maps what is given and notes where everything comes from. What it makes is the same.
     pub(crate) fn trace(
         &self,
-        message: &Message<'_>,
+        given: Given<'_>,
         context: &Context<'_>,
     ) -> Result<(Mapped, Traced), Quarantined> {
         let (mut memo, mut traced) = (Memo::default(), Traced::default());
         let mapped =
-            crate::run::run(&self.code, &self.mapping, message, context, &mut memo, Some(&mut traced))?;
+            crate::run::run(&self.code, &self.mapping, given, context, &mut memo, Some(&mut traced))?;
         Ok((mapped, traced))
     }
 

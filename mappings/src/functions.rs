@@ -64,6 +64,25 @@ pub(crate) fn is_strict(name: &str) -> bool {
 
 const MANY: usize = usize::MAX;
 
+/// The instant so many seconds after the beginning of 1970, whose last digits are as many places behind the point as `scale` says. Years
+/// beyond 9999, to which milliseconds lead that are taken for seconds, are none.
+fn since_1970(text: &str, scale: usize) -> Option<String> {
+    let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
+    let digits = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
+    let amount = whole.strip_prefix('-').unwrap_or(whole);
+    if amount.is_empty()
+        || amount.len() > 18
+        || fraction.len() > 9 - scale
+        || !digits(amount)
+        || !digits(fraction)
+    {
+        return None;
+    }
+    let nanoseconds: i128 = format!("{whole}{fraction:0<width$}", width = 9 - scale).parse().ok()?;
+    let instant = jiff::Timestamp::from_nanosecond(nanoseconds).ok()?;
+    Some(instant.to_string())
+}
+
 /// Every function of the language.
 pub(crate) const FUNCTIONS: &[Function] = &[
     Function {
@@ -212,6 +231,29 @@ pub(crate) const FUNCTIONS: &[Function] = &[
             run.time(frame, args[0], |text, zone| {
                 Ts::parse(text).and_then(|ts| Ok((ts.to_instant(zone)?, false)))
             })
+        },
+    },
+    Function {
+        name: "epoch",
+        args: (1, 2),
+        answers: Kind::Instant,
+        closed: true,
+        strict: true,
+        spec: "epoch(x) or epoch(x, 'ms'): seconds, or milliseconds, since 1970 as a FHIR instant",
+        examples: &[
+            ("epoch(ZZZ-1)", "1706689800", "2024-01-31T08:30:00Z"),
+            ("epoch(ZZZ-1)", "1706689800.25", "2024-01-31T08:30:00.25Z"),
+            ("epoch(ZZZ-1, 'ms')", "1706689800250", "2024-01-31T08:30:00.25Z"),
+            ("epoch(ZZZ-1)", "1706689800250", ""),
+            ("epoch(ZZZ-1)", "now", ""),
+        ],
+        call: |run, frame, args| {
+            let scale = match args.get(1).and_then(|unit| run.text_of(frame, *unit)).as_deref() {
+                Some("ms") => 3,
+                _ => 0,
+            };
+            let expected = "seconds or milliseconds since 1970";
+            run.reading(frame, args[0], expected, |text| since_1970(text.trim(), scale).map(Cow::Owned))
         },
     },
     Function {

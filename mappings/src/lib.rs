@@ -1,10 +1,10 @@
 //! The mapping engine and the declarative mappings, which are data.
 //!
 //! ```text
-//! YAML ─ language ─► tree ─ compile ─► flat program ─ run(message, context) ─► contributions, effects, issues
+//! YAML ─ language ─► tree ─ compile ─► flat program ─ run(given, context) ─► contributions, effects, issues
 //!                                                          resource: merge by slots ─► bundle: transaction
 //! ```
-//! Invariant: a mapping is a pure function of (message, mapping, tables, options, context).
+//! Invariant: a mapping is a pure function of (what it is given, mapping, tables, options, context).
 
 mod alone;
 pub mod bundle;
@@ -12,6 +12,7 @@ mod catalog;
 mod codes;
 mod compile;
 mod functions;
+mod given;
 pub mod guide;
 mod identity;
 mod json;
@@ -30,6 +31,7 @@ pub use alone::{Alone, NotMapped, explain_by, map_alone, map_by};
 pub use catalog::{Catalog, FileMistake, Program};
 pub use codes::{SiteCode, SiteCodes};
 pub use functions::reference;
+pub use given::Given;
 pub use identity::id_of;
 pub use language::shape::{json_schema, keys_reference};
 pub use run::{Context, Effect, Mapped, Quarantined, UnmappedCode};

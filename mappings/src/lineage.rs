@@ -3,11 +3,13 @@
 //! Invariant: an element that is told of stands in the Bundle, at the path that is told.
 
 use crate::catalog::Program;
+use crate::given::Given;
 use crate::resource::{Contributed, Fragment, SlotWrite, Write};
 use crate::run::{State, Trace, Traced, shift};
 use schemas::hl7v2::definitions::{Version, definitions};
 use schemas::hl7v2::path::Path;
 use schemas::hl7v2::{Leaf, Message};
+use schemas::records::Records;
 use schemas::yaml::Place;
 use serde_json::{Value, json};
 use std::collections::{HashMap, HashSet};
@@ -17,7 +19,7 @@ use uuid::Uuid;
 /// Where everything of one message came from and went to.
 #[derive(Clone, Debug)]
 pub struct Lineage {
-    /// Message code and trigger event: `ADT_A11`.
+    /// Message code and trigger event: `ADT_A11`; of a document of records the mapping's name.
     pub event: String,
     /// Every element that a rule wrote, in the order of the Bundle's entries.
     pub elements: Vec<Origin>,
@@ -53,8 +55,10 @@ pub struct Origin {
 /// What became of one leaf of the message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fate {
-    /// Where it stands.
-    pub path: Path,
+    /// Where it stands: `PID-3.1`, `records[1].value`.
+    pub path: String,
+    /// The same of HL7 v2, level by level.
+    pub at: Option<Path>,
     /// The place of its segment in the structure: `ORU_R01.PATIENT_RESULT.PATIENT.PID`.
     pub place: Arc<str>,
     /// The data types of its field and of its component, where the definitions or OBX-2 say them.
@@ -70,7 +74,7 @@ impl Lineage {
     /// Puts together what a run noted.
     pub(crate) fn of(
         program: &Program,
-        message: &Message<'_>,
+        given: Given<'_>,
         contributions: &[Contributed],
         traced: &Traced,
         bundle: &str,
@@ -138,14 +142,22 @@ impl Lineage {
             elements.iter().flat_map(|origin| labelled(origin, &bundle, entries)).collect();
         elements.extend(labels);
         elements.sort_by_key(|origin| origin.entry);
-        let header = message.header();
-        let event = [header.message_code(), header.trigger()].map(Option::unwrap_or_default).join("_");
-        Lineage { event, elements, fields: fates(message, &places, traced) }
+        let (event, fields) = match given {
+            Given::Message(message) => {
+                let header = message.header();
+                let event = [header.message_code(), header.trigger()].map(Option::unwrap_or_default);
+                (event.join("_"), fates(message, &places, traced))
+            }
+            Given::Records(records, _) => {
+                (program.name().to_owned(), fates_of_records(records, &places, traced))
+            }
+        };
+        Lineage { event, elements, fields }
     }
 
     /// The lineage as JSON: `elements` with the place of their rule and their sources, `fields` with their fate.
     pub fn to_json(&self) -> Value {
-        let path = |leaf: &usize| self.fields[*leaf].path.to_string();
+        let path = |leaf: &usize| self.fields[*leaf].path.clone();
         let elements: Vec<Value> = self
             .elements
             .iter()
@@ -168,7 +180,7 @@ impl Lineage {
             .fields
             .iter()
             .map(|fate| {
-                let mut one = json!({"field": fate.path.to_string(), "state": fate.state});
+                let mut one = json!({"field": fate.path, "state": fate.state});
                 if let Some(reason) = &fate.reason {
                     one["reason"] = json!(&**reason);
                 }
@@ -294,8 +306,10 @@ fn fates(message: &Message<'_>, places: &[Arc<str>], traced: &Traced) -> Vec<Fat
         let (state, reason) = traced.states.get(leaf).cloned().unwrap_or((State::Unmapped, None));
         // MSH-1 and MSH-2 are the separators themselves.
         let state = if leaf < 2 { "mapped" } else { word(state) };
+        let path = message.path_of(leaf);
         Fate {
-            path: message.path_of(leaf),
+            path: path.to_string(),
+            at: Some(path),
             types: types(message, leaf),
             place: places.get(message.segment_of(leaf)).cloned().unwrap_or_default(),
             state,
@@ -303,6 +317,19 @@ fn fates(message: &Message<'_>, places: &[Arc<str>], traced: &Traced) -> Vec<Fat
         }
     };
     message.leaves().iter().enumerate().map(fate).collect()
+}
+
+fn fates_of_records(records: &Records, places: &[Arc<str>], traced: &Traced) -> Vec<Fate> {
+    let index = records.index();
+    let fate = |(leaf, (state, reason)): (usize, &(State, Option<Arc<str>>))| Fate {
+        path: records.place_of(leaf),
+        at: None,
+        types: [None, None],
+        place: places.get(index.segment_of(leaf)).cloned().unwrap_or_default(),
+        state: word(*state),
+        reason: reason.clone(),
+    };
+    traced.states.iter().enumerate().map(fate).collect()
 }
 
 fn word(state: State) -> &'static str {
@@ -322,7 +349,6 @@ mod tests {
     use super::*;
     use crate::catalog::Catalog;
     use crate::{explain_by, map_by};
-    use schemas::hl7v2::Limits;
 
     /// The paths of everything in a resource that is not made of parts, but for what every resource has.
     fn elements(resource: &Value) -> Vec<String> {
@@ -338,12 +364,12 @@ mod tests {
         let catalog = Catalog::builtin();
         let mut told = 0;
         for (file, test) in &catalog.tests {
-            let message =
-                Message::parse(&test.given, &Limits::default()).expect("a test's message can be read");
             let context = crate::testing::context(test);
-            let Some(program) = catalog.program_of(&context.sender, &message) else { continue };
-            let Ok((alone, lineage)) = explain_by(program, &message, &context) else { continue };
-            let plain = map_by(program, &message, &context).expect("it was mapped when it was explained");
+            let subject = crate::testing::Subject::of(&catalog, test).expect("a test's message can be read");
+            let Some(program) = subject.program else { continue };
+            let Ok((alone, lineage)) = explain_by(program, subject.given(), &context) else { continue };
+            let plain =
+                map_by(program, subject.given(), &context).expect("it was mapped when it was explained");
             assert_eq!(alone.bundle, plain.bundle, "{file}: {}", test.name);
             assert_eq!(alone.issues, plain.issues, "{file}: {}", test.name);
             let bundle: Value = serde_json::from_str(&alone.bundle).expect("a Bundle is JSON");
@@ -359,7 +385,11 @@ mod tests {
                     told += 1;
                 }
             }
-            assert_eq!(lineage.fields.len(), message.leaves().len());
+            let leaves = match subject.given() {
+                Given::Message(message) => message.leaves().len(),
+                Given::Records(records, _) => records.index().leaves().len(),
+            };
+            assert_eq!(lineage.fields.len(), leaves);
         }
         assert!(told > 1000, "only {told} elements were looked at");
     }

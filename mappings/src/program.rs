@@ -10,6 +10,7 @@ use crate::table::Table;
 use schemas::hl7v2::definitions::Version;
 use schemas::hl7v2::path::SegmentName;
 use schemas::issue::Severity;
+use schemas::records::{Csv, ShapeId, Shapes};
 use schemas::yaml::Place;
 use std::hash::{Hash, Hasher};
 use std::sync::{Arc, Mutex};
@@ -52,6 +53,17 @@ pub(crate) enum Op {
         field: u16,
         pick: Pick,
         steps: [u16; 2],
+    },
+    /// A record, or a value of one (`field` above 0).
+    Record {
+        /// Whether it begins at the current item, else at the nearest record of that name.
+        item: bool,
+        name: SegmentName,
+        down: Box<[Down]>,
+        field: u16,
+        pick: Pick,
+        /// Whether the value is `true` or `false`.
+        boolean: bool,
     },
     /// A part of the element on which the map was called, of the current item or of a chain's level.
     Part {
@@ -106,6 +118,13 @@ pub(crate) enum Scope {
     Group(Box<str>),
     /// The current item: an instance of a resource, or a segment.
     Item,
+}
+
+/// One step from a record to those in one of its members.
+#[derive(Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Down {
+    pub(crate) member: &'static str,
+    pub(crate) pick: Pick,
 }
 
 /// Which repetitions of a field are meant.
@@ -351,6 +370,8 @@ pub(crate) struct Field {
 /// A value map.
 #[derive(Debug, Default)]
 pub(crate) struct TypeMap {
+    /// The record on which it stands; `None` for an element.
+    pub(crate) record: Option<SegmentName>,
     pub(crate) body: MapBody,
     pub(crate) ignore: Vec<IgnoreRule>,
 }
@@ -382,6 +403,8 @@ pub(crate) struct IgnoreRule {
 #[derive(Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Make {
     pub(crate) kind: &'static str,
+    /// The record on which its map stands; `None` for an element.
+    pub(crate) record: Option<SegmentName>,
     pub(crate) slots: Vec<Slot>,
     pub(crate) identity: IdentityRule,
     pub(crate) display: Option<ExprId>,
@@ -630,6 +653,8 @@ pub(crate) struct Key {
 pub(crate) struct MappingCode {
     pub(crate) name: String,
     pub(crate) version: String,
+    /// The documents that it takes; `None` for HL7 v2.
+    pub(crate) records: Option<RecordsCode>,
     pub(crate) structures: Vec<String>,
     pub(crate) code: String,
     pub(crate) events: Vec<String>,
@@ -642,6 +667,16 @@ pub(crate) struct MappingCode {
     pub(crate) ignore: Vec<IgnoreRule>,
     /// What each name that references use means here.
     pub(crate) refs: Vec<Option<usize>>,
+}
+
+/// Which documents of records a mapping takes.
+#[derive(Clone, Debug)]
+pub(crate) struct RecordsCode {
+    pub(crate) shapes: Arc<Shapes>,
+    /// What the document is.
+    pub(crate) root: ShapeId,
+    /// How it is written if it is CSV, else it is JSON.
+    pub(crate) csv: Option<Csv>,
 }
 
 /// Versions from and to, both included.

@@ -1,12 +1,14 @@
 //! Runs the `tests:` that stand in the mappings.
 
-use crate::alone::{Alone, NotMapped, explain_by, map_alone};
-use crate::catalog::Catalog;
+use crate::alone::{Alone, NotMapped, explain_by, map_by};
+use crate::catalog::{Catalog, Program};
+use crate::given::Given;
 use crate::language::ast::Test;
 use crate::lineage::Lineage;
 use crate::run::Context;
 use schemas::hl7v2::time::Zone;
 use schemas::hl7v2::{Limits, Message};
+use schemas::records::{self, Records};
 use schemas::yaml::Place;
 use serde_json::Value;
 use std::fmt;
@@ -52,18 +54,16 @@ impl Catalog {
     /// The lineage of every test that holds and whose message is mapped.
     pub fn explain_tests(&self) -> Vec<Lineage> {
         let explain = |test: &Test| {
-            let message = Message::parse(&test.given, &Limits::default()).ok()?;
-            let context = context(test);
-            let program = self.program_of(&context.sender, &message)?;
-            explain_by(program, &message, &context).ok().map(|(_, lineage)| lineage)
+            let subject = Subject::of(self, test).ok()?;
+            explain_by(subject.program?, subject.given(), &context(test)).ok().map(|(_, lineage)| lineage)
         };
         let holding = self.tests.iter().filter(|(_, test)| run(self, test).is_empty());
         holding.filter_map(|(_, test)| explain(test)).collect()
     }
 
-    /// The messages of the tests, all of them invented.
+    /// The HL7 v2 messages of the tests, all of them invented.
     pub fn test_messages(&self) -> impl Iterator<Item = &str> {
-        self.tests.iter().map(|(_, test)| test.given.as_str())
+        self.tests.iter().filter(|(_, test)| test.mapping.is_none()).map(|(_, test)| test.given.as_str())
     }
 
     /// How many tests stand in the mappings.
@@ -72,9 +72,12 @@ impl Catalog {
     }
 }
 
+/// Who sends what a test gives, where it does not say.
+const SENDER: &str = "test";
+
 /// What a mapping may know beside the message of a test.
 pub(crate) fn context(test: &Test) -> Context<'_> {
-    let sender = test.sender.as_deref().unwrap_or("test");
+    let sender = test.sender.as_deref().unwrap_or(SENDER);
     Context {
         message_id: Uuid::from_u128(1),
         received_at: jiff::Timestamp::UNIX_EPOCH,
@@ -89,14 +92,58 @@ pub(crate) fn context(test: &Test) -> Context<'_> {
     }
 }
 
+/// What a test is about, read, and the mapping that takes it.
+pub(crate) struct Subject<'t> {
+    pub(crate) program: Option<&'t Program>,
+    read: Read<'t>,
+}
+
+enum Read<'t> {
+    Message(Message<'t>),
+    Records(Box<Records>, &'t str),
+}
+
+impl<'t> Subject<'t> {
+    pub(crate) fn of(catalog: &'t Catalog, test: &'t Test) -> Result<Self, String> {
+        let sender = test.sender.as_deref().unwrap_or(SENDER);
+        let text = test.given.as_str();
+        let named = match &test.mapping {
+            Some(name) => {
+                let program = catalog.program(sender, name);
+                Some(program.ok_or_else(|| format!("there is no mapping {name}"))?)
+            }
+            None => None,
+        };
+        if let Some(read) = named.and_then(|program| program.read(text, &records::Limits::default())) {
+            let records = read.map_err(|error| format!("the document cannot be read: {error}"))?;
+            return Ok(Subject { program: named, read: Read::Records(Box::new(records), text) });
+        }
+        let message = Message::parse(text, &Limits::default());
+        let message = message.map_err(|error| format!("the message cannot be read: {error}"))?;
+        let program = named.or_else(|| catalog.program_of(sender, &message));
+        Ok(Subject { program, read: Read::Message(message) })
+    }
+
+    pub(crate) fn given(&self) -> Given<'_> {
+        match &self.read {
+            Read::Message(message) => Given::Message(message),
+            Read::Records(records, text) => Given::Records(records, text),
+        }
+    }
+}
+
 /// What does not hold of one test.
 fn run(catalog: &Catalog, test: &Test) -> Vec<String> {
-    let message = match Message::parse(&test.given, &Limits::default()) {
-        Ok(message) => message,
-        Err(error) => return vec![format!("the message cannot be read: {error}")],
+    let subject = match Subject::of(catalog, test) {
+        Ok(subject) => subject,
+        Err(why) => return vec![why],
     };
     let context = context(test);
-    let Alone { bundle, issues } = match map_alone(catalog, &message, &context) {
+    let mapped = match subject.program {
+        Some(program) => map_by(program, subject.given(), &context),
+        None => Err(NotMapped::NotTaken),
+    };
+    let Alone { bundle, issues } = match mapped {
         Ok(alone) => alone,
         Err(NotMapped::NotTaken) => return vec!["no mapping takes this message".to_owned()],
         Err(NotMapped::Quarantined(quarantined)) => {

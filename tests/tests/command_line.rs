@@ -99,6 +99,52 @@ async fn map_explains_every_field_and_element_and_the_bundle_stays_the_same() {
     );
 }
 
+#[tokio::test]
+async fn map_reads_json_and_csv_by_a_mapping_that_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::create_dir(folder.path().join("site")).unwrap();
+    let mapping = |format: &str| {
+        format!(
+            "record: Scale{format}\nmembers: {{rows: [Weight{format}]}}\n---\nrecord: Weight{format}\nmembers: {{id: text, kg: number}}\n---\n\
+             record_map: weight_{format}\nfrom: Weight{format}\nto: Observation\nrules:\n  status: {{const: final}}\n  \
+             code: {{concept: \"loinc#29463-7\"}}\n  value[x]: {{as: Quantity, set: {{value: {{value: Weight{format}.kg}}}}}}\n  \
+             identifier: {{all: [{{id: own, set: {{value: {{value: Weight{format}.id}}}}}}]}}\n---\n\
+             mapping: scale_{format}\nversion: 1\nsource: {{format: {format}, record: Scale{format}}}\nresources:\n\
+             - {{id: weight, type: Observation, each: Scale{format}.rows, identity: {{keys: [{{value: Weight{format}.id}}], else: message}}, \
+             parts: [{{use: weight_{format}, from: Weight{format}}}]}}\n"
+        )
+    };
+    for format in ["json", "csv"] {
+        std::fs::write(folder.path().join(format!("site/{format}.yaml")), mapping(format)).unwrap();
+    }
+    let map = |format: &str| {
+        [
+            "map".to_owned(),
+            "--mappings".into(),
+            "site".into(),
+            "--mapping".into(),
+            format!("scale_{format}"),
+            "-".into(),
+        ]
+    };
+    for (format, document) in [
+        ("json", "{\"rows\": [{\"id\": \"a\", \"kg\": 70.50}]}"),
+        ("json", "\u{FEFF}[{\"id\": \"a\", \"kg\": 70.50}]"),
+        ("csv", "kg,id\r\n70.50,a\r\n"),
+    ] {
+        let arguments = map(format);
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        let (code, out, error) = pons(folder.path(), &arguments, document.as_bytes()).await;
+        assert_eq!((code, error.as_str()), (Some(0), ""), "{document}");
+        assert!(out.contains("\"valueQuantity\":{\"value\":70.50}"), "{document}: {out}");
+    }
+    let arguments = map("json");
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let (code, out, error) = pons(folder.path(), &arguments, b"{\"rows\": [{\"id\": \"TESTPATIENT\"}").await;
+    assert_eq!((code, out.as_str()), (Some(1), ""));
+    assert!(error.contains("not JSON: line 1, column 31") && !error.contains("TESTPATIENT"), "{error}");
+}
+
 /// A guide of one row a kind, invented here.
 fn write_guide(folder: &Path) {
     let sheets = [

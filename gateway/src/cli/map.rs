@@ -1,31 +1,34 @@
-//! `pons map`: messages in, FHIR Bundles out, one JSON document a line; diagnostics as JSON lines on standard error.
+//! `pons map`: messages or documents in, FHIR Bundles out, one JSON document a line; diagnostics as JSON lines on standard error.
 
 use super::send::read;
 use super::{Exit, Outcome, complain, print};
 use crate::ingest::senders::own_name;
 use clap::Args;
 use mappings::lineage::Lineage;
-use mappings::{Catalog, Context, NotMapped, explain_by, map_by};
+use mappings::{Catalog, Context, Given, NotMapped, Program, explain_by, map_by};
 use schemas::hl7v2::file::{self, File, FileMessage};
 use schemas::hl7v2::{Limits, Message, time};
 use schemas::issue::{Issue, Severity};
+use schemas::records;
 use serde_json::json;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use uuid::Uuid;
 
 #[derive(Args, Debug)]
 pub(super) struct Arguments {
-    /// Files with one or many messages (CR, LF or CRLF; MLLP frames; FHS/BHS batches); `-` reads standard input
+    /// Files with one or many messages (CR, LF or CRLF; MLLP frames; FHS/BHS batches), or with `--mapping` of a mapping for JSON or CSV a
+    /// document each; `-` reads standard input
     #[arg(required = true, value_name = "FILE")]
     files: Vec<PathBuf>,
-    /// Use this mapping whatever the message says it is
+    /// Use this mapping whatever the message says it is; JSON and CSV need it, as they do not say
     #[arg(long, value_name = "M")]
     mapping: Option<String>,
     /// A folder of mappings, overlays and tables beside the built-in ones
     #[arg(long, value_name = "DIR")]
     mappings: Option<PathBuf>,
-    /// Map as for this sender, with its overlays and tables; otherwise the sender is named after MSH-3 and MSH-4
+    /// Map as for this sender, with its overlays and tables; otherwise the sender is named after MSH-3 and MSH-4, or after the mapping
     #[arg(long, value_name = "NAME")]
     sender: Option<String>,
     /// The IANA zone of times without an offset; UTC and flagged without it
@@ -90,6 +93,10 @@ pub(super) fn main(arguments: &Arguments) -> Outcome {
                 continue;
             }
         };
+        if let Some(program) = mapper.named("").filter(|program| program.takes_records()) {
+            exit = mapper.document(&name, program.name(), &bytes).tell(exit)?;
+            continue;
+        }
         let File { messages, issues } = file::read(&bytes, None, &LIMITS);
         for issue in &issues {
             complain(&diagnostic(&name, 0, issue).to_string());
@@ -105,16 +112,22 @@ pub(super) fn main(arguments: &Arguments) -> Outcome {
             mapper.one(&name, index, message, &bytes[message.range.clone()])
         });
         for one in each {
-            for line in one.diagnostics {
-                complain(&line.to_string());
-            }
-            match one.bundle {
-                Some(bundle) => print(&bundle)?,
-                None => exit = failed(exit),
-            }
+            exit = one.tell(exit)?;
         }
     }
     Ok(exit)
+}
+
+impl One {
+    /// Prints what came of it, and answers how the run ends by now.
+    fn tell(self, exit: Exit) -> Outcome {
+        for line in self.diagnostics {
+            complain(&line.to_string());
+        }
+        let Some(bundle) = self.bundle else { return Ok(failed(exit)) };
+        print(&bundle)?;
+        Ok(exit)
+    }
 }
 
 /// How a run ends in which a message failed: a file that could not be read at all is told first.
@@ -156,6 +169,40 @@ impl Mapper<'_> {
     fn one(&self, file: &str, index: usize, message: &FileMessage<'_>, bytes: &[u8]) -> One {
         let mut issues = message.decoded.issues.clone();
         let bundle = self.map(&message.decoded.text, bytes, &mut issues);
+        Mapper::told(file, index, bundle, issues)
+    }
+
+    /// The mapping that the user names, as a sender has it.
+    fn named(&self, sender: &str) -> Option<&Program> {
+        self.arguments.mapping.as_ref().and_then(|name| self.catalog.program(sender, name))
+    }
+
+    /// A file that is one document of records.
+    fn document(&self, file: &str, mapping: &str, bytes: &[u8]) -> One {
+        let (text, issue) = records::decode(bytes);
+        let mut issues: Vec<Issue> = issue.into_iter().collect();
+        let sender: Arc<str> = self.arguments.sender.as_deref().unwrap_or(mapping).into();
+        let mapped = self.map_document(&text, bytes, sender, &mut issues);
+        Mapper::told(file, 0, mapped, issues)
+    }
+
+    fn map_document(
+        &self,
+        text: &str,
+        bytes: &[u8],
+        sender: Arc<str>,
+        issues: &mut Vec<Issue>,
+    ) -> Result<Mapped, String> {
+        let program = self.named(&sender).ok_or("the sender has no such mapping")?;
+        let limits = records::Limits { bytes: LIMITS.bytes, ..records::Limits::DEFAULT };
+        let document = program.read(text, &limits).ok_or("the sender's mapping takes HL7 v2")?;
+        let document = document.map_err(|error| error.to_string())?;
+        let context = self.context(bytes, sender, None);
+        self.by(Some(program), Given::Records(&document, text), &context, issues)
+    }
+
+    /// What came of a message, with all that is to be told of it.
+    fn told(file: &str, index: usize, bundle: Result<Mapped, String>, mut issues: Vec<Issue>) -> One {
         if let Err(why) = &bundle {
             issues.push(Issue::new(Severity::Error, "not-mapped", "", why));
         }
@@ -180,11 +227,17 @@ impl Mapper<'_> {
             None => own_name(&text(header.sending_application()), &text(header.sending_facility())),
         };
         let made_at = header.made_at().and_then(|text| time::Ts::parse(&text).ok());
-        let context = Context {
+        let context = self.context(bytes, sender, made_at.and_then(|ts| ts.to_timestamp(&self.zone)));
+        let named = self.named(&context.sender);
+        let program = named.or_else(|| self.catalog.program_of(&context.sender, &message));
+        self.by(program, Given::Message(&message), &context, issues)
+    }
+
+    /// What a mapping may know beside what it is given.
+    fn context(&self, bytes: &[u8], sender: Arc<str>, made_at: Option<jiff::Timestamp>) -> Context<'static> {
+        Context {
             message_id: Uuid::new_v5(&NAMESPACE, bytes),
-            received_at: made_at
-                .and_then(|ts| ts.to_timestamp(&self.zone))
-                .unwrap_or(jiff::Timestamp::UNIX_EPOCH),
+            received_at: made_at.unwrap_or(jiff::Timestamp::UNIX_EPOCH),
             seq: 1,
             authority: sender.clone(),
             sender,
@@ -193,16 +246,21 @@ impl Mapper<'_> {
             systems: &[],
             options: &[],
             codes: None,
-        };
-        let named =
-            self.arguments.mapping.as_ref().and_then(|name| self.catalog.program(&context.sender, name));
-        let program =
-            named.or_else(|| self.catalog.program_of(&context.sender, &message)).ok_or(NotMapped::NotTaken);
-        let mapped = program.and_then(|program| {
+        }
+    }
+
+    fn by(
+        &self,
+        program: Option<&Program>,
+        given: Given<'_>,
+        context: &Context<'_>,
+        issues: &mut Vec<Issue>,
+    ) -> Result<Mapped, String> {
+        let mapped = program.ok_or(NotMapped::NotTaken).and_then(|program| {
             if self.arguments.explain {
-                explain_by(program, &message, &context).map(|(alone, lineage)| (alone, Some(lineage)))
+                explain_by(program, given, context).map(|(alone, lineage)| (alone, Some(lineage)))
             } else {
-                map_by(program, &message, &context).map(|alone| (alone, None))
+                map_by(program, given, context).map(|alone| (alone, None))
             }
         });
         match mapped {

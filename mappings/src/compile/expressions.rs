@@ -8,6 +8,7 @@ use crate::language::expression::{Comparison, Expr, Filter, PathExpr, Root};
 use crate::language::load::within;
 use crate::program::{Base, ExprId, Op, Pick, Scope};
 use schemas::hl7v2::path::SegmentName;
+use schemas::records::ShapeId;
 use schemas::yaml::Place;
 
 /// A compiled expression and what is known of its value.
@@ -16,11 +17,19 @@ pub(super) struct Typed {
     pub(super) kind: Kind,
     /// For a path, what stands there.
     pub(super) types: Types,
+    /// For a path to a record, its shape.
+    pub(super) record: Option<ShapeId>,
+}
+
+impl Typed {
+    pub(super) fn of(id: ExprId, kind: Kind) -> Typed {
+        Typed { id, kind, types: Types::default(), record: None }
+    }
 }
 
 impl<'a> Compiler<'a> {
     /// An expression, which many rules may share.
-    fn op(&mut self, op: Op) -> ExprId {
+    pub(super) fn op(&mut self, op: Op) -> ExprId {
         ExprId(self.expressions.once(&mut self.code.exprs, op))
     }
 
@@ -42,13 +51,13 @@ impl<'a> Compiler<'a> {
     pub(super) fn path_formula(&mut self, env: &Env<'a>, formula: &Formula) -> Typed {
         let typed = self.formula(env, formula);
         if !crate::language::load::is_path(&formula.expr) {
-            self.wrong(formula.place, "", "expected a path, such as PID-3 or CX.4");
+            self.wrong(formula.place, "", "expected a path, such as PID-3, CX.4 or Reading.value");
         }
         typed
     }
 
     fn expr(&mut self, env: &Env<'a>, expr: &Expr, place: Place) -> Typed {
-        let plain = |id, kind| Typed { id, kind, types: Types::default() };
+        let plain = Typed::of;
         match expr {
             Expr::Text(text) => plain(self.op(Op::Text(text.as_str().into())), Kind::Text),
             Expr::Number(number) => plain(self.op(Op::Number(*number)), Kind::Integer),
@@ -90,12 +99,12 @@ impl<'a> Compiler<'a> {
                 let (a, b) = (self.expr(env, a, place), self.expr(env, b, place));
                 let kind = if a.kind == b.kind { a.kind } else { Kind::Text };
                 let id = self.op(Op::Coalesce(a.id, b.id));
-                Typed { id, kind, types: a.types }
+                Typed { id, kind, types: a.types, record: a.record }
             }
         }
     }
 
-    fn truth(&mut self, env: &Env<'a>, expr: &Expr, place: Place) -> ExprId {
+    pub(super) fn truth(&mut self, env: &Env<'a>, expr: &Expr, place: Place) -> ExprId {
         let typed = self.expr(env, expr, place);
         if typed.kind != Kind::Bool {
             self.wrong(place, "", "`and`, `or` and `not` take conditions, such as valued(PID-3)");
@@ -107,7 +116,7 @@ impl<'a> Compiler<'a> {
         let Some(index) = FUNCTIONS.iter().position(|function| function.name == name) else {
             let hint = hint(name, FUNCTIONS.iter().map(|function| function.name));
             self.wrong(at, name, format!("there is no function of this name{hint}"));
-            return Typed { id: self.op(Op::Text("".into())), kind: Kind::Text, types: Types::default() };
+            return Typed::of(self.op(Op::Text("".into())), Kind::Text);
         };
         let function = &FUNCTIONS[index];
         if args.len() < function.args.0 || args.len() > function.args.1 {
@@ -127,7 +136,7 @@ impl<'a> Compiler<'a> {
         }
         let args: Box<[ExprId]> = args.iter().map(|arg| self.expr(env, arg, place).id).collect();
         let id = self.op(Op::Call { function: index, args });
-        Typed { id, kind: function.answers, types: Types::default() }
+        Typed::of(id, function.answers)
     }
 
     fn path(&mut self, env: &Env<'a>, path: &PathExpr, place: Place) -> Typed {
@@ -137,18 +146,19 @@ impl<'a> Compiler<'a> {
                 self.segment_path(env, path, alias.as_deref(), name, *field, at)
             }
             Root::Type(name) => self.type_path(env, path, name, at),
+            Root::Record { .. } => self.record_path(env, path, at),
             Root::It => {
                 let types = env.bases.last().map(|(types, _)| types.clone()).unwrap_or_default();
                 let types = self.steps(types, &path.steps, at, "it");
                 self.no_filter(path, at);
                 let id = self.op(Op::Part { base: Base::Item, steps: steps(path) });
-                Typed { id, kind: Kind::Element, types }
+                Typed { types, ..Typed::of(id, Kind::Element) }
             }
             Root::Level => {
                 self.no_filter(path, at);
                 self.in_chain(env, at);
                 let id = self.op(Op::Part { base: Base::Level, steps: steps(path) });
-                Typed { id, kind: Kind::Element, types: Types::default() }
+                Typed::of(id, Kind::Element)
             }
             Root::Name(head, name) => self.name_path(env, head, name, at),
         }
@@ -221,7 +231,7 @@ impl<'a> Compiler<'a> {
                 (Op::Text("".into()), Kind::Text)
             }
         };
-        Typed { id: self.op(op), kind, types: Types::default() }
+        Typed::of(self.op(op), kind)
     }
 
     fn type_path(&mut self, env: &Env<'a>, path: &PathExpr, name: &str, at: Place) -> Typed {
@@ -241,12 +251,12 @@ impl<'a> Compiler<'a> {
                 format!("`{name}` does not stand here; here stands {}", around.join(" or "))
             };
             self.wrong(at, name, text);
-            return Typed { id: self.op(Op::Text("".into())), kind: Kind::Element, types: Types::default() };
+            return Typed::of(self.op(Op::Text("".into())), Kind::Element);
         };
         let base = *base;
         let types = self.steps(types, &path.steps, at, name);
         let id = self.op(Op::Part { base, steps: steps(path) });
-        Typed { id, kind: Kind::Element, types }
+        Typed { types, ..Typed::of(id, Kind::Element) }
     }
 
     fn segment_path(
@@ -258,11 +268,7 @@ impl<'a> Compiler<'a> {
         field: Option<u16>,
         at: Place,
     ) -> Typed {
-        let nothing = |compiler: &mut Self| Typed {
-            id: compiler.op(Op::Text("".into())),
-            kind: Kind::Element,
-            types: Types::default(),
-        };
+        let nothing = |compiler: &mut Self| Typed::of(compiler.op(Op::Text("".into())), Kind::Element);
         if !source::is_segment(name) {
             let hint = hint(name, source::segment_names());
             self.wrong(at, name, format!("there is no segment of this name{hint}"));
@@ -312,7 +318,7 @@ impl<'a> Compiler<'a> {
         let types = self.steps(types, &path.steps, at, name);
         let name = SegmentName::new(name).expect("it is a segment of the definitions or a Z-segment");
         let id = self.op(Op::Segment { scope, name, field: field.unwrap_or(0), pick, steps: steps(path) });
-        Typed { id, kind: Kind::Element, types }
+        Typed { types, ..Typed::of(id, Kind::Element) }
     }
 
     fn steps(&mut self, mut types: Types, steps: &[u16], at: Place, name: &str) -> Types {

@@ -20,7 +20,7 @@ impl<'a> Compiler<'a> {
         let of = key.of.as_ref().map(|word| self.reference(word));
         let each = key.each.as_ref().map(|formula| self.path_formula(env, formula));
         let env = match &each {
-            Some(typed) => &env.with_item(typed.types.clone()),
+            Some(typed) => &env.with_items_of(typed),
             None => env,
         };
         let when = key.when.as_ref().map(|formula| self.condition(env, formula));
@@ -28,12 +28,16 @@ impl<'a> Compiler<'a> {
         let each = each.map(|typed| typed.id);
         if let Some(word) = uses {
             let (map, _) = self.find_map(word)?;
-            if !matches!(map.answer, Answer::Key { .. }) {
+            if !matches!(map.answer, Answer::Key(_)) {
                 self.wrong(word.place, &word.text, "is no map with `key:`");
                 return None;
             }
-            let types = env.bases.last().map(|(types, _)| types.clone()).unwrap_or_default();
-            self.expect_source(&types, map, word);
+            if map.on == ast::On::Record {
+                self.expect_record(env.records.last().copied(), map, word);
+            } else {
+                let types = env.bases.last().map(|(types, _)| types.clone()).unwrap_or_default();
+                self.expect_source(&types, map, word);
+            }
             let inner = Env::of_map(self, map);
             let (system, value) = self.key_map(&inner, map)?;
             return Some(Key {
@@ -69,13 +73,13 @@ impl<'a> Compiler<'a> {
         env: &Env<'a>,
         map: &'a Map,
     ) -> Option<(Option<crate::program::ExprId>, crate::program::ExprId)> {
-        let Answer::Key { system, value } = &map.answer else { return None };
+        let Answer::Key(key) = &map.answer else { return None };
         let file = std::mem::replace(
             &mut self.file,
             self.maps.get(map.name.text.as_str()).map_or("", |(_, file)| file),
         );
-        let system = system.as_ref().map(|formula| self.formula(env, formula).id);
-        let value = self.formula(env, value).id;
+        let system = key.system.as_ref().map(|formula| self.formula(env, formula).id);
+        let value = self.formula(env, &key.value).id;
         self.file = file;
         Some((system, value))
     }
@@ -135,6 +139,7 @@ impl<'a> Compiler<'a> {
         let ignore = self.ignores(&map.ignore, Some(&map.from.text));
         Some(Make {
             kind: resource,
+            record: self.record_of(map),
             slots,
             identity,
             display,
@@ -187,6 +192,7 @@ impl<'a> Compiler<'a> {
             }
             None => Make {
                 kind: resource,
+                record: None,
                 slots: Vec::new(),
                 identity: IdentityRule { keys: Vec::new(), otherwise: ast::Otherwise::Omit },
                 display: None,

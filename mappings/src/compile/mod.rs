@@ -6,6 +6,7 @@ mod expressions;
 mod identities;
 mod needs;
 mod reads;
+mod records;
 mod rules;
 mod slots;
 mod source;
@@ -13,10 +14,11 @@ pub(crate) mod target;
 mod whole;
 
 use crate::catalog::FileMistake;
-use crate::language::ast::{Declared, Document, Fragment, Map, OptionDef, Word};
+use crate::language::ast::{Answer, Declared, Document, Fragment, Map, On, OptionDef, Word};
 use crate::program::{Code, IgnoreRule, MappingCode, NodeId, Slot};
 use crate::table::Table;
 use foldhash::fast::FixedState;
+use schemas::records::{ShapeId, Shapes};
 use schemas::yaml::{Mistake, Place, nearest};
 use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher, Hash};
@@ -41,6 +43,7 @@ pub(crate) fn compile(files: &[Parsed], tables: Vec<Table>) -> Compiled {
         maps: HashMap::new(),
         fragments: HashMap::new(),
         declared: HashMap::new(),
+        shapes: Arc::default(),
         mappings: Vec::new(),
         taken: HashSet::new(),
         tables: tables.iter().zip(0u32..).map(|(table, n)| (table.name.clone(), n)).collect(),
@@ -75,7 +78,8 @@ pub(crate) fn compile(files: &[Parsed], tables: Vec<Table>) -> Compiled {
                 Document::Mapping(_)
                 | Document::Fragment(_)
                 | Document::Overlay(_)
-                | Document::Segment(_) => {}
+                | Document::Segment(_)
+                | Document::Record(_) => {}
             }
         }
     }
@@ -111,6 +115,8 @@ struct Compiler<'a> {
     fragments: HashMap<&'a str, (&'a Fragment, &'a str)>,
     /// The segments of sites' own.
     declared: HashMap<&'a str, &'a Declared>,
+    /// The shapes of records.
+    shapes: Arc<Shapes>,
     /// The names of the mappings.
     mappings: Vec<&'a str>,
     /// Resources of fragments that some mapping has taken, as fragment and id.
@@ -148,6 +154,7 @@ struct Part {
 impl<'a> Compiler<'a> {
     fn gather(&mut self, files: &'a [Parsed]) {
         let mut mappings: HashMap<&'a str, &str> = HashMap::new();
+        let mut records = Vec::new();
         for parsed in files {
             self.file = &parsed.file;
             for document in &parsed.documents {
@@ -171,6 +178,7 @@ impl<'a> Compiler<'a> {
                     }
                     Document::Tests { .. } | Document::Overlay(_) => {}
                     Document::Segment(declared) => self.declare(declared),
+                    Document::Record(record) => records.push((record, &*parsed.file)),
                     Document::Fragment(fragment) => {
                         let own = (&**fragment, &*parsed.file);
                         if let Some((_, other)) = self.fragments.insert(&fragment.name.text, own) {
@@ -182,6 +190,7 @@ impl<'a> Compiler<'a> {
                 }
             }
         }
+        self.declare_records(&records);
     }
 
     /// A segment of a site's own.
@@ -219,17 +228,15 @@ impl<'a> Compiler<'a> {
 
     /// Compiles a map even if nobody calls it, so that its mistakes are told.
     fn map_of_its_own(&mut self, map: &'a Map) {
-        use crate::language::ast::Answer;
-        if map.of_segment {
-            self.segment_map(map);
-            return;
-        }
         match &map.answer {
+            Answer::To(_) if adds_to_a_resource(map) => {
+                self.segment_map(map);
+            }
             Answer::To(_) => {
                 self.type_map(map);
             }
             Answer::Makes(kind) => self.check_makes(map, kind),
-            Answer::Key { .. } => {
+            Answer::Key(_) => {
                 let env = Env::of_map(self, map);
                 self.key_map(&env, map);
             }
@@ -327,6 +334,15 @@ fn hint<'k>(word: &str, known: impl IntoIterator<Item = &'k str>) -> String {
     nearest(word, known).map_or(String::new(), |near| format!("; did you mean `{near}`?"))
 }
 
+/// Whether a map is a part of a resource, not of an element.
+fn adds_to_a_resource(map: &Map) -> bool {
+    match (map.on, &map.answer) {
+        (On::Segment, _) => true,
+        (On::Record, Answer::To(to)) => target::resource(&to.text).is_some(),
+        _ => false,
+    }
+}
+
 /// What an expression or a rule sees around it.
 #[derive(Clone)]
 struct Env<'a> {
@@ -336,6 +352,9 @@ struct Env<'a> {
     bases: Vec<(source::Types, crate::program::Base)>,
     /// The segment on which a segment map stands.
     anchor: Option<&'a str>,
+    shapes: Arc<Shapes>,
+    /// The records around, the innermost last.
+    records: Vec<ShapeId>,
     params: &'a [Word],
     options: &'a [crate::language::ast::OptionDef],
     /// Aliases and the groups that they name.
@@ -351,6 +370,8 @@ impl<'a> Env<'a> {
             owner: &map.name.text,
             bases: Vec::new(),
             anchor: None,
+            shapes: Arc::clone(&compiler.shapes),
+            records: Vec::new(),
             params: &map.params,
             options: &map.options,
             aliases: map
@@ -361,33 +382,39 @@ impl<'a> Env<'a> {
             chain: !map.chain.is_empty(),
             identity: false,
         };
-        if map.of_segment {
-            if !source::is_segment(&map.from.text) {
+        match map.on {
+            On::Segment if source::is_segment(&map.from.text) => {}
+            On::Segment => {
                 let hint = hint(&map.from.text, source::segment_names());
                 compiler.wrong(map.from.place, "from", format!("there is no segment of this name{hint}"));
             }
-            env.anchor = Some(&map.from.text);
-        } else {
-            match source::Types::named(&map.from.text) {
+            On::Element => match source::Types::named(&map.from.text) {
                 Some(types) => env.bases.push((types, crate::program::Base::Map)),
                 None => {
                     let hint = hint(&map.from.text, source::type_names());
-                    compiler.wrong(
-                        map.from.place,
-                        "from",
-                        format!("there is no data type of this name{hint}"),
-                    );
+                    let text = format!("there is no data type of this name{hint}");
+                    compiler.wrong(map.from.place, "from", text);
+                }
+            },
+            On::Record => {
+                if let Some(shape) = compiler.shape(&map.from, "from") {
+                    env.records.push(shape);
                 }
             }
+        }
+        if map.on == On::Segment {
+            env.anchor = Some(&map.from.text);
         }
         env
     }
 
-    fn of_mapping(name: &'a str, options: &'a [OptionDef]) -> Env<'a> {
+    fn of_mapping(compiler: &Compiler<'a>, name: &'a str, options: &'a [OptionDef]) -> Env<'a> {
         Env {
             owner: name,
             bases: Vec::new(),
             anchor: None,
+            shapes: Arc::clone(&compiler.shapes),
+            records: Vec::new(),
             params: &[],
             options,
             aliases: Vec::new(),
@@ -401,5 +428,17 @@ impl<'a> Env<'a> {
         let mut env = self.clone();
         env.bases.push((types, crate::program::Base::Item));
         env
+    }
+
+    /// The same, with what a path leads to as the current item.
+    fn with_items_of(&self, path: &expressions::Typed) -> Env<'a> {
+        match path.record {
+            Some(shape) => {
+                let mut env = self.clone();
+                env.records.push(shape);
+                env
+            }
+            None => self.with_item(path.types.clone()),
+        }
     }
 }

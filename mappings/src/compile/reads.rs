@@ -228,6 +228,9 @@ impl<'c> Walk<'c> {
     }
 
     fn make(&mut self, make: &Make, from: Option<ExprId>, around: Around) -> Option<()> {
+        if make.record.is_some() {
+            return None;
+        }
         self.makes = true;
         self.work += 8;
         self.source(from, around)?;
@@ -278,6 +281,9 @@ impl<'c> Walk<'c> {
 
     /// Reads what a value map reads, but for the elements that its caller sets.
     fn map(&mut self, map: u32, set: &[Field], around: Around) -> Option<()> {
+        if self.code.maps[map as usize].record.is_some() {
+            return None;
+        }
         let inner = Around { base: Lies::Inside, item: Lies::Inside, params: Lies::Inside, ..around };
         match &self.code.maps[map as usize].body {
             MapBody::Empty => Some(()),
@@ -350,6 +356,8 @@ impl<'c> Walk<'c> {
                     Pick::Where(condition) => self.expr(*condition, Around { item: Lies::Inside, ..around }),
                 }
             }
+            // What lies where in a document is not told by a list of fields.
+            Op::Record { .. } => None,
             Op::Part { base: Base::Map, steps } => {
                 if around.base == Lies::Outside {
                     self.part(steps[0]);

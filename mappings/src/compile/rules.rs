@@ -15,6 +15,7 @@ use crate::program::{
 };
 use schemas::hl7v2::path::SegmentName;
 use schemas::issue::Severity;
+use schemas::records::ShapeId;
 use std::sync::Arc;
 
 /// What an element takes.
@@ -106,13 +107,16 @@ impl<'a> Compiler<'a> {
 
     /// Whether a condition may be another one for another item of `each`.
     fn is_about_item(&self, when: ExprId, each: ExprId) -> bool {
-        let of_segments = matches!(self.code.op(each), Op::Segment { field: 0, .. });
+        let of_segments =
+            matches!(self.code.op(each), Op::Segment { field: 0, .. } | Op::Record { field: 0, .. });
         let about = |id: ExprId| self.is_about_item(id, each);
         match self.code.op(when) {
             Op::Segment { scope, pick, .. } => {
                 let numbered = matches!(pick, Pick::Nth(number) if about(*number));
                 of_segments || *scope == Scope::Item || numbered
             }
+            // Within `each`, the nearest record of a name may be the item.
+            Op::Record { item, .. } => of_segments || *item,
             Op::Part { base, .. } => matches!(base, Base::Item),
             Op::Call { function, args } => {
                 FUNCTIONS[*function].name == "index" || args.iter().any(|arg| about(*arg))
@@ -136,7 +140,7 @@ impl<'a> Compiler<'a> {
             None => (env.clone(), None),
             Some(formula) => {
                 let typed = self.path_formula(env, formula);
-                (env.with_item(typed.types), Some(typed.id))
+                (env.with_items_of(&typed), Some(typed.id))
             }
         }
     }
@@ -632,8 +636,8 @@ impl<'a> Compiler<'a> {
             );
             return None;
         };
-        if map.of_segment {
-            self.wrong(word.place, name, "this is a segment map: `parts:` of a resource use it");
+        if super::adds_to_a_resource(map) {
+            self.wrong(word.place, name, "this map adds to a resource: `parts:` of a resource use it");
             return None;
         }
         let fits = to.text.ends_with("[x]") && want.choice
@@ -681,6 +685,14 @@ impl<'a> Compiler<'a> {
         word: &Word,
     ) -> Option<ExprId> {
         let from = rule.from.as_ref().map(|formula| self.path_formula(env, formula));
+        if map.on == ast::On::Record {
+            let stands = match &from {
+                Some(typed) => typed.record,
+                None => env.records.last().copied(),
+            };
+            self.expect_record(stands, map, word);
+            return from.map(|typed| typed.id);
+        }
         match from {
             Some(typed) => {
                 self.expect_source(&typed.types, map, word);
@@ -694,6 +706,16 @@ impl<'a> Compiler<'a> {
                 self.expect_source(&types.unwrap_or_default(), map, word);
                 None
             }
+        }
+    }
+
+    /// Whether the record that stands there is the one on which a map stands.
+    pub(super) fn expect_record(&mut self, stands: Option<ShapeId>, map: &'a ast::Map, word: &Word) {
+        let stands = stands.map(|shape| self.shapes.get(shape).name);
+        if stands != Some(map.from.text.as_str()) {
+            let text =
+                format!("stands on a {}, and here stands {}", map.from.text, stands.unwrap_or("no record"));
+            self.wrong(word.place, &word.text, text);
         }
     }
 
@@ -831,7 +853,8 @@ impl<'a> Compiler<'a> {
         };
         let ignore = self.ignores(&map.ignore, Some(&map.from.text));
         let id = u32::try_from(self.code.maps.len()).expect("a catalog has fewer than 2^32 maps");
-        self.code.maps.push(TypeMap { body, ignore });
+        let record = self.record_of(map);
+        self.code.maps.push(TypeMap { record, body, ignore });
         self.file = file;
         self.open.pop();
         self.called.insert(name, id);

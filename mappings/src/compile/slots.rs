@@ -2,7 +2,7 @@
 
 use super::rules::Want;
 use super::target::suffix;
-use super::{Compiler, Env, reads};
+use super::{Compiler, Env, reads, records};
 use crate::functions::{FUNCTIONS, is_strict};
 use crate::language::ast::{Does, Formula, OnExisting, Rule, Word};
 use crate::language::expression::{Expr, PathExpr, Root};
@@ -210,8 +210,9 @@ impl<'a> Compiler<'a> {
         for (list, carried) in [(values, true), (conditions, false)] {
             for (path, formula) in list {
                 let counts = counts(env, path) || matches!(path.root, Root::Name("with", _));
-                let known =
-                    found.iter().any(|(other, _)| other.root == path.root && other.steps == path.steps);
+                let known = found.iter().any(|(other, _)| {
+                    (&other.root, &other.steps, &other.members) == (&path.root, &path.steps, &path.members)
+                });
                 if counts && !known {
                     found.push((path, formula));
                 }
@@ -294,6 +295,9 @@ fn counts(env: &Env<'_>, path: &PathExpr) -> bool {
     match &path.root {
         Root::Segment { alias, field, .. } => field.is_some() && alias.as_deref() != Some("it"),
         Root::Type(name) => env.bases.iter().any(|(types, _)| types.may_be(name)),
+        Root::Record { item, .. } => {
+            !item && records::way_of(env, path).is_some_and(|way| way.value.is_some())
+        }
         Root::It | Root::Level | Root::Name(..) => false,
     }
 }

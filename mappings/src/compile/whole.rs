@@ -3,7 +3,7 @@
 use super::identities::top;
 use super::{Compiler, Env, Part, hint, reads, source, target};
 use crate::language::ast::{self, Answer, Body, Formula, Mapping, OnExisting, Resource, Word};
-use crate::language::expression::is_segment_name;
+use crate::language::expression::{is_record_name, is_segment_name};
 use crate::program::{
     CheckCode, EffectCode, IdentityRule, IgnoreRule, MappingCode, PartCode, ResourceCode, Slot, VersionRange,
 };
@@ -51,6 +51,7 @@ impl<'a> Compiler<'a> {
             None => VersionRange::ALL,
         };
         let structures = self.structures(mapping, versions);
+        let records = self.records(mapping);
         let uses = self.uses(mapping);
         let alias = |used: &Used<'a>| {
             let alias = used.resource.alias.as_ref()?;
@@ -63,8 +64,9 @@ impl<'a> Compiler<'a> {
         let mut resources: Vec<ResourceCode> = Vec::new();
         for used in &uses {
             self.file = used.file;
-            let mut env = Env::of_mapping(used.owner, used.options);
+            let mut env = Env::of_mapping(self, used.owner, used.options);
             env.aliases.clone_from(&aliases);
+            env.records.extend(records.as_ref().map(|records| records.root));
             if resources.iter().any(|other| *other.id == *used.resource.id.text) {
                 self.file = file;
                 let place = used.place.unwrap_or(used.resource.id.place);
@@ -73,7 +75,8 @@ impl<'a> Compiler<'a> {
             resources.extend(self.resource(&env, used, &structures));
         }
         self.file = file;
-        let mut env = Env::of_mapping(&mapping.name.text, &mapping.options);
+        let mut env = Env::of_mapping(self, &mapping.name.text, &mapping.options);
+        env.records.extend(records.as_ref().map(|records| records.root));
         env.aliases = aliases;
         let effects = mapping.effects.iter().map(|effect| self.effect(&env, &resources, effect)).collect();
         let mut bundle = Vec::new();
@@ -83,7 +86,7 @@ impl<'a> Compiler<'a> {
         included.dedup();
         for name in included {
             if let Some((fragment, file)) = self.fragments.get(name).copied() {
-                let env = Env::of_mapping(&fragment.name.text, &fragment.options);
+                let env = Env::of_mapping(self, &fragment.name.text, &fragment.options);
                 let around = std::mem::replace(&mut self.file, file);
                 checks.extend(self.checks(&env, &fragment.checks));
                 bundle.extend(self.bundle(&env, &fragment.bundle));
@@ -99,6 +102,7 @@ impl<'a> Compiler<'a> {
         MappingCode {
             name: mapping.name.text.clone(),
             version: mapping.version.clone(),
+            records,
             structures: mapping.source.structures.iter().map(|word| word.text.clone()).collect(),
             code,
             events: mapping.source.events.iter().map(|word| word.text.clone()).collect(),
@@ -115,7 +119,7 @@ impl<'a> Compiler<'a> {
     /// What is said of the Bundle; what it is made of is not a mapping's to say.
     fn bundle(&mut self, env: &Env<'a>, rules: &'a [(Word, ast::Rule)]) -> Vec<Slot> {
         let mut env = env.clone();
-        env.anchor = Some("MSH");
+        env.anchor = env.records.is_empty().then_some("MSH");
         for (word, _) in rules {
             if matches!(word.text.as_str(), "id" | "type" | "entry" | "total" | "link" | "signature") {
                 self.wrong(
@@ -255,10 +259,16 @@ impl<'a> Compiler<'a> {
             return None;
         };
         let from = Word { place: resource.from.place, text: used.from() };
-        let (groups, segment) = self.position(&from, structures, NodeId::ROOT, resource.stray);
         let mut env = env.clone();
-        let anchor = segment.map(|_| resource.from.text.rsplit('.').next().unwrap_or(""));
-        env.anchor = anchor;
+        let (groups, segment) = if env.records.is_empty() {
+            let (groups, segment) = self.position(&from, structures, NodeId::ROOT, resource.stray);
+            env.anchor = segment.map(|_| resource.from.text.rsplit('.').next().unwrap_or(""));
+            (groups, segment)
+        } else {
+            let (groups, way) = self.record_position(&env, &from)?;
+            env.records.extend(way.down.iter().map(|(_, shape)| *shape));
+            (groups.into(), Some(way.last().segment()))
+        };
         let changed = used.change;
         let when = changed.and_then(|change| change.when.as_ref()).or(resource.when.as_ref());
         let when = when.map(|formula| self.condition(&env, formula));
@@ -340,8 +350,8 @@ impl<'a> Compiler<'a> {
         lenient: bool,
     ) -> Option<PartCode> {
         let (map, _) = self.find_map(&part.uses)?;
-        if !map.of_segment {
-            self.wrong(part.uses.place, &part.uses.text, "is no segment map");
+        if !super::adds_to_a_resource(map) {
+            self.wrong(part.uses.place, &part.uses.text, "is no map that adds to a resource");
             return None;
         }
         if let Answer::To(to) = &map.answer
@@ -349,6 +359,9 @@ impl<'a> Compiler<'a> {
         {
             let text = format!("{} adds to a {}, and this is a {kind}", part.uses.text, to.text);
             self.wrong(part.uses.place, &part.uses.text, text);
+        }
+        if map.on == ast::On::Record || !env.records.is_empty() {
+            return self.record_part(env, part, map);
         }
         let mut path: Vec<&str> = part.from.text.split('.').collect();
         let segment = path.pop().unwrap_or("");
@@ -389,6 +402,25 @@ impl<'a> Compiler<'a> {
         let segment = SegmentName::new(segment)?;
         let id = reads::number(&mut self.code);
         Some(PartCode { id, groups: path.into(), segment, when, with, slots, ignore })
+    }
+
+    /// A part that stands on the record of its resource, or on one inside it.
+    fn record_part(&mut self, env: &Env<'a>, part: &'a ast::Part, map: &'a ast::Map) -> Option<PartCode> {
+        let (groups, way) = self.record_position(env, &part.from)?;
+        if env.records.last() != Some(&way.from) {
+            let own = env.records.last().map_or("", |shape| self.shapes.get(*shape).name);
+            let text = format!("a part stands on the record of its resource, {own}, or on one inside it");
+            self.wrong(part.from.place, "from", text);
+        }
+        let last = way.last();
+        self.expect_record(Some(last), map, &part.uses);
+        let mut inner = env.clone();
+        inner.records.extend(way.down.iter().map(|(_, shape)| *shape));
+        let with = self.arguments(env, map, &part.with, &part.uses.text);
+        let when = part.when.as_ref().map(|formula| self.condition(&inner, formula));
+        let Part { slots, ignore } = self.segment_map(map);
+        let id = reads::number(&mut self.code);
+        Some(PartCode { id, groups: groups.into(), segment: last.segment(), when, with, slots, ignore })
     }
 
     /// Parts `GROUP.GROUP.SEG` into its groups and its segment, and checks that it stands so in the structure.
@@ -465,6 +497,11 @@ impl<'a> Compiler<'a> {
     pub(super) fn ignores(&mut self, ignore: &[ast::Ignore], from: Option<&str>) -> Vec<IgnoreRule> {
         let mut rules = Vec::new();
         for entry in ignore {
+            let root = entry.path.text.split('.').next().unwrap_or("");
+            if is_record_name(root) {
+                rules.extend(self.ignored_member(entry, root));
+                continue;
+            }
             match ignore_rule(&entry.path.text, &entry.reason, from) {
                 Some(rule) => rules.push(rule),
                 None => {
@@ -478,6 +515,7 @@ impl<'a> Compiler<'a> {
         }
         for rule in &rules {
             if let Some(segment) = rule.segment
+                && segment.as_str().len() == 3
                 && !source::is_segment(segment.as_str())
                 && let Some(entry) = ignore.first()
             {

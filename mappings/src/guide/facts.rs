@@ -42,7 +42,7 @@ impl Facts {
             for origin in &lineage.elements {
                 let leaves = if origin.sources.is_empty() { &origin.because } else { &origin.sources };
                 for leaf in leaves {
-                    all.insert(fact(&event, origin, &lineage.fields[*leaf]));
+                    all.extend(fact(&event, origin, &lineage.fields[*leaf]));
                 }
                 if let Some(place) = &origin.segment {
                     all.insert(Fact {
@@ -147,16 +147,18 @@ impl Fact {
     }
 }
 
-fn fact(event: &Arc<str>, origin: &Origin, fate: &Fate) -> Fact {
-    Fact {
+/// `None` for what is no HL7 v2.
+fn fact(event: &Arc<str>, origin: &Origin, fate: &Fate) -> Option<Fact> {
+    let at = fate.at?;
+    Some(Fact {
         event: event.clone(),
         place: fate.place.clone(),
-        at: [fate.path.field.into(), fate.path.component.max(1), fate.path.subcomponent.max(1).into()],
+        at: [at.field.into(), at.component.max(1), at.subcomponent.max(1).into()],
         types: fate.types.clone(),
         resource: origin.resource_type.clone(),
         path: plain(&origin.path),
         urls: origin.urls.clone(),
-    }
+    })
 }
 
 /// The steps of a path without indexes and underscores.

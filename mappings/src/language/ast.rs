@@ -35,6 +35,26 @@ pub(crate) enum Document {
     Overlay(Box<Overlay>),
     /// `z_segment:` a segment that HL7 does not know.
     Segment(Declared),
+    /// `record:` what the objects of a JSON document or the lines of a CSV file hold.
+    Record(RecordDef),
+}
+
+/// The shape of a record.
+#[derive(Debug)]
+pub(crate) struct RecordDef {
+    pub(crate) name: Word,
+    pub(crate) members: Vec<MemberDef>,
+}
+
+/// One member of a record.
+#[derive(Debug)]
+pub(crate) struct MemberDef {
+    pub(crate) name: Word,
+    /// What the document calls it, where that is no name of the language.
+    pub(crate) written: Option<String>,
+    /// `text`, `number`, `boolean`, or the name of another record.
+    pub(crate) holds: Word,
+    pub(crate) many: bool,
 }
 
 /// A segment of a site's own.
@@ -45,12 +65,22 @@ pub(crate) struct Declared {
     pub(crate) types: Vec<Word>,
 }
 
-/// A map of a data type or of a segment.
+/// On what a map stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum On {
+    /// `type_map:` a field or a part of one.
+    Element,
+    /// `segment_map:` a segment.
+    Segment,
+    /// `record_map:` a record.
+    Record,
+}
+
+/// A map of a data type, of a segment or of a record.
 #[derive(Debug)]
 pub(crate) struct Map {
     pub(crate) name: Word,
-    /// Whether it is a `segment_map`.
-    pub(crate) of_segment: bool,
+    pub(crate) on: On,
     pub(crate) from: Word,
     pub(crate) answer: Answer,
     /// Outer groups that the map may name: alias and group.
@@ -73,7 +103,14 @@ pub(crate) enum Answer {
     /// `makes:` a resource of its own.
     Makes(Word),
     /// `key:` an identity's key.
-    Key { system: Option<Formula>, value: Formula },
+    Key(Box<KeyAnswer>),
+}
+
+/// What stands under `key:`.
+#[derive(Debug)]
+pub(crate) struct KeyAnswer {
+    pub(crate) system: Option<Formula>,
+    pub(crate) value: Formula,
 }
 
 /// `rules:` by element, or one rule at the top of a type map.
@@ -314,10 +351,21 @@ pub(crate) struct Change {
 /// Which messages a mapping takes.
 #[derive(Debug)]
 pub(crate) struct Source {
+    /// `None` for HL7 v2.
+    pub(crate) records: Option<RecordSource>,
     pub(crate) structures: Vec<Word>,
     pub(crate) code: Option<String>,
     pub(crate) events: Vec<Word>,
     pub(crate) versions: Option<Word>,
+}
+
+/// Documents of records.
+#[derive(Debug)]
+pub(crate) struct RecordSource {
+    /// How CSV is written; `None` for JSON.
+    pub(crate) csv: Option<schemas::records::Csv>,
+    /// What the document is.
+    pub(crate) record: Word,
 }
 
 /// One entry of `resources:`.
@@ -374,6 +422,8 @@ pub(crate) struct Test {
     pub(crate) place: Place,
     pub(crate) name: String,
     pub(crate) given: String,
+    /// The mapping that takes it, where the message does not say.
+    pub(crate) mapping: Option<String>,
     pub(crate) expect: Vec<(Word, String)>,
     pub(crate) absent: Vec<Word>,
     pub(crate) unmapped: Option<Vec<String>>,

@@ -36,13 +36,24 @@ pub(crate) struct PathExpr {
     pub(crate) filter: Option<Filter>,
     /// Component and subcomponent, as far as given.
     pub(crate) steps: Vec<u16>,
+    /// The members on the way down from a record.
+    pub(crate) members: Vec<Member>,
     /// Where it begins in the text, in characters from 0.
     pub(crate) at: usize,
+}
+
+/// A member of a record on a path, and which of them.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Member {
+    pub(crate) name: String,
+    pub(crate) filter: Option<Filter>,
 }
 
 /// Where a path begins.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Root {
+    /// `CgmReading.value`, `it.CgmReading.value`: a record around.
+    Record { item: bool, name: String },
     /// `PID-3`, `order.OBR-7`, `it.OBX-29`; without a field the segment itself.
     Segment { alias: Option<String>, name: String, field: Option<u16> },
     /// `CX.4`, the element on which a type map is called.
@@ -347,9 +358,10 @@ impl Parser {
         let mut steps = Vec::new();
         let mut filter = None;
         let root = match word.as_str() {
-            "it" => match self.segment_after_dot() {
-                Some(name) => self.segment(Some(word), name)?,
-                None => Root::It,
+            "it" => match (self.segment_after_dot(), self.record_after_dot()) {
+                (Some(name), _) => self.segment(Some(word), name)?,
+                (None, Some(name)) => Root::Record { item: true, name },
+                (None, None) => Root::It,
             },
             "level" => match self.name_after_dot() {
                 Some(name) => Root::Name("level", name),
@@ -367,18 +379,23 @@ impl Parser {
             }
             _ if is_segment_name(&word) && self.peek_glued("-") => self.segment(None, word)?,
             _ if is_type_name(&word) => Root::Type(word),
+            _ if is_record_name(&word) => Root::Record { item: false, name: word },
             _ => match self.segment_after_dot() {
                 Some(name) => self.segment(Some(word), name)?,
                 None => {
                     return Err(Wrong {
                         at,
                         text: format!(
-                            "`{word}` is no path: expected one such as PID-3, CX.4, it, order.OBR-7, with.x"
+                            "`{word}` is no path: expected one such as PID-3, CX.4, it, order.OBR-7, with.x, Reading.value"
                         ),
                     });
                 }
             },
         };
+        if let Root::Record { .. } = root {
+            let members = self.members()?;
+            return Ok(PathExpr { root, filter, steps, members, at });
+        }
         if self.glued("[") {
             filter = Some(self.filter()?);
         }
@@ -388,7 +405,21 @@ impl Parser {
         if steps.len() > 2 {
             return Err(Wrong { at, text: "a path has at most a component and a subcomponent".to_owned() });
         }
-        Ok(PathExpr { root, filter, steps, at })
+        Ok(PathExpr { root, filter, steps, members: Vec::new(), at })
+    }
+
+    /// `.samples[Sample.level == '1'].at`
+    fn members(&mut self) -> Result<Vec<Member>, Wrong> {
+        let mut members = Vec::new();
+        while self.glued(".") {
+            let Some(Token::Word(name)) = self.peek().cloned() else {
+                return Err(self.wrong("expected a member of the record"));
+            };
+            self.next += 1;
+            let filter = if self.glued("[") { Some(self.filter()?) } else { None };
+            members.push(Member { name, filter });
+        }
+        Ok(members)
     }
 
     fn filter(&mut self) -> Result<Filter, Wrong> {
@@ -416,9 +447,17 @@ impl Parser {
     }
 
     fn segment_after_dot(&mut self) -> Option<String> {
+        self.named_after_dot(is_segment_name)
+    }
+
+    fn record_after_dot(&mut self) -> Option<String> {
+        self.named_after_dot(is_record_name)
+    }
+
+    fn named_after_dot(&mut self, is: fn(&str) -> bool) -> Option<String> {
         match self.tokens.get(self.next..self.next + 2) {
             Some([Lexed { token: Token::Sign("."), .. }, Lexed { token: Token::Word(name), .. }])
-                if is_segment_name(name) =>
+                if is(name) =>
             {
                 let name = name.clone();
                 self.next += 2;
@@ -455,6 +494,13 @@ pub(crate) fn is_segment_name(word: &str) -> bool {
     word.len() == 3
         && word.starts_with(|c: char| c.is_ascii_uppercase())
         && word.chars().all(|c| c.is_ascii_uppercase() || c.is_ascii_digit())
+}
+
+/// A capital letter first, and small ones among what follows: `Reading`, `CgmReadings`.
+pub(crate) fn is_record_name(word: &str) -> bool {
+    word.starts_with(|c: char| c.is_ascii_uppercase())
+        && word.contains(|c: char| c.is_ascii_lowercase())
+        && word.chars().all(|c| c.is_ascii_alphanumeric())
 }
 
 /// Two or three capital letters and digits: `CX`, `XPN`, `SN`.
@@ -496,6 +542,22 @@ mod tests {
     }
 
     #[test]
+    fn paths_go_down_by_the_members_of_records() {
+        let found = path("Readings.records[2].device[Device.kind == 'cgm'].serial");
+        assert_eq!(found.root, Root::Record { item: false, name: "Readings".into() });
+        let names: Vec<&str> = found.members.iter().map(|member| member.name.as_str()).collect();
+        assert_eq!(names, ["records", "device", "serial"]);
+        assert_eq!(found.members[0].filter, Some(Filter::Number(2)));
+        assert!(matches!(found.members[1].filter, Some(Filter::Where(_))));
+        let found = path("it.Reading.value");
+        assert_eq!(
+            (found.root, found.members.len()),
+            (Root::Record { item: true, name: "Reading".into() }, 1)
+        );
+        assert!(path("Reading").members.is_empty());
+    }
+
+    #[test]
     fn operators_bind_as_one_reads_them() {
         let tree = |text| parse(text).unwrap_or_else(|wrong| panic!("{text}: {wrong:?}"));
         assert!(
@@ -520,6 +582,8 @@ mod tests {
             ("PID-3 = 'x'", 6),
             ("'open", 0),
             ("a.b", 0),
+            ("Reading.", 8),
+            ("Reading.1", 8),
             ("PID-3 PID-4", 6),
             ("\"x\"", 0),
             ("PID-3 not 'x'", 10),

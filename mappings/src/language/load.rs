@@ -9,6 +9,7 @@ use super::overlay::{Overlay, Patch};
 use crate::resource::Existing;
 use rules::*;
 use schemas::issue::Severity;
+use schemas::records::Csv;
 use schemas::yaml::{Fields, Key, Mistake, Node, Place, Value, nearest};
 use words::*;
 pub(crate) use words::{is_path, within};
@@ -32,7 +33,7 @@ fn wrong(mistakes: Mistakes<'_>, place: Place, key: &str, text: impl Into<String
 }
 
 fn document(node: &Node, mistakes: Mistakes<'_>) -> Option<Document> {
-    if node.get("type_map").is_some() || node.get("segment_map").is_some() {
+    if MAPS.iter().any(|(key, _)| node.get(key).is_some()) {
         return map(node, mistakes).map(|map| Document::Map(Box::new(map)));
     }
     if node.get("mapping").is_some() {
@@ -54,6 +55,9 @@ fn document(node: &Node, mistakes: Mistakes<'_>) -> Option<Document> {
     if node.get("z_segment").is_some() {
         return declared(node, mistakes).map(Document::Segment);
     }
+    if node.get("record").is_some() {
+        return record(node, mistakes).map(Document::Record);
+    }
     if matches!(node.value, Value::Empty) {
         return None;
     }
@@ -61,15 +65,20 @@ fn document(node: &Node, mistakes: Mistakes<'_>) -> Option<Document> {
         mistakes,
         node.place,
         "",
-        "expected a document that begins with type_map:, segment_map:, fragment:, mapping:, tests_for:, overlay: or z_segment:",
+        "expected a document that begins with type_map:, segment_map:, record_map:, fragment:, mapping:, tests_for:, overlay:, z_segment: or record:",
     );
     None
 }
 
+/// The keys with which a map begins, and on what it stands.
+const MAPS: [(&str, On); 3] =
+    [("type_map", On::Element), ("segment_map", On::Segment), ("record_map", On::Record)];
+
 fn map(node: &Node, mistakes: Mistakes<'_>) -> Option<Map> {
     let mut fields = Fields::new(node, "", mistakes);
-    let of_segment = node.get("segment_map").is_some();
-    let name = word(&mut fields, if of_segment { "segment_map" } else { "type_map" })?;
+    let (key, on) = MAPS.into_iter().find(|(key, _)| node.get(key).is_some())?;
+    let name = word(&mut fields, key)?;
+    let of_segment = on == On::Segment;
     let from = required_word(&mut fields, "from");
     let to = word(&mut fields, "to");
     let makes = if of_segment { None } else { word(&mut fields, "makes") };
@@ -85,8 +94,13 @@ fn map(node: &Node, mistakes: Mistakes<'_>) -> Option<Map> {
             None
         }
     };
-    fields.take_text("versions");
-    let scope = match fields.take("scope") {
+    // What is about versions, groups and the guide is about HL7 v2.
+    let of_record = on == On::Record;
+    if !of_record {
+        fields.take_text("versions");
+        fields.take_text("guide");
+    }
+    let scope = match if of_record { None } else { fields.take("scope") } {
         Some(node) => pairs(node, "scope", fields.mistakes(), |name, node, mistakes| {
             let text =
                 node.text().map(|text| text.strip_prefix("optional ").unwrap_or(text).trim().to_owned());
@@ -111,8 +125,7 @@ fn map(node: &Node, mistakes: Mistakes<'_>) -> Option<Map> {
     }
     let ignore = ignores(&mut fields);
     let tests = tests(&mut fields);
-    fields.take_text("guide");
-    let is_key = matches!(answer, Some(Answer::Key { .. }));
+    let is_key = matches!(answer, Some(Answer::Key(_)));
     let rules = match fields.take("rules") {
         Some(node) => {
             let rules = Body::Elements(elements(node, "rules", fields.mistakes()));
@@ -131,6 +144,7 @@ fn map(node: &Node, mistakes: Mistakes<'_>) -> Option<Map> {
                 &[
                     "type_map",
                     "segment_map",
+                    "record_map",
                     "from",
                     "to",
                     "makes",
@@ -151,7 +165,7 @@ fn map(node: &Node, mistakes: Mistakes<'_>) -> Option<Map> {
     };
     Some(Map {
         name,
-        of_segment,
+        on,
         from: from?,
         answer: answer?,
         scope,
@@ -182,7 +196,7 @@ fn key_answer(node: &Node, mistakes: Mistakes<'_>) -> Option<Answer> {
     let system = formula_at(&mut fields, "system");
     let value = required_formula(&mut fields, "value");
     fields.finish();
-    Some(Answer::Key { system, value: value? })
+    Some(Answer::Key(Box::new(KeyAnswer { system, value: value? })))
 }
 
 fn chain(fields: &mut Fields<'_, '_>) -> Vec<Level> {
@@ -333,6 +347,66 @@ fn declared(node: &Node, mistakes: Mistakes<'_>) -> Option<Declared> {
     Some(Declared { name, types })
 }
 
+/// The kinds of values that a member of a record may hold.
+pub(crate) const VALUES: [&str; 3] = ["text", "number", "boolean"];
+
+fn record(node: &Node, mistakes: Mistakes<'_>) -> Option<RecordDef> {
+    let mut fields = Fields::new(node, "", mistakes);
+    let name = required_word(&mut fields, "record");
+    fields.take_text("title");
+    let members = match fields.take_required("members") {
+        Some(node) => pairs(node, "members", fields.mistakes(), member),
+        None => Vec::new(),
+    };
+    fields.finish();
+    let name = name?;
+    if !expression::is_record_name(&name.text) {
+        let text = "expected a name that begins with a capital letter and has small ones, such as CgmReading";
+        wrong(mistakes, name.place, "record", text);
+        return None;
+    }
+    Some(RecordDef { name, members })
+}
+
+/// `value: number`, `device: Device`, `samples: [Sample]`, or with what the document calls it.
+fn member(name: Word, node: &Node, mistakes: Mistakes<'_>) -> Option<MemberDef> {
+    let mut chars = name.text.chars();
+    let first = chars.next().is_some_and(|c| c.is_ascii_alphabetic() || c == '_');
+    if !first || !chars.all(|c| c.is_ascii_alphanumeric() || c == '_') {
+        let text =
+            "expected a name of letters, digits and `_`; what the document calls it goes under `name:`";
+        wrong(mistakes, name.place, &name.text, text);
+        return None;
+    }
+    let (written, node) = match node.get("type") {
+        None => (None, node),
+        Some(of) => {
+            let mut fields = Fields::new(node, &format!("members.{}", name.text), mistakes);
+            fields.take_required("type");
+            let written = fields.take_text("name").map(str::to_owned);
+            fields.finish();
+            (written, of)
+        }
+    };
+    let (many, node) = match &node.value {
+        Value::List(items) => match items.as_slice() {
+            [one] => (true, one),
+            _ => {
+                wrong(mistakes, node.place, &name.text, "a list is of one type, such as [Sample]");
+                return None;
+            }
+        },
+        _ => (false, node),
+    };
+    let Some(text) = node.text() else {
+        let text = format!("expected {} or the name of a record, found {}", VALUES.join(", "), node.kind());
+        wrong(mistakes, node.place, &name.text, text);
+        return None;
+    };
+    let holds = Word { place: node.place, text: text.to_owned() };
+    Some(MemberDef { name, written, holds, many })
+}
+
 fn one_include(node: &Node, mistakes: Mistakes<'_>) -> Option<Include> {
     let mut fields = Fields::new(node, "include", mistakes);
     let fragment = required_word(&mut fields, "fragment");
@@ -362,7 +436,20 @@ fn one_include(node: &Node, mistakes: Mistakes<'_>) -> Option<Include> {
 
 fn source(node: &Node, mistakes: Mistakes<'_>) -> Option<Source> {
     let mut fields = Fields::new(node, "source", mistakes);
-    fields.take_choice("format", &["hl7v2"]);
+    let format = fields.take_choice("format", &["hl7v2", "json", "csv"]).unwrap_or("hl7v2");
+    if format != "hl7v2" {
+        let csv = (format == "csv").then(|| csv(&mut fields, node.place));
+        let record = required_word(&mut fields, "record");
+        fields.finish();
+        let records = Some(RecordSource { csv, record: record? });
+        return Some(Source {
+            records,
+            structures: Vec::new(),
+            code: None,
+            events: Vec::new(),
+            versions: None,
+        });
+    }
     let structures = words(&mut fields, "structure");
     if structures.is_empty() {
         fields.wrong(node.place, "structure", "is missing: name the message structure, such as ADT_A01");
@@ -371,7 +458,19 @@ fn source(node: &Node, mistakes: Mistakes<'_>) -> Option<Source> {
     let events = words(&mut fields, "events");
     let versions = word(&mut fields, "versions");
     fields.finish();
-    Some(Source { structures, code, events, versions })
+    Some(Source { records: None, structures, code, events, versions })
+}
+
+/// How CSV is written.
+fn csv(fields: &mut Fields<'_, '_>, place: Place) -> Csv {
+    let mut csv = Csv::default();
+    match fields.take_text("separator").map(str::as_bytes) {
+        None => {}
+        Some([one]) if one.is_ascii_graphic() || *one == b'\t' => csv.separator = *one,
+        Some(_) => fields.wrong(place, "separator", "expected one character, such as \";\" or \"\\t\""),
+    }
+    csv.header = fields.take_bool("header").unwrap_or(true);
+    csv
 }
 
 fn resource(node: &Node, mistakes: Mistakes<'_>) -> Option<Resource> {
@@ -538,6 +637,7 @@ fn tests(fields: &mut Fields<'_, '_>) -> Vec<Test> {
             .then(|| test.take_texts("unmapped").into_iter().map(str::to_owned).collect::<Vec<_>>());
         let issues = test.take_texts("issues").into_iter().map(str::to_owned).collect();
         let sender = test.take_text("sender").map(str::to_owned);
+        let mapping = test.take_text("mapping").map(str::to_owned);
         let options = settings(&mut test, "options");
         let systems = settings(&mut test, "systems");
         test.finish();
@@ -547,6 +647,7 @@ fn tests(fields: &mut Fields<'_, '_>) -> Vec<Test> {
                 place: node.place,
                 name,
                 given,
+                mapping,
                 expect,
                 absent,
                 unmapped,

@@ -119,7 +119,9 @@ fn apply_one(documents: &mut [Document], path: &str, patch: Patch, file: &str) -
             Document::Fragment(fragment) => {
                 (&fragment.name, &mut fragment.ignore, Rules::Resources(&mut fragment.resources))
             }
-            Document::Tests { .. } | Document::Overlay(_) | Document::Segment(_) => continue,
+            Document::Tests { .. } | Document::Overlay(_) | Document::Segment(_) | Document::Record(_) => {
+                continue;
+            }
         };
         if name.text != owner {
             known.push(name.text.clone());

@@ -126,6 +126,29 @@ pub(crate) const SHAPES: &[Shape] = &[
         ],
     },
     Shape {
+        name: "record_map",
+        means: "what one record of a JSON or CSV document says",
+        keys: &[
+            must("record_map", Holds::Text, "its name"),
+            must("from", Holds::Text, "the record"),
+            key("to", Holds::Text, "the FHIR resource to which it adds, or the data type that it writes"),
+            key("makes", Holds::Text, "the FHIR resource that it makes"),
+            key("key", Holds::Shape("key"), "the key of an identity that it answers"),
+            key("options", Holds::Keyed("option"), "choices that a site has"),
+            key("params", Holds::Texts, "what its caller may give by `with:`"),
+            key("identity", Holds::Shape("identity"), "by what a made resource is recognised"),
+            key("display", Holds::Expr, "what a reference to it shows"),
+            key("chain", Holds::List("level"), "levels of a chain of resources, the coarsest first"),
+            key(
+                "rules",
+                Holds::Keyed("rule"),
+                "one rule for each element; or the keys of one rule stand here themselves",
+            ),
+            key("ignore", Holds::List("ignore"), "what is left out on purpose"),
+            key("tests", Holds::List("test"), "documents and what becomes of them"),
+        ],
+    },
+    Shape {
         name: "mapping",
         means: "which resources a message has",
         keys: &[
@@ -180,6 +203,19 @@ pub(crate) const SHAPES: &[Shape] = &[
             must("z_segment", Holds::Text, "its name, such as ZPD"),
             key("title", Holds::Text, "what it is called"),
             key("fields", Holds::List("field"), "its fields, from the first"),
+        ],
+    },
+    Shape {
+        name: "record",
+        means: "the shape of a record: an object of JSON, a line of CSV, or a list whose items are its members in their order",
+        keys: &[
+            must("record", Holds::Text, "its name, with a capital letter first: CgmReading"),
+            key("title", Holds::Text, "what it is"),
+            must(
+                "members",
+                Holds::Keyed("member"),
+                "what it holds: text, number, boolean or another record; in brackets where there may be several",
+            ),
         ],
     },
     Shape {
@@ -341,6 +377,11 @@ pub(crate) const SHAPES: &[Shape] = &[
             key("unmapped", Holds::Texts, "the fields that no rule takes"),
             key("issues", Holds::Texts, "codes that are reported"),
             key("sender", Holds::Text, "who sends it"),
+            key(
+                "mapping",
+                Holds::Text,
+                "the mapping that takes it, where it is no HL7 v2 and the test stands elsewhere",
+            ),
             key("options", Holds::KeyedText, "`map.option` and the choice"),
             key("systems", Holds::KeyedText, "the sender's registry of assigners"),
         ],
@@ -349,8 +390,15 @@ pub(crate) const SHAPES: &[Shape] = &[
         name: "source",
         means: "which messages a mapping takes",
         keys: &[
-            key("format", Holds::One(&["hl7v2"]), "how they are written"),
-            must("structure", Holds::Texts, "message structures"),
+            key("format", Holds::One(&["hl7v2", "json", "csv"]), "how they are written"),
+            key("structure", Holds::Texts, "of HL7 v2, the message structures"),
+            key("record", Holds::Text, "of JSON and CSV, the record that the document is"),
+            key("separator", Holds::Text, "of CSV, what stands between values; a comma by default"),
+            key(
+                "header",
+                Holds::One(&["true", "false"]),
+                "of CSV, whether the first line names the columns; it does by default",
+            ),
             key("code", Holds::Text, "the message code, if it is not that of the structure"),
             key("events", Holds::Texts, "trigger events"),
             key("versions", Holds::Text, "such as >=2.3, 2.5.1 or 2.3-2.5.1"),
@@ -444,6 +492,22 @@ pub(crate) const SHAPES: &[Shape] = &[
             key("add", Holds::Shape("rule"), "a further item, or a further element"),
             key("remove", Holds::Text, "takes it out, for this reason"),
             key("table", Holds::OneOr(&[], "sender_table"), "another table"),
+        ],
+    },
+    Shape {
+        name: "member",
+        means: "a member of a record; its type alone, or",
+        keys: &[
+            must(
+                "type",
+                Holds::Texts,
+                "text, number, boolean or a record; in brackets where there may be several",
+            ),
+            key(
+                "name",
+                Holds::Text,
+                "what the document calls it, if that is no name of letters, digits and `_`",
+            ),
         ],
     },
     Shape {
@@ -564,11 +628,15 @@ pub fn json_schema() -> Value {
     let documents = SHAPES.iter().take_while(|shape| shape.keys[0].name == shape.name);
     let rule = SHAPES.iter().find(|shape| shape.name == "rule").expect("there are rules");
     for shape in SHAPES {
-        // The keys of a rule may stand at the top of a type map.
-        let more: Vec<&Key> = if shape.name == "type_map" { rule.keys.iter().collect() } else { Vec::new() };
+        // The keys of a rule may stand at the top of a map of values.
+        let alone = matches!(shape.name, "type_map" | "record_map");
+        let more: Vec<&Key> = if alone { rule.keys.iter().collect() } else { Vec::new() };
         let mut definition = object(shape, &more);
         match shape.name {
-            "type_map" => definition["allOf"] = [elements_of("to"), elements_of("makes")].concat().into(),
+            "type_map" | "record_map" => {
+                definition["allOf"] = [elements_of("to"), elements_of("makes")].concat().into();
+            }
+            "member" => definition = json!({"anyOf": [scalar(), list(scalar()), definition]}),
             "segment_map" => definition["allOf"] = elements_of("to").into(),
             _ => {}
         }
@@ -631,11 +699,20 @@ mod tests {
                 ],
             ),
             ("segment_map", vec![map(&format!("rules: {{}}\n{X}"))]),
+            (
+                "record_map",
+                vec![
+                    format!("record_map: m\nfrom: Reading\nto: X\nrules: {{}}\n{X}"),
+                    format!("record_map: m\nfrom: Reading\nmakes: X\nrules: {{}}\n{X}"),
+                    format!("record_map: m\nfrom: Reading\nkey: {{value: Reading.id}}\n{X}"),
+                ],
+            ),
             ("mapping", vec![mapping(X)]),
             ("fragment", vec![format!("fragment: f\n{X}")]),
             ("tests_for", vec![format!("tests_for: f\n{X}")]),
             ("overlay", vec![format!("overlay: f\n{X}")]),
             ("z_segment", vec![format!("z_segment: ZPD\n{X}")]),
+            ("record", vec![format!("record: Reading\nmembers: {{}}\n{X}")]),
             (
                 "rule",
                 vec![
@@ -662,7 +739,13 @@ mod tests {
             ("option", vec![map(&format!("options: {{a: {{enum: [x], default: x, {X}}}}}\nrules: {{}}"))]),
             ("ignore", vec![map(&format!("ignore: [{{path: x, reason: x, {X}}}]\nrules: {{}}"))]),
             ("test", vec![map(&format!("tests: [{{given: x, {X}}}]\nrules: {{}}"))]),
-            ("source", vec![format!("mapping: m\nversion: 1\nsource: {{structure: A, {X}}}")]),
+            (
+                "source",
+                vec![
+                    format!("mapping: m\nversion: 1\nsource: {{structure: A, {X}}}"),
+                    format!("mapping: m\nversion: 1\nsource: {{format: csv, record: A, {X}}}"),
+                ],
+            ),
             ("resource", vec![mapping(&format!("resources: [{{id: x, type: X, from: X, {X}}}]"))]),
             (
                 "part",
@@ -676,6 +759,7 @@ mod tests {
             ("merge", vec![mapping(&format!("effects: [{{id: x, merge: {{from: a, into: b, {X}}}}}]"))]),
             ("check", vec![mapping(&format!("checks: [{{id: x, when: x, {X}}}]"))]),
             ("patch", vec![format!("overlay: f\npatch: {{a: {{remove: so, {X}}}}}")]),
+            ("member", vec![format!("record: Reading\nmembers: {{a: {{type: text, {X}}}}}")]),
             ("field", vec![format!("z_segment: ZPD\nfields: [{{name: x, type: ST, {X}}}]")]),
         ];
         assert_eq!(cases.len(), SHAPES.len());

@@ -158,7 +158,7 @@ impl<'r> Run<'r> {
         let mut around: Option<(Range<u32>, bool)> = None;
         for (leaf, state) in states.iter().enumerate() {
             // MSH-1 and MSH-2 are the separators themselves.
-            if *state != State::Unmapped || leaf < 2 {
+            if *state != State::Unmapped || (leaf < 2 && self.document.is_none()) {
                 continue;
             }
             // HL7's null in a part or a repetition of a value that was taken leaves that out, which is what was done.
@@ -176,15 +176,21 @@ impl<'r> Run<'r> {
                     continue;
                 }
             }
-            let mut path = message.path_of(leaf);
-            path.subcomponent = 0;
-            if path.component == 1 {
-                path.component = 0;
-            }
-            if last == Some(path) {
+            let path = match self.document {
+                Some(document) => document.records.place_of(leaf),
+                None => {
+                    let mut path = message.path_of(leaf);
+                    path.subcomponent = 0;
+                    if path.component == 1 {
+                        path.component = 0;
+                    }
+                    path.to_string()
+                }
+            };
+            if last.as_ref() == Some(&path) {
                 continue;
             }
-            last = Some(path);
+            last = Some(path.clone());
             reported += 1;
             if reported > UNMAPPED_MAX {
                 self.issues.push(Issue::new(
@@ -196,7 +202,7 @@ impl<'r> Run<'r> {
                 break;
             }
             let text = "no rule of the mapping takes this value";
-            self.issues.push(Issue::new(Severity::Warning, "unmapped-field", path.to_string(), text));
+            self.issues.push(Issue::new(Severity::Warning, "unmapped-field", path, text));
         }
         states
     }

@@ -30,6 +30,22 @@ impl<'r> Run<'r> {
                 let element = self.element(frame, id);
                 self.value_of(element)
             }
+            Op::Record { field: 0, .. } => match self.records_of(frame, id).first() {
+                Some(_) => Val::Segment,
+                None => Val::Absent,
+            },
+            Op::Record { boolean, .. } => {
+                let element = self.element(frame, id);
+                match self.value_of(element) {
+                    Val::Element(element) if *boolean => match self.text(Val::Element(element)).as_deref() {
+                        Some("true") => Val::Bool(true),
+                        Some("false") => Val::Bool(false),
+                        Some(_) => Val::Unreadable("expected true or false".into()),
+                        None => Val::Absent,
+                    },
+                    value => value,
+                }
+            }
             Op::With(param) => match frame.call.and_then(|call| call.given(*param)) {
                 Some(Val::Element(element)) => self.value_of(*element),
                 given => given.map_or(Val::Absent, Val::clone),
@@ -42,7 +58,9 @@ impl<'r> Run<'r> {
             Op::SenderSystem => Val::Text(crate::identity::sender_system(&self.context.authority).into()),
             Op::ReceivedAt => Val::Text(self.context.received_at.to_string().into()),
             Op::MappingName => Val::Text(format!("{} {}", self.mapping.name, self.mapping.version).into()),
-            Op::MessageText => Val::Text(Cow::Borrowed(self.message.text())),
+            Op::MessageText => {
+                Val::Text(Cow::Borrowed(self.document.map_or(self.message.text(), |document| document.text)))
+            }
             Op::MessageId => Val::Text(self.context.message_id.to_string().into()),
             Op::LevelKind => frame.level.map_or(Val::Absent, |level| Val::Text(level.kind.into())),
             Op::LevelId => frame.level.map_or(Val::Absent, |level| Val::Text(level.id.into())),
@@ -186,6 +204,20 @@ impl<'r> Run<'r> {
                 };
                 self.down(picked, *steps)
             }
+            Op::Record { field, pick, .. } if *field > 0 => {
+                let Some(record) = self.records_of(frame, id).first().copied() else {
+                    return Element::absent(Level::Field);
+                };
+                let whole = self.field(record, *field);
+                match pick {
+                    Pick::All => whole,
+                    _ => {
+                        let mut meant = whole.repetitions(self.message);
+                        let found = meant.find(|value| self.is_picked(frame, pick, Item::Element(*value), 0));
+                        found.unwrap_or(Element::absent(Level::Repetition))
+                    }
+                }
+            }
             Op::Part { base: Base::Map, steps } => self.part_of_base(frame, *steps),
             Op::Part { base, steps } => {
                 let element = self.base(frame, *base);
@@ -288,6 +320,18 @@ impl<'r> Run<'r> {
                     }
                 }
             }
+            Op::Record { field: 0, .. } => {
+                items.extend(self.records_of(frame, id).into_iter().map(Item::Segment));
+            }
+            Op::Record { field, pick, .. } => {
+                for record in self.records_of(frame, id) {
+                    for value in self.field(record, *field).repetitions(message) {
+                        if self.is_picked(frame, pick, Item::Element(value), 0) {
+                            self.push_item(&mut items, value);
+                        }
+                    }
+                }
+            }
             Op::Part { base, steps } => {
                 let base = self.base(frame, *base);
                 for repetition in base.repetitions(message) {
@@ -303,6 +347,49 @@ impl<'r> Run<'r> {
             _ => {}
         }
         items
+    }
+
+    /// The records that a path leads to or through, or whose value it names.
+    fn records_of(&mut self, frame: &Frame<'r, '_>, id: ExprId) -> Segments {
+        let code = self.code;
+        let Op::Record { item, name, down, .. } = code.op(id) else { return Segments::new() };
+        let scope = if *item { Scope::Item } else { Scope::Near };
+        let mut found: Segments = self.first_segment(frame, &scope, *name).into_iter().collect();
+        for step in down {
+            let mut inner = Segments::new();
+            for outer in found {
+                let group = self.groups.place(outer as usize).0;
+                let structure = self.groups.structure();
+                let named = |id: &InstanceId| structure.node(self.groups.group(*id)).name == step.member;
+                let groups: SmallVec<[InstanceId; 4]> = self.groups.children(group).filter(named).collect();
+                for (nth, group) in (1..).zip(groups) {
+                    let Some((record, _)) = self.groups.segments(group).next() else { continue };
+                    let record = record as u32;
+                    if self.is_picked(frame, &step.pick, Item::Segment(record), nth) {
+                        inner.push(record);
+                    }
+                }
+            }
+            found = inner;
+        }
+        found
+    }
+
+    /// Whether a record, or a value of a list, is one of those that are meant. `nth` says which of them a record is, from 1.
+    fn is_picked(&mut self, frame: &Frame<'r, '_>, pick: &'r Pick, item: Item, nth: u32) -> bool {
+        let nth = match item {
+            Item::Element(value) => value.repetition_number(self.message),
+            _ => nth,
+        };
+        match pick {
+            Pick::All => true,
+            Pick::Number(number) => nth == u32::from(*number),
+            Pick::Nth(_) => false,
+            Pick::Where(condition) => {
+                let frame = self.at_item(frame, item);
+                self.holds(&frame, *condition)
+            }
+        }
     }
 
     /// How many repetitions are valued; what `count` answers for a whole field.
@@ -505,7 +592,7 @@ impl<'r> Run<'r> {
                         }
                     }
                 }
-                Op::Segment { .. } | Op::Part { .. } => {
+                Op::Segment { .. } | Op::Part { .. } | Op::Record { .. } => {
                     for item in self.items(frame, *arg) {
                         if let Item::Element(element) = item
                             && let Some(text) = self.text(Val::Element(element))
@@ -591,6 +678,11 @@ impl<'r> Run<'r> {
             }
         };
         let Some(text) = text.filter(|text| !crate::json::is_blank(text)) else { return Val::Absent };
+        // Documents have times as ISO 8601 has them.
+        let text = match self.document.and_then(|_| schemas::hl7v2::time::from_iso(&text)) {
+            Some(written) => Cow::Owned(written),
+            None => text,
+        };
         match how(&text, &self.zone) {
             Ok((written, narrowed)) => {
                 if narrowed {
@@ -725,12 +817,12 @@ impl<'r> Run<'r> {
 
     /// MSH-9.1.
     pub(crate) fn message_code(&self) -> Option<Cow<'r, str>> {
-        self.message.header().message_code()
+        self.header.as_ref()?.message_code()
     }
 
     /// MSH-12.1.
     pub(crate) fn version(&self) -> Option<Cow<'r, str>> {
-        self.message.header().version()
+        self.header.as_ref()?.version()
     }
 
     /// See the function `chain_key`.

@@ -78,8 +78,7 @@ impl<'r> Run<'r> {
         }
         let Keys { list: keys, dependent } = self.keys(&frame, &resource.identity, resource.kind)?;
         let place = || {
-            let segment = anchor
-                .map_or(String::new(), |anchor| self.message.segments()[anchor as usize].path().to_string());
+            let segment = anchor.map_or(String::new(), |anchor| self.path_of_segment(anchor));
             format!("{}|{segment}", self.groups.path(group))
         };
         let id = match keys.first() {
@@ -91,9 +90,7 @@ impl<'r> Run<'r> {
                     self.id_of_message(resource.kind, &format!("{}|{}", resource.id, place()))
                 }
                 Otherwise::Omit | Otherwise::Display => {
-                    let path = anchor.map_or(String::new(), |anchor| {
-                        self.message.segments()[anchor as usize].path().to_string()
-                    });
+                    let path = anchor.map_or(String::new(), |anchor| self.path_of_segment(anchor));
                     let text = "left out: nothing says which one it is";
                     self.issue(Severity::Warning, "no-identity", path, &resource.id, text);
                     return Ok(());

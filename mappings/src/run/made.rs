@@ -131,17 +131,19 @@ impl<'r> Run<'r> {
         from: Option<ExprId>,
         out: &mut String,
     ) -> Result<bool, Halt> {
-        let base = self.base_of(frame, from).unwrap_or(Element::absent(Level::Repetition));
         let call = self.call(frame, &make.with, None);
-        let inner = Frame {
-            base,
-            parts: self.parts(base),
-            item: Item::Element(base),
-            call: Some(&call),
-            level: None,
-            ..*frame
+        let inner = match make.record {
+            Some(record) => match self.on_record(frame, from, record) {
+                Some(inner) => inner,
+                None => return Ok(false),
+            },
+            None => {
+                let base = self.base_of(frame, from).unwrap_or(Element::absent(Level::Repetition));
+                self.on_element(frame, base)
+            }
         };
-        self.cause_of(base);
+        let inner = Frame { call: Some(&call), level: None, ..inner };
+        self.cause_of(inner.base);
         self.ignore(&make.ignore, &inner);
         if make.chain.is_empty() {
             return Ok(self.make_one(frame, &inner, node, make, None, out)?.is_some());
@@ -215,13 +217,22 @@ impl<'r> Run<'r> {
                     return Ok(Some(None));
                 }
                 Otherwise::Message => {
-                    if inner.base.is_absent() && inner.level.is_none() && make.identity.keys.is_empty() {
+                    let on_record = make.record.and(inner.anchor);
+                    if on_record.is_none()
+                        && inner.base.is_absent()
+                        && inner.level.is_none()
+                        && make.identity.keys.is_empty()
+                    {
                         return Ok(None);
                     }
-                    let place = self.message.leaves().get(inner.base.first as usize);
-                    let place = place.map_or(String::new(), |_| {
-                        self.message.path_of(inner.base.first as usize).to_string()
-                    });
+                    let place = match on_record {
+                        Some(record) => self.path_of_segment(record),
+                        None => {
+                            let leaf = Some(inner.base.first as usize);
+                            let leaf = leaf.filter(|leaf| *leaf < self.message.leaves().len());
+                            leaf.map_or(String::new(), |leaf| self.path_of(leaf))
+                        }
+                    };
                     self.doubts += 1; // another message makes another one
                     self.id_of_message(make.kind, &format!("{}|{place}", node.rule))
                 }

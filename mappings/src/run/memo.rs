@@ -235,12 +235,8 @@ impl Memo {
     }
 
     /// The group in which each resource of a mapping stands, by the structure of a message.
-    pub(super) fn places(
-        &mut self,
-        mapping: &MappingCode,
-        structure: &'static Structure,
-    ) -> Arc<[Option<NodeId>]> {
-        // Both stay where they are as long as the catalog, whose memo this is.
+    pub(super) fn places(&mut self, mapping: &MappingCode, structure: &Structure) -> Arc<[Option<NodeId>]> {
+        // Both stay where they are as long as the catalog, whose memo this is: a message's structure is one of the definitions.
         let key = (std::ptr::from_ref(mapping).addr(), std::ptr::from_ref(structure).addr());
         self.places.entry(key).or_insert_with(|| super::instances::places(mapping, structure)).clone()
     }

@@ -1,4 +1,4 @@
-//! Runs a program over one message.
+//! Runs a program over one message, or over one document of records: to all that is in here, a record is a segment.
 //!
 //! Invariant: the result is a function of the message, the program and the context; work is bounded by [`FUEL`]; a value of the
 //! message appears in the result's values only, never in an issue.
@@ -19,14 +19,16 @@ pub(crate) use memo::Memo;
 pub(crate) use trace::leaf_paths;
 pub(crate) use trace::{Trace, shift};
 
+use crate::given::Given;
 use crate::program::{Code, IgnoreRule, MappingCode, Parts, TableUse};
 use crate::resource::{Contributed, Contribution, Fragment, SlotWrite, Stamp, Write};
 use foldhash::fast::RandomState;
 use schemas::hl7v2::definitions::NodeId;
 use schemas::hl7v2::grammar::{Groups, InstanceId};
 use schemas::hl7v2::time::{Ts, Zone};
-use schemas::hl7v2::{Element, Leaf, Level, Message, SegmentName};
+use schemas::hl7v2::{Element, Header, Leaf, Level, Message, SegmentName};
 use schemas::issue::{Issue, Severity};
+use schemas::records::Records;
 use smallvec::SmallVec;
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -219,6 +221,9 @@ pub(crate) struct Run<'r> {
     mapping: &'r MappingCode,
     message: &'r Message<'r>,
     groups: &'r Groups,
+    /// The document, if it is no HL7 v2.
+    document: Option<Document<'r>>,
+    header: Option<Header<'r>>,
     /// Where each field of each segment begins among the leaves, and one more.
     fields: Vec<u32>,
     /// Where the fields of a segment begin in `fields`.
@@ -290,22 +295,46 @@ pub(crate) struct Traced {
     pub(crate) places: Vec<String>,
 }
 
-/// Maps a message. With `traced`, notes where everything comes from there.
-pub(crate) fn run<'r>(
-    code: &'r Code,
-    mapping: &'r MappingCode,
-    message: &'r Message<'r>,
-    context: &'r Context<'r>,
-    memo: &'r mut Memo,
+/// A document of records, and its text.
+#[derive(Clone, Copy, Debug)]
+struct Document<'r> {
+    records: &'r Records,
+    text: &'r str,
+}
+
+/// Maps what is given. With `traced`, notes where everything comes from there.
+pub(crate) fn run(
+    code: &Code,
+    mapping: &MappingCode,
+    given: Given<'_>,
+    context: &Context<'_>,
+    memo: &mut Memo,
     traced: Option<&mut Traced>,
 ) -> Result<Mapped, Quarantined> {
-    let Some(structure) = schemas::hl7v2::grammar::structure_of(message) else {
-        let reason = "the message structure is not known".to_owned();
-        return Err(Quarantined { reason, issues: message.issues().to_vec(), unmapped_codes: Vec::new() });
+    let index;
+    let (message, document) = match given {
+        Given::Message(message) => (message, None),
+        Given::Records(records, text) => {
+            index = records.index();
+            (&index, Some(Document { records, text }))
+        }
     };
-    let groups = schemas::hl7v2::grammar::group(message, structure);
-    let mut run = Run::new(code, mapping, message, &groups, context, memo);
+    let own;
+    let groups = match document {
+        Some(document) => document.records.groups(),
+        None => {
+            let Some(structure) = schemas::hl7v2::grammar::structure_of(message) else {
+                let reason = "the message structure is not known".to_owned();
+                let issues = message.issues().to_vec();
+                return Err(Quarantined { reason, issues, unmapped_codes: Vec::new() });
+            };
+            own = schemas::hl7v2::grammar::group(message, structure);
+            &own
+        }
+    };
+    let mut run = Run::new(code, mapping, (message, document), groups, context, memo);
     run.issues.extend(groups.issues().iter().cloned());
+    run.issues.extend(document.iter().flat_map(|document| document.records.issues()).cloned());
     run.tracer = traced.is_some().then(Box::default);
     match run.whole() {
         Ok(()) => Ok(run.finish(traced)),
@@ -324,26 +353,33 @@ impl<'r> Run<'r> {
     fn new(
         code: &'r Code,
         mapping: &'r MappingCode,
-        message: &'r Message<'r>,
+        (message, document): (&'r Message<'r>, Option<Document<'r>>),
         groups: &'r Groups,
         context: &'r Context<'r>,
         memo: &'r mut Memo,
     ) -> Run<'r> {
-        let header = message.header();
-        let trigger = header.trigger().filter(|trigger| !trigger.is_empty());
+        let header = document.is_none().then(|| message.header());
+        let trigger = header.as_ref().and_then(Header::trigger).filter(|trigger| !trigger.is_empty());
         let trigger = trigger.or_else(|| {
             let evn = message.find(SegmentName::of("EVN"))?;
             message.field(evn, 1).text(message)
         });
         let (fields, fields_of, present) = index_fields(message);
-        let zone = Zone::of_message(header.made_at().as_deref(), &context.zone);
+        let made_at = header.as_ref().and_then(Header::made_at);
+        let zone = Zone::of_message(made_at.as_deref(), &context.zone);
         memo.begin(code, context, &zone, message.separators());
-        let places = memo.places(mapping, groups.structure());
+        let places = match document {
+            None => memo.places(mapping, groups.structure()),
+            // Each document has a structure of its own.
+            Some(_) => instances::places(mapping, groups.structure()),
+        };
         Run {
             code,
             mapping,
             message,
             groups,
+            document,
+            header,
             fields,
             fields_of,
             present,
@@ -503,6 +539,9 @@ impl<'r> Run<'r> {
             .map(|(leaf, state)| (*state, if *state == State::Ignored { reason(leaf) } else { None }));
         let structure = self.groups.structure();
         let places = (0..self.message.segments().len()).map(|segment| {
+            if let Some(document) = self.document {
+                return document.records.place_of_record(segment);
+            }
             let (instance, position) = self.groups.place(segment);
             let own = self.message.segments()[segment].name();
             let name = position.map_or(own.as_str(), |position| structure.node(position).name);
@@ -524,6 +563,14 @@ impl<'r> Run<'r> {
             let text = element.text(self.message)?;
             Some(Ts::parse(&text).ok()?.to_timestamp(&self.zone)?.as_microsecond())
         };
+        if self.document.is_some() {
+            return Stamp {
+                sender: self.context.sender.clone(),
+                at: None,
+                number: None,
+                seq: self.context.seq,
+            };
+        }
         let evn = self.message.find(SegmentName::of("EVN"));
         let at = evn
             .and_then(|evn| moment(self.message.field(evn, 2)))
@@ -565,7 +612,23 @@ impl<'r> Run<'r> {
 
     /// The path of the leaf that was read last.
     fn last_path(&self) -> String {
-        self.last_leaf.map_or(String::new(), |leaf| self.message.path_of(leaf).to_string())
+        self.last_leaf.map_or(String::new(), |leaf| self.path_of(leaf))
+    }
+
+    /// Where a leaf stands.
+    fn path_of(&self, leaf: usize) -> String {
+        match self.document {
+            Some(document) => document.records.place_of(leaf),
+            None => self.message.path_of(leaf).to_string(),
+        }
+    }
+
+    /// Where a segment or a record stands.
+    fn path_of_segment(&self, segment: u32) -> String {
+        match self.document {
+            Some(document) => document.records.place_of_record(segment as usize),
+            None => self.message.segments()[segment as usize].path().to_string(),
+        }
     }
 }
 

@@ -202,8 +202,7 @@ impl<'r> Run<'r> {
             self.trace_shift(self.turn, before);
         }
         if kept == Kept::Otherwise {
-            let segment =
-                to.segment.map(|segment| self.message.segments()[segment as usize].path().to_string());
+            let segment = to.segment.map(|segment| self.path_of_segment(segment));
             let text = "the message says two things of one resource here: the first is kept";
             self.issue(Severity::Warning, "said-otherwise", segment.unwrap_or_default(), slot.name, text);
         }

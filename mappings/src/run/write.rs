@@ -6,10 +6,12 @@ use super::memo::{Outcome, Recall};
 use super::{Call, Frame, Halt, Item, Run, Val};
 use crate::json;
 use crate::language::ast::Policy;
-use crate::program::{Action, Argument, Field, MapBody, Node, NodeId, PartCode, Piece, Recovery, TableUse};
+use crate::program::{
+    Action, Argument, Field, MapBody, Node, NodeId, PartCode, Parts, Piece, Recovery, TableUse,
+};
 use crate::render::DATA_ABSENT;
 use crate::table::Target as Code;
-use schemas::hl7v2::{Element, Level};
+use schemas::hl7v2::{Element, Level, SegmentName};
 use schemas::issue::Severity;
 use std::borrow::Cow;
 
@@ -75,7 +77,7 @@ impl<'r> Run<'r> {
             self.step()?;
             self.uncause(causes);
             self.cause_of_item(item);
-            let frame = Frame { item, ..*frame };
+            let frame = self.at_item(frame, item);
             if !node.when_item || node.when.is_none_or(|when| self.holds(&frame, when)) {
                 self.emit_guarded(&frame, node, sink)?;
             }
@@ -301,16 +303,14 @@ impl<'r> Run<'r> {
             Action::Call { map, from, with, table, set, .. } if set.is_empty() => {
                 let map = &self.code.maps[*map as usize];
                 let MapBody::Node(body) = map.body else { return Ok(false) };
-                let Some(base) = self.base_of(frame, *from) else { return Ok(true) };
-                self.cause_of(base);
-                let call = self.call(frame, with, table.as_deref());
-                let inner = Frame {
-                    base,
-                    parts: self.parts(base),
-                    item: Item::Element(base),
-                    call: Some(&call),
-                    ..*frame
+                let inner = match map.record {
+                    Some(record) => self.on_record(frame, *from, record),
+                    None => self.base_of(frame, *from).map(|base| self.on_element(frame, base)),
                 };
+                let Some(inner) = inner else { return Ok(true) };
+                self.cause_of(inner.base);
+                let call = self.call(frame, with, table.as_deref());
+                let inner = Frame { call: Some(&call), ..inner };
                 self.ignore(&map.ignore, &inner);
                 self.emit(&inner, body, sink)?;
             }
@@ -417,6 +417,42 @@ impl<'r> Run<'r> {
         (!element.is_absent() && !self.is_null(element)).then_some(element)
     }
 
+    /// Inside a map that is called on an element.
+    pub(super) fn on_element<'c>(&self, frame: &Frame<'r, 'c>, base: Element) -> Frame<'r, 'c> {
+        Frame { base, parts: self.parts(base), item: Item::Element(base), ..*frame }
+    }
+
+    /// Inside a map that is called on a record; `None` if none stands there.
+    pub(super) fn on_record<'c>(
+        &mut self,
+        frame: &Frame<'r, 'c>,
+        from: Option<crate::program::ExprId>,
+        name: SegmentName,
+    ) -> Option<Frame<'r, 'c>> {
+        let named = |segment: &u32| self.message.segments()[*segment as usize].name() == name;
+        let record = match (from, frame.item) {
+            (Some(from), _) => self.items(frame, from).into_iter().find_map(|item| match item {
+                Item::Segment(record) => Some(record),
+                _ => None,
+            }),
+            (None, Item::Segment(record)) if named(&record) => Some(record),
+            (None, _) => frame.anchor.filter(named),
+        }?;
+        let absent = Element::absent(Level::Repetition);
+        let frame = Frame { anchor: Some(record), base: absent, parts: Parts::default(), ..*frame };
+        Some(self.at_item(&frame, Item::Segment(record)))
+    }
+
+    /// At an item of an `each:`. A record stands in a group of its own, in which what is inside it is looked for.
+    pub(super) fn at_item<'c>(&self, frame: &Frame<'r, 'c>, item: Item) -> Frame<'r, 'c> {
+        match (item, self.document) {
+            (Item::Segment(record), Some(document)) => {
+                Frame { item, group: document.records.groups().place(record as usize).0, ..*frame }
+            }
+            _ => Frame { item, ..*frame },
+        }
+    }
+
     pub(super) fn call_of_part<'c>(&mut self, frame: &Frame<'r, 'c>, part: &'r PartCode) -> Call<'r, 'c> {
         self.call(frame, &part.with, None)
     }
@@ -450,12 +486,15 @@ impl<'r> Run<'r> {
         let Action::Call { map, from, with, table, set, remember } = &node.does else { return Ok(false) };
         let map = &self.code.maps[*map as usize];
         let MapBody::Object(fields) = &map.body else { return Ok(false) };
-        let base = match self.base_of(frame, *from) {
-            Some(base) => base,
-            None if set.is_empty() => return Ok(false),
-            None => Element::absent(Level::Repetition),
+        let inner = match map.record {
+            Some(record) => self.on_record(frame, *from, record),
+            None => self.base_of(frame, *from).map(|base| self.on_element(frame, base)),
         };
-        self.cause_of(base);
+        // Elements that the caller sets may stand without it, but where nothing stands there is no record that a map could read.
+        if inner.is_none() && (set.is_empty() || map.record.is_some()) {
+            return Ok(false);
+        }
+        self.cause_of(inner.map_or(Element::absent(Level::Repetition), |inner| inner.base));
         let mut object = Object::begin(self, out);
         let new = match self.recall(frame, remember.as_deref()) {
             Recall::Known(Outcome::Elements(text, carried)) => {
@@ -467,8 +506,8 @@ impl<'r> Run<'r> {
             Recall::Known(_) | Recall::Never => None,
         };
         let call = self.call(frame, with, table.as_deref());
-        let inner =
-            Frame { base, parts: self.parts(base), item: Item::Element(base), call: Some(&call), ..*frame };
+        let inner = inner.unwrap_or_else(|| self.on_element(frame, Element::absent(Level::Repetition)));
+        let inner = Frame { call: Some(&call), ..inner };
         self.ignore(&map.ignore, &inner);
         for field in fields {
             if set.iter().any(|other| other.name == field.name) {

@@ -2,6 +2,7 @@
 
 mod fragments;
 mod mistakes;
+mod records;
 
 use mappings::resource::{SlotWrite, Write};
 use mappings::{Catalog, Context, Mapped, NotMapped, map_alone};

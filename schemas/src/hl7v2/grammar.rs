@@ -9,6 +9,7 @@ use super::definitions::{NodeId, Structure, Version, definitions};
 use super::{Message, SegmentName};
 use crate::issue::{Issue, Severity};
 use smallvec::SmallVec;
+use std::borrow::Cow;
 use std::cmp::Reverse;
 use std::fmt;
 
@@ -29,7 +30,7 @@ impl InstanceId {
 /// The groups of one message. Segments are named by their index in [`Message::segments`].
 #[derive(Debug)]
 pub struct Groups {
-    structure: &'static Structure,
+    structure: Cow<'static, Structure>,
     instances: Vec<Instance>,
     members: Vec<Member>,
     issues: Vec<Issue>,
@@ -60,8 +61,46 @@ const NO_SEGMENT: u32 = u32::MAX;
 
 impl Groups {
     /// The structure by which the message was grouped.
-    pub fn structure(&self) -> &'static Structure {
-        self.structure
+    pub fn structure(&self) -> &Structure {
+        &self.structure
+    }
+
+    /// The groups of a document of records, each of which is the one segment of a group: for each its group, the number of the record
+    /// around it, and which of its group it is there, from 1. The first is the document itself.
+    pub(crate) fn of_records(
+        structure: Structure,
+        records: impl Iterator<Item = (NodeId, u32, u32)>,
+    ) -> Groups {
+        let mut groups = Groups {
+            structure: Cow::Owned(structure),
+            instances: Vec::new(),
+            members: Vec::new(),
+            issues: Vec::new(),
+        };
+        for ((group, around, ordinal), number) in records.zip(0..) {
+            let (id, parent) = (InstanceId(number), InstanceId(around));
+            groups.instances.push(Instance {
+                group,
+                parent,
+                ordinal,
+                filled: 0,
+                first_child: InstanceId::NONE,
+                last_child: InstanceId::NONE,
+                next_sibling: InstanceId::NONE,
+                first_segment: number,
+                last_segment: number,
+            });
+            groups.members.push(Member { instance: id, position: None, next: NO_SEGMENT });
+            if id == InstanceId::ROOT {
+                continue;
+            }
+            match groups.instances[parent.index()].last_child {
+                InstanceId::NONE => groups.instances[parent.index()].first_child = id,
+                last => groups.instances[last.index()].next_sibling = id,
+            }
+            groups.instances[parent.index()].last_child = id;
+        }
+        groups
     }
 
     /// What did not stand where the structure wants it, in message order.
@@ -283,7 +322,7 @@ impl Grouper {
         let members = Vec::with_capacity(segments);
         Grouper {
             structure,
-            groups: Groups { structure, instances, members, issues: Vec::new() },
+            groups: Groups { structure: Cow::Borrowed(structure), instances, members, issues: Vec::new() },
             open: SmallVec::from_slice(&[InstanceId::ROOT]),
             at: NodeId::ROOT,
             newest,

@@ -185,6 +185,66 @@ impl Zone {
 /// FHIR's largest offset.
 const OFFSET_MINUTES_MAX: i16 = 14 * 60;
 
+/// A time that is written as ISO 8601 or RFC 3339 has it, as HL7 v2 writes it; `None` if it is not written so. What its digits say is not
+/// looked at: `2026-02-30T25:00Z` has the form.
+///
+/// # Source
+/// RFC 3339 section 5.6 with its appendix A; a blank in place of the `T` and a comma in place of the point are taken, too.
+pub fn from_iso(text: &str) -> Option<String> {
+    let mut rest = text.trim().bytes().peekable();
+    let mut written = String::with_capacity(24);
+    let mut digits = |rest: &mut std::iter::Peekable<std::str::Bytes<'_>>, count: usize| {
+        (0..count).try_for_each(|_| {
+            let digit = rest.next_if(u8::is_ascii_digit)?;
+            written.push(char::from(digit));
+            Some(())
+        })
+    };
+    // A time of day alone begins with two digits and a colon, a date with four digits.
+    digits(&mut rest, 2)?;
+    let mut clock = rest.peek() == Some(&b':');
+    if !clock {
+        digits(&mut rest, 2)?;
+        for _ in ["month", "day"] {
+            if rest.next_if_eq(&b'-').is_some() {
+                digits(&mut rest, 2)?;
+            }
+        }
+        if rest.next_if(|sign| matches!(sign, b'T' | b't' | b' ')).is_some() {
+            digits(&mut rest, 2)?;
+            clock = true;
+        }
+    }
+    if clock {
+        for _ in ["minute", "second"] {
+            if rest.next_if_eq(&b':').is_some() {
+                digits(&mut rest, 2)?;
+            }
+        }
+    }
+    if clock && rest.next_if(|sign| matches!(sign, b'.' | b',')).is_some() {
+        written.push('.');
+        written.extend(std::iter::from_fn(|| rest.next_if(u8::is_ascii_digit)).map(char::from));
+    }
+    match rest.next() {
+        None => {}
+        Some(b'Z' | b'z') if clock => written.push_str("+0000"),
+        Some(sign @ (b'+' | b'-')) if clock => {
+            written.push(char::from(sign));
+            let offset: String = rest.by_ref().map(char::from).filter(|c| *c != ':').collect();
+            if !matches!(offset.len(), 2 | 4) || !offset.bytes().all(|digit| digit.is_ascii_digit()) {
+                return None;
+            }
+            written.push_str(&offset);
+            if offset.len() == 2 {
+                written.push_str("00");
+            }
+        }
+        Some(_) => return None,
+    }
+    rest.next().is_none().then_some(written)
+}
+
 /// A time of HL7 v2, `YYYY[MM[DD[HH[MM[SS[.S[S[S[S]]]]]]]]][+/-ZZZZ]`: types `DT`, `DTM`, and the first component of `TS`.
 ///
 /// # Source
@@ -554,6 +614,33 @@ mod tests {
     fn check(text: &str, expected: &str, doubts: &[Doubt]) {
         let written = Ts::parse(text).unwrap().to_date_time(&berlin());
         assert_eq!((written.text.as_str(), &*written.doubts), (expected, doubts), "{text}");
+    }
+
+    #[test]
+    fn iso_8601_is_written_as_hl7_does() {
+        for (iso, hl7) in [
+            ("2026", Some("2026")),
+            ("2026-01", Some("202601")),
+            ("2026-01-02", Some("20260102")),
+            ("2026-01-02T03:04", Some("202601020304")),
+            ("2026-01-02 03:04:05", Some("20260102030405")),
+            ("2026-01-02T03:04:05Z", Some("20260102030405+0000")),
+            ("2026-01-02t03:04:05.250-05:00", Some("20260102030405.250-0500")),
+            ("2026-01-02T03:04:05,1+0130", Some("20260102030405.1+0130")),
+            ("2026-01-02T03:04:05+01", Some("20260102030405+0100")),
+            ("03:04:05", Some("030405")),
+            (" 2026-01-02 ", Some("20260102")),
+            ("20260102", None),
+            ("2026-1-2", None),
+            ("2026-01-02Z", None),
+            ("2026-01-02T03:04:05+1:00", None),
+            ("2026-01-02T03:04:05 UTC", None),
+            ("01/02/2026", None),
+            ("", None),
+            ("\u{0662}\u{0660}", None),
+        ] {
+            assert_eq!(from_iso(iso).as_deref(), hl7, "{iso}");
+        }
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::sync::OnceLock;
 /// The structure of a message: a tree of groups and segment positions, flattened in the order of the standard.
 ///
 /// Node 0 is the message itself, a group; the nodes inside a group follow it up to its `end`.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Structure {
     /// The name as in MSH-9.3, such as `ORU_R01`.
     pub name: &'static str,
@@ -149,6 +149,48 @@ impl Structure {
         outer <= inner && inner < self.node(outer).end
     }
 
+    /// A structure of groups alone, such as a document of records has: each with its name and the one around it, which stands before it in
+    /// the list; the first is the message itself. Answers beside it which node each of them became.
+    pub(crate) fn of_kinds(kinds: &[(&'static str, u16)]) -> (Structure, Vec<NodeId>) {
+        let mut inside: Vec<Vec<usize>> = vec![Vec::new(); kinds.len()];
+        for (index, (_, around)) in kinds.iter().enumerate().skip(1) {
+            inside[usize::from(*around)].push(index);
+        }
+        let mut made = Structure {
+            name: kinds[0].0,
+            version: Version::V2_8_2,
+            nodes: Vec::with_capacity(kinds.len()),
+            needs: Vec::new(),
+        };
+        let mut ids = vec![NodeId::ROOT; kinds.len()];
+        // A group that is entered, or one that is left.
+        let mut open = vec![(0, true)];
+        while let Some((index, entered)) = open.pop() {
+            if !entered {
+                made.nodes[usize::from(ids[index].0)].end = made.next_id();
+                continue;
+            }
+            let (name, around) = kinds[index];
+            let id = made.next_id();
+            ids[index] = id;
+            let parent = ids[usize::from(around)];
+            made.nodes.push(Node {
+                name,
+                segment: "",
+                code: None,
+                required: false,
+                repeats: true,
+                choice: 0,
+                parent,
+                end: NodeId(id.0 + 1),
+                place: 0,
+            });
+            open.push((index, false));
+            open.extend(inside[index].iter().rev().map(|inner| (*inner, true)));
+        }
+        (made, ids)
+    }
+
     /// Reads one line of `structures.txt`, whose head describes the format.
     fn read(name: &'static str, version: Version, text: &'static str) -> Structure {
         let root = Node {
@@ -232,7 +274,7 @@ impl Structure {
     }
 
     fn next_id(&self) -> NodeId {
-        NodeId(u16::try_from(self.nodes.len()).expect("the largest structure has some 300 nodes"))
+        NodeId(u16::try_from(self.nodes.len()).expect("a structure has bounded nodes"))
     }
 
     /// One word: `GROUP(PID`, `ROL_PID:ROL*`, `<OBR|RXO>`, `PV2?)?)*`.

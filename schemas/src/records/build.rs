@@ -1,0 +1,266 @@
+//! Puts a document together, record by record.
+
+use super::shape::{ShapeId, Shapes};
+use super::{Limits, Names, Records, Unreadable};
+use crate::hl7v2::definitions::Structure;
+use crate::hl7v2::grammar::Groups;
+use crate::hl7v2::message::{Leaf, Segment};
+use crate::issue::{Issue, Severity};
+use std::collections::HashMap;
+
+/// How many members beyond its declared ones a shape may be seen with; all further ones are one.
+const OTHERS_MAX: usize = 1000;
+
+/// The most unexpected forms that are told one by one.
+const ISSUES_MAX: usize = 1000;
+
+/// A record, as far as it is known.
+struct Record {
+    shape: Option<ShapeId>,
+    /// Its kind: which member of which kind of record it lies in.
+    kind: u16,
+    around: u32,
+    /// Which of its kind in the record around it, from 1.
+    ordinal: u32,
+    listed: bool,
+}
+
+/// A kind of record: those that lie in the same member of the same kind.
+struct Kind {
+    name: &'static str,
+    around: u16,
+}
+
+pub(super) struct Builder<'s> {
+    shapes: &'s Shapes,
+    limits: Limits,
+    text: String,
+    records: Vec<Record>,
+    kinds: Vec<Kind>,
+    kind_of: HashMap<(u16, &'static str), u16>,
+    /// How many records of a kind there are in one.
+    counts: HashMap<(u32, u16), u32>,
+    leaves: Vec<(u32, Leaf)>,
+    /// What the document calls records that no shape declares.
+    labels: HashMap<u32, String>,
+    others: HashMap<(Option<ShapeId>, String), u16>,
+    others_of: HashMap<Option<ShapeId>, usize>,
+    issues: Vec<Issue>,
+}
+
+impl<'s> Builder<'s> {
+    pub(super) fn new(shapes: &'s Shapes, limits: Limits) -> Self {
+        Builder {
+            shapes,
+            limits,
+            text: String::new(),
+            records: Vec::new(),
+            kinds: Vec::new(),
+            kind_of: HashMap::new(),
+            counts: HashMap::new(),
+            leaves: Vec::new(),
+            labels: HashMap::new(),
+            others: HashMap::new(),
+            others_of: HashMap::new(),
+            issues: Vec::new(),
+        }
+    }
+
+    pub(super) fn shapes(&self) -> &'s Shapes {
+        self.shapes
+    }
+
+    pub(super) fn too_deep(&self) -> Unreadable {
+        Unreadable::OverLimit { limit: self.limits.depth, unit: "records within each other" }
+    }
+
+    /// The document itself, its first record.
+    pub(super) fn root(&mut self, shape: ShapeId) -> u32 {
+        self.kinds.push(Kind { name: self.shapes.get(shape).name, around: 0 });
+        self.records.push(Record { shape: Some(shape), kind: 0, around: 0, ordinal: 1, listed: false });
+        0
+    }
+
+    /// A record in a member of another one.
+    pub(super) fn record(
+        &mut self,
+        around: u32,
+        shape: Option<ShapeId>,
+        member: &'static str,
+        listed: bool,
+        depth: usize,
+    ) -> Result<u32, Unreadable> {
+        if depth >= self.limits.depth {
+            return Err(self.too_deep());
+        }
+        if self.records.len() >= self.limits.records {
+            return Err(Unreadable::OverLimit { limit: self.limits.records, unit: "records" });
+        }
+        let outer = self.records[around as usize].kind;
+        let kind = match self.kind_of.get(&(outer, member)) {
+            Some(kind) => *kind,
+            None => {
+                let next = u16::try_from(self.kinds.len());
+                let next = next.map_err(|_| Unreadable::OverLimit {
+                    limit: u16::MAX.into(),
+                    unit: "kinds of records",
+                })?;
+                self.kinds.push(Kind { name: member, around: outer });
+                self.kind_of.insert((outer, member), next);
+                next
+            }
+        };
+        let count = self.counts.entry((around, kind)).or_default();
+        *count += 1;
+        let ordinal = *count;
+        // Within the limit, which fits u32.
+        let id = self.records.len() as u32;
+        self.records.push(Record { shape, kind, around, ordinal, listed });
+        Ok(id)
+    }
+
+    /// A record that no shape declares, and what the document calls it.
+    pub(super) fn other_record(
+        &mut self,
+        around: u32,
+        name: &str,
+        listed: bool,
+        depth: usize,
+    ) -> Result<u32, Unreadable> {
+        let id = self.record(around, None, super::UNDECLARED, listed, depth)?;
+        self.labels.insert(id, shown(name).to_owned());
+        Ok(id)
+    }
+
+    /// The value of a declared member. `nth` counts from 1.
+    pub(super) fn value(
+        &mut self,
+        record: u32,
+        number: u16,
+        nth: u32,
+        value: &str,
+    ) -> Result<(), Unreadable> {
+        if value.is_empty() {
+            return Ok(());
+        }
+        if self.leaves.len() >= self.limits.values {
+            return Err(Unreadable::OverLimit { limit: self.limits.values, unit: "values" });
+        }
+        // The values are no longer than the text, whose length fits u32.
+        let start = self.text.len() as u32;
+        self.text.push_str(value);
+        let end = self.text.len() as u32;
+        let leaf = Leaf { start, end, repetition: nth, component: 1, field: number, subcomponent: 1 };
+        self.leaves.push((record, leaf));
+        Ok(())
+    }
+
+    /// A value that no shape declares.
+    pub(super) fn other(&mut self, record: u32, name: &str, nth: u32, value: &str) -> Result<(), Unreadable> {
+        let shape = self.records[record as usize].shape;
+        let declared = shape.map_or(0, |shape| self.shapes.get(shape).members.len());
+        let name = shown(name);
+        let number = match self.others.get(&(shape, name.to_owned())) {
+            Some(number) => *number,
+            None => {
+                let count = self.others_of.entry(shape).or_default();
+                let place = (*count).min(OTHERS_MAX);
+                *count += 1;
+                // Declared members and others are a few thousand at most.
+                let number = (declared + place + 1) as u16;
+                if place < OTHERS_MAX {
+                    self.others.insert((shape, name.to_owned()), number);
+                }
+                number
+            }
+        };
+        self.value(record, number, nth, value)
+    }
+
+    /// What a member holds is not what its shape declares.
+    pub(super) fn unexpected(&mut self, record: u32, member: &str, found: &str) {
+        if self.issues.len() > ISSUES_MAX {
+            return;
+        }
+        let (place, text) = match self.issues.len() {
+            ISSUES_MAX => (String::new(), "more members have another form than is declared".to_owned()),
+            _ => {
+                let text = format!("the shape of the record declares something else here than {found}");
+                (self.place_of_member(record, member), text)
+            }
+        };
+        self.issues.push(Issue::new(Severity::Warning, "unexpected-shape", place, text));
+    }
+
+    /// Where a member stands.
+    pub(super) fn place_of_member(&self, record: u32, member: &str) -> String {
+        let mut names = vec![shown(member).to_owned()];
+        let mut at = record;
+        while at > 0 {
+            let record = &self.records[at as usize];
+            let label = self.labels.get(&at).map(String::as_str);
+            let name = label.unwrap_or(self.kinds[usize::from(record.kind)].name);
+            names.push(super::step(name, record.listed, record.ordinal));
+            at = record.around;
+        }
+        names.reverse();
+        names.join(".")
+    }
+
+    pub(super) fn finish(mut self) -> Records {
+        // A record's values may stand among those of the records inside it.
+        self.leaves.sort_by_key(|(record, leaf)| (*record, leaf.field, leaf.repetition));
+        let mut segments = Vec::with_capacity(self.records.len());
+        let mut counts: HashMap<Option<ShapeId>, u32> = HashMap::new();
+        let mut first = 0;
+        for (number, record) in (0..).zip(&self.records) {
+            let count =
+                self.leaves[first as usize..].iter().take_while(|(of, _)| *of == number).count() as u32;
+            let occurrence = counts.entry(record.shape).or_default();
+            *occurrence += 1;
+            segments.push(Segment {
+                name: record.shape.map_or(super::OTHER, ShapeId::segment),
+                occurrence: *occurrence,
+                start: 0,
+                end: 0,
+                first,
+                last: first + count,
+            });
+            first += count;
+        }
+        let kinds: Vec<(&'static str, u16)> =
+            self.kinds.iter().map(|kind| (kind.name, kind.around)).collect();
+        let (structure, nodes) = Structure::of_kinds(&kinds);
+        let place = |record: &Record| (nodes[usize::from(record.kind)], record.around, record.ordinal);
+        let places = self.records.iter().map(place);
+        let groups = Groups::of_records(structure, places);
+        let mut names = Names::default();
+        for ((shape, name), number) in self.others {
+            names.others.insert((shape, number), name);
+        }
+        for (id, shape) in self.shapes.all() {
+            for (number, member) in (1..).zip(&shape.members) {
+                names.declared.insert((id, number), (member.name, member.many));
+            }
+        }
+        Records {
+            text: self.text,
+            segments,
+            leaves: self.leaves.into_iter().map(|(_, leaf)| leaf).collect(),
+            groups,
+            issues: self.issues,
+            shapes: self.records.iter().map(|record| record.shape).collect(),
+            listed: self.records.iter().map(|record| record.listed).collect(),
+            labels: self.labels,
+            names,
+        }
+    }
+}
+
+/// A name of a document, as it may be told: one that is shaped as names are, because what is named by data may name a patient.
+fn shown(name: &str) -> &str {
+    let named = name.len() <= 64
+        && name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_' || c == '@')
+        && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'.' | b'@'));
+    if named { name } else { super::UNDECLARED }
+}
