@@ -242,70 +242,67 @@ resources:
 
 #[test]
 fn mistakes_name_the_member_the_record_and_the_nearest_right_spelling() {
-    let wrong = |from: &str, to: &str| {
-        assert!(FEED.contains(from), "{from}");
-        mistakes(&FEED.replacen(from, to, 1))
-    };
-    let tells = |found: &[String], what: &str| {
-        assert!(found.iter().any(|one| one.contains(what)), "{what} is not in {found:#?}");
-    };
-    tells(
-        &wrong("value: Sensor.serial}", "value: Sensor.serail}"),
-        "Sensor has no member `serail`; did you mean `serial`?",
-    );
-    tells(
-        &wrong("value: Sensor.model}", "value: Sensro.model}"),
-        "there is no record of this name; did you mean `Sensor`?",
-    );
-    tells(
-        &wrong("value: Sensor.model}", "value: CurvePoint.level}"),
-        "does not stand here; here stands Sensor",
-    );
-    tells(&wrong("value: Sensor.model}", "value: Sensor.model.x}"), "`x` stands behind a value");
-    tells(
-        &wrong("readings: [SensorReading]", "readings: [SensorReadin]"),
-        "expected text, number, boolean, or a record; did you mean `SensorReading`?",
-    );
-    tells(
-        &wrong("from: SensorReading.sensor}", "from: SensorReading.wearer}"),
-        "stands on a Sensor, and here stands SensorWearer",
-    );
-    tells(
-        &wrong(
-            "parts: [{use: reading_observation, from: SensorReading}]",
-            "parts: [{use: reading_observation, from: SensorFeed}]",
+    for (right, wrong, told) in [
+        (
+            "value: Sensor.serial}",
+            "value: Sensor.serail}",
+            "Sensor has no member `serail`; did you mean `serial`?",
         ),
-        "a part stands on the record of its resource",
-    );
-    tells(
-        &wrong(
+        (
+            "value: Sensor.model}",
+            "value: Sensro.model}",
+            "there is no record of this name; did you mean `Sensor`?",
+        ),
+        ("value: Sensor.model}", "value: CurvePoint.level}", "does not stand here; here stands Sensor"),
+        ("value: Sensor.model}", "value: Sensor.model.x}", "`x` stands behind a value"),
+        (
+            "readings: [SensorReading]",
+            "readings: [SensorReadin]",
+            "expected text, number, boolean, or a record; did you mean `SensorReading`?",
+        ),
+        (
+            "from: SensorReading.sensor}",
+            "from: SensorReading.wearer}",
+            "stands on a Sensor, and here stands SensorWearer",
+        ),
+        (
+            "use: reading_observation, from: SensorReading}",
+            "use: reading_observation, from: SensorFeed}",
+            "a part stands on the record of its resource",
+        ),
+        (
             "each: SensorFeed.readings, identity: {keys: [{value: SensorReading.id}",
             "each: SensorFeed.kind, identity: {keys: [{value: SensorReading.id}",
+            "expected a record, and this is a value",
         ),
-        "expected a record, and this is a value",
-    );
-    tells(&wrong("path: Sensor.firmware", "path: Sensor.firmwares"), "did you mean `firmware`?");
-    tells(&wrong("path: \"SensorWearer.site,", "path: \"SensorReading.wearer,"), "write SensorWearer");
-    tells(
-        &wrong("record: SensorFeed}", "record: SensorFed}"),
-        "there is no record of this name; did you mean `SensorFeed`?",
-    );
-    tells(
-        &wrong("format: json, record: SensorFeed", "format: csv, record: SensorFeed"),
-        "one member, a list of records that hold values alone",
-    );
-    tells(
-        &wrong("value: \"datetime(SensorReading.at)\"", "value: SensorReading.at"),
-        "expected datetime(..)",
-    );
-    tells(
-        &wrong("record: Sensor\n", "record: SENSOR\n"),
-        "a name that begins with a capital letter and has small ones",
-    );
-    tells(
-        &wrong("{serial: text, model", "{serial-number: text, model"),
-        "what the document calls it goes under `name:`",
-    );
-    tells(&wrong("use: curve_component", "use: wearer_patient"), "this map adds to a resource");
-    tells(&wrong("use: wearer_patient", "use: curve_component"), "is no map that adds to a resource");
+        ("path: Sensor.firmware", "path: Sensor.firmwares", "did you mean `firmware`?"),
+        ("path: \"SensorWearer.site,", "path: \"SensorReading.wearer,", "write SensorWearer"),
+        (
+            "record: SensorFeed}",
+            "record: SensorFed}",
+            "there is no record of this name; did you mean `SensorFeed`?",
+        ),
+        (
+            "format: json, record: SensorFeed",
+            "format: csv, record: SensorFeed",
+            "one member, a list of records that hold values alone",
+        ),
+        ("value: \"datetime(SensorReading.at)\"", "value: SensorReading.at", "expected datetime(..)"),
+        (
+            "record: Sensor\n",
+            "record: SENSOR\n",
+            "a name that begins with a capital letter and has small ones",
+        ),
+        (
+            "{serial: text, model",
+            "{serial-number: text, model",
+            "what the document calls it goes under `name:`",
+        ),
+        ("use: curve_component", "use: wearer_patient", "this map adds to a resource"),
+        ("use: wearer_patient", "use: curve_component", "is no map that adds to a resource"),
+    ] {
+        assert!(FEED.contains(right), "{right}");
+        let found = mistakes(&FEED.replacen(right, wrong, 1));
+        assert!(found.iter().any(|one| one.contains(told)), "{wrong}: {told} is not in {found:#?}");
+    }
 }

@@ -50,6 +50,23 @@ struct Instance {
     last_segment: u32,
 }
 
+impl Instance {
+    /// An instance with nothing in it.
+    const fn empty(group: NodeId, parent: InstanceId, ordinal: u32) -> Instance {
+        Instance {
+            group,
+            parent,
+            ordinal,
+            filled: 0,
+            first_child: InstanceId::NONE,
+            last_child: InstanceId::NONE,
+            next_sibling: InstanceId::NONE,
+            first_segment: NO_SEGMENT,
+            last_segment: NO_SEGMENT,
+        }
+    }
+}
+
 #[derive(Clone, Copy, Debug)]
 struct Member {
     instance: InstanceId,
@@ -80,27 +97,27 @@ impl Groups {
         for ((group, around, ordinal), number) in records.zip(0..) {
             let (id, parent) = (InstanceId(number), InstanceId(around));
             groups.instances.push(Instance {
-                group,
-                parent,
-                ordinal,
-                filled: 0,
-                first_child: InstanceId::NONE,
-                last_child: InstanceId::NONE,
-                next_sibling: InstanceId::NONE,
                 first_segment: number,
                 last_segment: number,
+                ..Instance::empty(group, parent, ordinal)
             });
             groups.members.push(Member { instance: id, position: None, next: NO_SEGMENT });
-            if id == InstanceId::ROOT {
-                continue;
+            if id != InstanceId::ROOT {
+                groups.hang(id, parent);
             }
-            match groups.instances[parent.index()].last_child {
-                InstanceId::NONE => groups.instances[parent.index()].first_child = id,
-                last => groups.instances[last.index()].next_sibling = id,
-            }
-            groups.instances[parent.index()].last_child = id;
         }
         groups
+    }
+
+    /// Makes an instance the last one inside another.
+    fn hang(&mut self, id: InstanceId, parent: InstanceId) {
+        let around = &mut self.instances[parent.index()];
+        let sibling = std::mem::replace(&mut around.last_child, id);
+        if sibling == InstanceId::NONE {
+            around.first_child = id;
+        } else {
+            self.instances[sibling.index()].next_sibling = id;
+        }
     }
 
     /// What did not stand where the structure wants it, in message order.
@@ -663,26 +680,9 @@ impl Grouper {
         let newest = std::mem::replace(&mut self.newest[usize::from(group.0)], id);
         let before = self.groups.instances.get(newest.index()).filter(|newest| newest.parent == parent);
         let ordinal = before.map_or(1, |before| before.ordinal + 1);
-        self.groups.instances.push(Instance {
-            group,
-            parent,
-            ordinal,
-            filled: 0,
-            first_child: InstanceId::NONE,
-            last_child: InstanceId::NONE,
-            next_sibling: InstanceId::NONE,
-            first_segment: NO_SEGMENT,
-            last_segment: NO_SEGMENT,
-        });
-        let place = self.structure.node(group).place;
-        let around = &mut self.groups.instances[parent.index()];
-        around.filled |= 1 << place;
-        let sibling = std::mem::replace(&mut around.last_child, id);
-        if sibling == InstanceId::NONE {
-            around.first_child = id;
-        } else {
-            self.groups.instances[sibling.index()].next_sibling = id;
-        }
+        self.groups.instances.push(Instance::empty(group, parent, ordinal));
+        self.groups.instances[parent.index()].filled |= 1 << self.structure.node(group).place;
+        self.groups.hang(id, parent);
         id
     }
 
