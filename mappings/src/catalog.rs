@@ -2,7 +2,7 @@
 
 use crate::compile::{self, Parsed};
 use crate::given::Given;
-use crate::language::ast::{Document, Test};
+use crate::language::ast::{Document, Form, Test};
 use crate::language::load;
 use crate::language::overlay::{self, Placed};
 use crate::program::{Code, MappingCode, RecordsCode};
@@ -353,15 +353,21 @@ impl Program {
         self.mapping.records.is_some()
     }
 
+    /// Whether it writes messages of HL7 v2, not resources.
+    pub fn writes_messages(&self) -> bool {
+        self.mapping.writes.is_some()
+    }
+
     /// Reads a document of records, if this mapping takes such; `None` if it takes messages of HL7 v2.
     ///
     /// # Errors
     /// [`records::Unreadable`] says why it cannot be read.
     pub fn read(&self, text: &str, limits: &records::Limits) -> Option<Result<Records, records::Unreadable>> {
-        let RecordsCode { shapes, root, csv } = self.mapping.records.as_ref()?;
-        Some(match csv {
-            None => records::read_json(text, shapes, *root, limits),
-            Some(form) => records::read_csv(text, *form, shapes, *root, limits),
+        let RecordsCode { shapes, root, form } = self.mapping.records.as_ref()?;
+        Some(match form {
+            Form::Json => records::read_json(text, shapes, *root, limits),
+            Form::Csv(form) => records::read_csv(text, *form, shapes, *root, limits),
+            Form::Fhir => records::read_fhir(text, limits),
         })
     }
 

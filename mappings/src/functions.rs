@@ -4,7 +4,7 @@
 use crate::program::ExprId;
 use crate::run::{Frame, Run, Val};
 use crate::terminology;
-use schemas::hl7v2::time::{Tm, Ts};
+use schemas::hl7v2::time::{self, Tm, Ts};
 use std::borrow::Cow;
 
 /// What is known of a value before any message is there.
@@ -22,6 +22,7 @@ pub(crate) enum Kind {
     Time,
     Base64,
     Xhtml,
+    Hl7Time,
 }
 
 /// The functions of the mapping language, one line each: how it is called and what it does, then its examples. Written from the
@@ -132,6 +133,29 @@ pub(crate) const FUNCTIONS: &[Function] = &[
         call: |run, frame, args| Val::Bool(run.group_holds(frame, args[0])),
     },
     Function {
+        name: "same",
+        args: (2, 2),
+        answers: Kind::Bool,
+        closed: false,
+        strict: false,
+        spec: "same(record, record): whether both paths lead to the same record of the document",
+        examples: &[("same(ZZZ-1, ZZZ-1)", "x", "false")],
+        call: |run, frame, args| {
+            let one = run.record_at(frame, args[0]);
+            Val::Bool(one.is_some() && one == run.record_at(frame, args[1]))
+        },
+    },
+    Function {
+        name: "among",
+        args: (2, 2),
+        answers: Kind::Bool,
+        closed: false,
+        strict: false,
+        spec: "among(record, records): whether the record is one of those to which a path from the document leads, such as Resources.DiagnosticReport.result.Observation",
+        examples: &[("among(ZZZ-1, ZZZ-1)", "x", "false")],
+        call: |run, frame, args| Val::Bool(run.is_among(frame, args[0], args[1])),
+    },
+    Function {
         name: "length",
         args: (1, 1),
         answers: Kind::Integer,
@@ -230,6 +254,95 @@ pub(crate) const FUNCTIONS: &[Function] = &[
         call: |run, frame, args| {
             run.time(frame, args[0], |text, zone| {
                 Ts::parse(text).and_then(|ts| Ok((ts.to_instant(zone)?, false)))
+            })
+        },
+    },
+    Function {
+        name: "hl7_time",
+        args: (1, 1),
+        answers: Kind::Hl7Time,
+        closed: true,
+        strict: true,
+        spec: "hl7_time(x): a FHIR date, dateTime, instant or time as HL7 v2 writes it, as precise as it is",
+        examples: &[
+            ("hl7_time(ZZZ-1)", "2024-01-31", "20240131"),
+            ("hl7_time(ZZZ-1)", "2024-01-31T08:30:00.5+01:00", "20240131083000.5+0100"),
+            ("hl7_time(ZZZ-1)", "08:30:00", "083000"),
+            ("hl7_time(ZZZ-1)", "yesterday", ""),
+        ],
+        call: |run, frame, args| {
+            run.reading(frame, args[0], "a FHIR date or time", |text| time::from_iso(text).map(Cow::Owned))
+        },
+    },
+    Function {
+        name: "y_n",
+        args: (1, 1),
+        answers: Kind::Text,
+        closed: true,
+        strict: true,
+        spec: "y_n(x): Y for true and N for false, table 0136",
+        examples: &[("y_n(ZZZ-1)", "true", "Y"), ("y_n(ZZZ-1)", "false", "N"), ("y_n(ZZZ-1)", "perhaps", "")],
+        call: |run, frame, args| {
+            run.reading(frame, args[0], "true or false", |text| match text.trim() {
+                "true" => Some("Y".into()),
+                "false" => Some("N".into()),
+                _ => None,
+            })
+        },
+    },
+    Function {
+        name: "assigner",
+        args: (2, 2),
+        answers: Kind::Text,
+        closed: true,
+        strict: true,
+        spec: "assigner(uri, n): of the URI of an assigner the parts of an HD: 1 its name by the registry or as its sender wrote it, 2 its universal id, 3 the type of that",
+        examples: &[
+            ("assigner(ZZZ-1, 1)", "urn:oid:1.9", "REGISTERED"),
+            ("assigner(ZZZ-1, 2)", "urn:oid:1.9", "1.9"),
+            ("assigner(ZZZ-1, 3)", "urn:oid:1.9", "ISO"),
+            ("assigner(ZZZ-1, 1)", "urn:pons:sender:test:LAB%20A", "LAB A"),
+            ("assigner(ZZZ-1, 2)", "urn:pons:sender:test:LAB", ""),
+            ("assigner(ZZZ-1, 2)", "urn:pons:sender:test", ""),
+            ("assigner(ZZZ-1, 2)", "http://test.example/x", "http://test.example/x"),
+            ("assigner(ZZZ-1, 3)", "http://test.example/x", "URI"),
+            ("assigner(ZZZ-1, 1)", "http://test.example/x", ""),
+        ],
+        call: |run, frame, args| {
+            let part = run.eval(frame, args[1]);
+            let registered = run.text_of(frame, args[0]).and_then(|uri| run.registered_as(&uri));
+            run.change(frame, args[0], |uri| {
+                match part {
+                    Val::Integer(1) => {
+                        registered.map(str::to_owned).or_else(|| crate::identity::assigner(uri))
+                    }
+                    Val::Integer(2) => universal_id(uri).map(|(id, _)| id.to_owned()),
+                    _ => universal_id(uri).map(|(_, kind)| kind.to_owned()),
+                }
+                .unwrap_or_default()
+            })
+        },
+    },
+    Function {
+        name: "v2_system",
+        args: (1, 1),
+        answers: Kind::Text,
+        closed: true,
+        strict: true,
+        spec: "v2_system(uri): what table 0396 calls a code system, such as LN or HL70001; by the sender's registry, else the name that its sender wrote, else its OID or the URI",
+        examples: &[
+            ("v2_system(ZZZ-1)", "http://loinc.org", "LN"),
+            ("v2_system(ZZZ-1)", "http://terminology.hl7.org/CodeSystem/v2-0203", "HL70203"),
+            ("v2_system(ZZZ-1)", "urn:oid:1.9", "REGISTERED"),
+            ("v2_system(ZZZ-1)", "urn:oid:1.2.3", "1.2.3"),
+            ("v2_system(ZZZ-1)", "urn:pons:sender:test:L", "L"),
+            ("v2_system(ZZZ-1)", "http://test.example/codes", "http://test.example/codes"),
+        ],
+        call: |run, frame, args| {
+            let registered = run.text_of(frame, args[0]).and_then(|uri| run.registered_as(&uri));
+            run.change(frame, args[0], |uri| match registered {
+                Some(name) => name.to_owned(),
+                None => v2_system(uri.trim()),
             })
         },
     },
@@ -863,30 +976,56 @@ pub(crate) fn universal(id: &str, kind: &str) -> Option<String> {
     }
 }
 
+/// The universal id of an assigner, and what kind of id that is by table 0301; `None` for what is known to its sender alone.
+fn universal_id(uri: &str) -> Option<(&str, &'static str)> {
+    let uri = uri.trim();
+    match (uri.strip_prefix("urn:oid:"), uri.strip_prefix("urn:uuid:"), uri.strip_prefix("urn:pons:dns:")) {
+        (Some(oid), _, _) => Some((oid, "ISO")),
+        (_, Some(uuid), _) => Some((uuid, "UUID")),
+        (_, _, Some(name)) => Some((name, "DNS")),
+        _ if uri.starts_with("urn:pons:sender:") => None,
+        _ => Some((uri, "URI")),
+    }
+}
+
+/// The other way round than [`known_coding_system`].
+fn v2_system(uri: &str) -> String {
+    let known = CODING_SYSTEMS.iter().find(|(_, known)| *known == uri).map(|(names, _)| names[0]);
+    let table =
+        || uri.strip_prefix("http://terminology.hl7.org/CodeSystem/v2-").filter(|table| table.len() == 4);
+    known
+        .map(str::to_owned)
+        .or_else(|| table().map(|table| format!("HL7{table}")))
+        .or_else(|| crate::identity::assigner(uri))
+        .unwrap_or_else(|| uri.strip_prefix("urn:oid:").unwrap_or(uri).to_owned())
+}
+
+/// The code systems of table 0396 that are not HL7's own tables, by their names in use, the table's own first.
+const CODING_SYSTEMS: [(&[&str], &str); 17] = [
+    (&["LN", "LOINC"], "http://loinc.org"),
+    (&["SCT", "SNOMED", "SNOMEDCT", "SCT2", "SNOMED-CT"], "http://snomed.info/sct"),
+    (&["UCUM"], "http://unitsofmeasure.org"),
+    (&["RXNORM", "RXN"], "http://www.nlm.nih.gov/research/umls/rxnorm"),
+    (&["CVX"], "http://hl7.org/fhir/sid/cvx"),
+    (&["MVX"], "http://hl7.org/fhir/sid/mvx"),
+    (&["NDC"], "http://hl7.org/fhir/sid/ndc"),
+    (&["I10", "ICD10"], "http://hl7.org/fhir/sid/icd-10"),
+    (&["I10C", "I10CM", "ICD10CM", "I10-CM"], "http://hl7.org/fhir/sid/icd-10-cm"),
+    (&["I10P", "I10PCS"], "http://www.cms.gov/Medicare/Coding/ICD10"),
+    (&["I9C", "I9", "I9CDX"], "http://hl7.org/fhir/sid/icd-9-cm"),
+    (&["C4", "CPT4", "CPT"], "http://www.ama-assn.org/go/cpt"),
+    (&["HCPCS", "HPC"], "urn:oid:2.16.840.1.113883.6.285"),
+    (&["ISO3166_1", "ISO3166"], "urn:iso:std:iso:3166"),
+    (&["ISO639", "ISO639-1"], "urn:ietf:bcp:47"),
+    (&["CDCREC"], "urn:oid:2.16.840.1.113883.6.238"),
+    (&["NUCC", "NUCCPT"], "http://nucc.org/provider-taxonomy"),
+];
+
 /// The URI of a code system of table 0396.
 pub(crate) fn known_coding_system(name: &str) -> Option<Cow<'static, str>> {
-    let fixed = match name {
-        "LN" | "LOINC" => "http://loinc.org",
-        "SCT" | "SNOMED" | "SNOMEDCT" | "SCT2" | "SNOMED-CT" => "http://snomed.info/sct",
-        "UCUM" => "http://unitsofmeasure.org",
-        "RXNORM" | "RXN" => "http://www.nlm.nih.gov/research/umls/rxnorm",
-        "CVX" => "http://hl7.org/fhir/sid/cvx",
-        "MVX" => "http://hl7.org/fhir/sid/mvx",
-        "NDC" => "http://hl7.org/fhir/sid/ndc",
-        "I10" | "ICD10" => "http://hl7.org/fhir/sid/icd-10",
-        "I10C" | "I10CM" | "ICD10CM" | "I10-CM" => "http://hl7.org/fhir/sid/icd-10-cm",
-        "I10P" | "I10PCS" => "http://www.cms.gov/Medicare/Coding/ICD10",
-        "I9" | "I9C" | "I9CDX" => "http://hl7.org/fhir/sid/icd-9-cm",
-        "C4" | "CPT4" | "CPT" => "http://www.ama-assn.org/go/cpt",
-        "HCPCS" | "HPC" => "urn:oid:2.16.840.1.113883.6.285",
-        "ISO3166_1" | "ISO3166" => "urn:iso:std:iso:3166",
-        "ISO639" | "ISO639-1" => "urn:ietf:bcp:47",
-        "CDCREC" => "urn:oid:2.16.840.1.113883.6.238",
-        "NUCC" | "NUCCPT" => "http://nucc.org/provider-taxonomy",
-        _ => "",
-    };
-    if !fixed.is_empty() {
-        return Some(Cow::Borrowed(fixed));
+    let known = CODING_SYSTEMS.iter().find(|(names, _)| names.contains(&name));
+    if let Some((_, uri)) = known {
+        return Some(Cow::Borrowed(uri));
     }
     let table = name.strip_prefix("HL7").map(|rest| rest.trim_start_matches(['-', ' ']))?;
     let digits = table.len() == 4 && table.bytes().all(|b| b.is_ascii_digit());
@@ -953,7 +1092,7 @@ mod tests {
             Kind::Instant => "instant",
             Kind::Time => "time",
             Kind::Base64 => "base64Binary",
-            Kind::Element | Kind::Text | Kind::Xhtml => "string",
+            Kind::Element | Kind::Text | Kind::Xhtml | Kind::Hl7Time => "string",
         };
         // No extension has a narrative; a resource has one.
         let rule = match kind {

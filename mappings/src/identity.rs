@@ -20,6 +20,16 @@ pub fn id_of(namespace: Uuid, resource_type: &str, system: &str, value: &str) ->
     uuid::Builder::from_sha1_bytes(bytes).into_uuid()
 }
 
+/// The number of a message for MSH-10, which has room for 20 characters: the first 100 bits of its id, in Crockford's alphabet.
+///
+/// # Source
+/// HL7 v2.5.1 section 2.15.9.10.
+pub(crate) fn control_id(message: Uuid) -> String {
+    const ALPHABET: &[u8; 32] = b"0123456789ABCDEFGHJKMNPQRSTVWXYZ";
+    let bits = message.as_u128();
+    (0..20).map(|digit| char::from(ALPHABET[(bits >> (123 - 5 * digit)) as usize & 31])).collect()
+}
+
 /// Several values as the one value of a key: parted by `|`, with `|` and `\` escaped, so that no two lists give the same text.
 pub(crate) fn composite(value: &mut String, part: &str, first: bool) {
     if !first {
@@ -53,6 +63,19 @@ pub(crate) fn scoped_system(authority: &str, assigner: &str) -> String {
     system.push(':');
     uri_part(&mut system, assigner);
     system
+}
+
+/// The name of an assigner as its sender wrote it, from [`scoped_system`]; `None` for any other system.
+pub(crate) fn assigner(system: &str) -> Option<String> {
+    let (_, name) = system.trim().strip_prefix("urn:pons:sender:")?.split_once(':')?;
+    let mut bytes = Vec::with_capacity(name.len());
+    let mut rest = name.bytes();
+    while let Some(byte) = rest.next() {
+        let nibble =
+            |byte: Option<u8>| char::from(byte?).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
+        bytes.push(if byte == b'%' { nibble(rest.next())? << 4 | nibble(rest.next())? } else { byte });
+    }
+    String::from_utf8(bytes).ok()
 }
 
 /// Adds a text to a URI; what a URI does not hold is percent-encoded.

@@ -1,9 +1,9 @@
 //! Writing JSON text straight into a buffer. Every value of a message goes through here, so none can break the JSON.
 
-/// The FHIR primitives, by the way their values are written.
+/// The primitives of FHIR and of HL7 v2, by the way their values are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Primitive {
-    /// `string`, `markdown`: trimmed, never empty, no control characters but tab and line ends.
+    /// `string`, `markdown`, and the texts of HL7 v2: trimmed, never empty, no control characters but tab and line ends.
     Text,
     /// `code`: no leading, trailing or double blanks.
     Code,
@@ -23,10 +23,12 @@ pub(crate) enum Primitive {
     Base64,
     /// `xhtml`, as [`xhtml`] writes it.
     Xhtml,
+    /// `DTM` and its kin: digits, a fraction and an offset.
+    Hl7Time,
 }
 
 impl Primitive {
-    /// The primitive of a FHIR type, if it is one.
+    /// The primitive of a type of FHIR or of HL7 v2, if it is one.
     pub(crate) fn of(name: &str) -> Option<Primitive> {
         Some(match name {
             "string" | "markdown" => Primitive::Text,
@@ -44,6 +46,10 @@ impl Primitive {
             "time" => Primitive::Time,
             "base64Binary" => Primitive::Base64,
             "xhtml" => Primitive::Xhtml,
+            "ST" | "TX" | "FT" | "ID" | "IS" | "GTS" | "TN" | "varies" => Primitive::Text,
+            "NM" => Primitive::Decimal,
+            "SI" => Primitive::UnsignedInteger,
+            "DT" | "TM" | "TS" | "DTM" => Primitive::Hl7Time,
             _ => return None,
         })
     }
@@ -113,6 +119,7 @@ pub(crate) fn primitive(out: &mut String, kind: Primitive, text: &str) -> bool {
             text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'+' | b'/' | b'='))
         }
         Primitive::Xhtml => text.starts_with(DIV),
+        Primitive::Hl7Time => text.bytes().all(|b| b.is_ascii_digit() || matches!(b, b'+' | b'-' | b'.')),
     };
     if fits {
         if kind == Primitive::Boolean {

@@ -3,14 +3,14 @@
 //! Invariant: nothing here is looked up by name while a message is mapped, and what is referred to exists.
 
 use crate::json::Primitive;
-use crate::language::ast::{OnExisting, Otherwise, Policy};
+use crate::language::ast::{Form, OnExisting, Otherwise, Policy};
 use crate::resource::Existing;
 use crate::run::Memo;
 use crate::table::Table;
 use schemas::hl7v2::definitions::Version;
 use schemas::hl7v2::path::SegmentName;
 use schemas::issue::Severity;
-use schemas::records::{Csv, ShapeId, Shapes};
+use schemas::records::{ShapeId, Shapes};
 use schemas::yaml::Place;
 use std::hash::{Hash, Hasher};
 use std::sync::{Arc, Mutex};
@@ -79,6 +79,8 @@ pub(crate) enum Op {
     SenderSystem,
     ReceivedAt,
     MessageId,
+    /// The same, as short as the number of a message may be.
+    ControlId,
     /// The whole message.
     MessageText,
     /// The mapping and its version.
@@ -124,6 +126,8 @@ pub(crate) enum Scope {
 #[derive(Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Down {
     pub(crate) member: &'static str,
+    /// Of a reference: the resource to which it leads, if that is of this type.
+    pub(crate) target: Option<SegmentName>,
     pub(crate) pick: Pick,
 }
 
@@ -655,6 +659,8 @@ pub(crate) struct MappingCode {
     pub(crate) version: String,
     /// The documents that it takes; `None` for HL7 v2.
     pub(crate) records: Option<RecordsCode>,
+    /// The segments that it writes; `None` for one that writes resources.
+    pub(crate) writes: Option<Vec<EntryCode>>,
     pub(crate) structures: Vec<String>,
     pub(crate) code: String,
     pub(crate) events: Vec<String>,
@@ -669,14 +675,25 @@ pub(crate) struct MappingCode {
     pub(crate) refs: Vec<Option<usize>>,
 }
 
+/// One entry of `segments:`.
+#[derive(Debug)]
+pub(crate) struct EntryCode {
+    /// The segment and what is written into it.
+    pub(crate) segment: Option<(SegmentName, NodeId)>,
+    pub(crate) from: Option<ExprId>,
+    /// Whether it is written for each record, else for the first.
+    pub(crate) many: bool,
+    pub(crate) when: Option<ExprId>,
+    pub(crate) inner: Vec<EntryCode>,
+}
+
 /// Which documents of records a mapping takes.
 #[derive(Clone, Debug)]
 pub(crate) struct RecordsCode {
     pub(crate) shapes: Arc<Shapes>,
     /// What the document is.
     pub(crate) root: ShapeId,
-    /// How it is written if it is CSV, else it is JSON.
-    pub(crate) csv: Option<Csv>,
+    pub(crate) form: Form,
 }
 
 /// Versions from and to, both included.

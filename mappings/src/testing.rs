@@ -5,9 +5,10 @@ use crate::catalog::{Catalog, Program};
 use crate::given::Given;
 use crate::language::ast::Test;
 use crate::lineage::Lineage;
-use crate::run::Context;
+use crate::run::{Context, Quarantined};
 use schemas::hl7v2::time::Zone;
-use schemas::hl7v2::{Limits, Message};
+use schemas::hl7v2::{Limits, Message, Path, grammar};
+use schemas::issue::Issue;
 use schemas::records::{self, Records};
 use schemas::yaml::Place;
 use serde_json::Value;
@@ -139,6 +140,12 @@ fn run(catalog: &Catalog, test: &Test) -> Vec<String> {
         Err(why) => return vec![why],
     };
     let context = context(test);
+    if let Some(written) = subject.program.and_then(|program| program.write(subject.given(), &context)) {
+        return match written {
+            Ok(message) => of_message(test, &message),
+            Err(quarantined) => of_quarantined(test, &quarantined),
+        };
+    }
     let mapped = match subject.program {
         Some(program) => map_by(program, subject.given(), &context),
         None => Err(NotMapped::NotTaken),
@@ -146,10 +153,7 @@ fn run(catalog: &Catalog, test: &Test) -> Vec<String> {
     let Alone { bundle, issues } = match mapped {
         Ok(alone) => alone,
         Err(NotMapped::NotTaken) => return vec!["no mapping takes this message".to_owned()],
-        Err(NotMapped::Quarantined(quarantined)) => {
-            let expected = test.issues.iter().any(|code| code == "quarantined");
-            return if expected { Vec::new() } else { vec![format!("quarantined: {}", quarantined.reason)] };
-        }
+        Err(NotMapped::Quarantined(quarantined)) => return of_quarantined(test, &quarantined),
     };
     let bundle: Value = match serde_json::from_str(&bundle) {
         Ok(bundle) => bundle,
@@ -170,6 +174,57 @@ fn run(catalog: &Catalog, test: &Test) -> Vec<String> {
             wrong.push(format!("{}: expected nothing, found {}", path.text, shown(found)));
         }
     }
+    wrong.extend(of_issues(test, &issues));
+    wrong
+}
+
+fn of_quarantined(test: &Test, quarantined: &Quarantined) -> Vec<String> {
+    let expected = test.issues.iter().any(|code| code == "quarantined");
+    if expected { Vec::new() } else { vec![format!("quarantined: {}", quarantined.reason)] }
+}
+
+/// What does not hold of a message that was written: it reads back, its segments stand where its structure has them, and its fields
+/// are those that are expected, by paths such as `PID-5.1` and `OBX[2]-5`.
+fn of_message(test: &Test, written: &crate::Message) -> Vec<String> {
+    let message = match Message::parse(&written.text, &Limits::default()) {
+        Ok(message) => message,
+        Err(error) => return vec![format!("what was written cannot be read: {error}")],
+    };
+    let mut wrong: Vec<String> =
+        message.issues().iter().map(|issue| format!("what was written: {issue}")).collect();
+    match grammar::structure_of(&message) {
+        Some(structure) => {
+            let groups = grammar::group(&message, structure);
+            wrong.extend(groups.issues().iter().map(|issue| format!("what was written: {issue}")));
+        }
+        None => wrong.push("what was written has no structure".to_owned()),
+    }
+    let at = |path: &str| -> Result<Option<String>, String> {
+        let path: Path = path.parse().map_err(|error| format!("{path}: {error}"))?;
+        Ok(message.at(&path).text(&message).map(|text| text.into_owned()))
+    };
+    for (path, expected) in &test.expect {
+        match at(&path.text) {
+            Err(why) => wrong.push(why),
+            Ok(Some(found)) if found == *expected => {}
+            Ok(Some(found)) => wrong.push(format!("{}: expected {expected}, found {found}", path.text)),
+            Ok(None) => wrong.push(format!("{}: expected {expected}, found nothing", path.text)),
+        }
+    }
+    for path in &test.absent {
+        match at(&path.text) {
+            Err(why) => wrong.push(why),
+            Ok(Some(found)) => wrong.push(format!("{}: expected nothing, found {found}", path.text)),
+            Ok(None) => {}
+        }
+    }
+    wrong.extend(of_issues(test, &written.issues));
+    wrong
+}
+
+/// What does not hold of what is told.
+fn of_issues(test: &Test, issues: &[Issue]) -> Vec<String> {
+    let mut wrong = Vec::new();
     if let Some(expected) = &test.unmapped {
         let unmapped = issues.iter().filter(|issue| issue.code == "unmapped-field");
         let found: Vec<&str> = unmapped.map(|issue| issue.path.as_str()).collect();

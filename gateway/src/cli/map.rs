@@ -18,11 +18,11 @@ use uuid::Uuid;
 
 #[derive(Args, Debug)]
 pub(super) struct Arguments {
-    /// Files with one or many messages (CR, LF or CRLF; MLLP frames; FHS/BHS batches), or with `--mapping` of a mapping for JSON or CSV a
-    /// document each; `-` reads standard input
+    /// Files with one or many messages (CR, LF or CRLF; MLLP frames; FHS/BHS batches), or with `--mapping` of a mapping for JSON, CSV or
+    /// FHIR a document each; `-` reads standard input
     #[arg(required = true, value_name = "FILE")]
     files: Vec<PathBuf>,
-    /// Use this mapping whatever the message says it is; JSON and CSV need it, as they do not say
+    /// Use this mapping whatever the message says it is; JSON, CSV and FHIR need it, as they do not say; one that writes HL7 v2 prints a message
     #[arg(long, value_name = "M")]
     mapping: Option<String>,
     /// A folder of mappings, overlays and tables beside the built-in ones
@@ -48,15 +48,15 @@ const LIMITS: Limits = Limits { bytes: 64 << 20, ..Limits::DEFAULT };
 /// The namespace of ids where there is no installation: ids of `pons map` are the same everywhere, and so guessable.
 const NAMESPACE: Uuid = Uuid::from_u128(0x0f5d_5fd3_2d0c_5b46_9c3b_6f1a_7e0c_2a11);
 
-/// A message, mapped.
+/// A message, mapped: the Bundle, or the message of HL7 v2 that was written.
 struct Mapped {
-    bundle: String,
+    text: String,
     lineage: Option<Lineage>,
 }
 
 /// What one message gave.
 struct One {
-    bundle: Option<String>,
+    text: Option<String>,
     diagnostics: Vec<serde_json::Value>,
 }
 
@@ -124,8 +124,8 @@ impl One {
         for line in self.diagnostics {
             complain(&line.to_string());
         }
-        let Some(bundle) = self.bundle else { return Ok(failed(exit)) };
-        print(&bundle)?;
+        let Some(text) = self.text else { return Ok(failed(exit)) };
+        print(&text)?;
         Ok(exit)
     }
 }
@@ -198,7 +198,19 @@ impl Mapper<'_> {
         let document = program.read(text, &limits).ok_or("the sender's mapping takes HL7 v2")?;
         let document = document.map_err(|error| error.to_string())?;
         let context = self.context(bytes, sender, None);
-        self.by(Some(program), Given::Records(&document, text), &context, issues)
+        let given = Given::Records(&document, text);
+        match program.write(given, &context) {
+            None => self.by(Some(program), given, &context, issues),
+            Some(Ok(message)) => {
+                issues.extend(message.issues);
+                // A line a segment, for whoever reads it here; `pons map` and `pons send` read it so, too.
+                Ok(Mapped { text: message.text.replace('\r', "\n"), lineage: None })
+            }
+            Some(Err(quarantined)) => {
+                issues.extend(quarantined.issues);
+                Err(quarantined.reason)
+            }
+        }
     }
 
     /// What came of a message, with all that is to be told of it.
@@ -211,7 +223,7 @@ impl Mapper<'_> {
         if let Some(lineage) = mapped.as_ref().and_then(|mapped| mapped.lineage.as_ref()) {
             diagnostics.push(json!({"file": file, "message": index + 1, "lineage": lineage.to_json()}));
         }
-        One { bundle: mapped.map(|mapped| mapped.bundle), diagnostics }
+        One { text: mapped.map(|mapped| mapped.text), diagnostics }
     }
 
     fn map(&self, text: &str, bytes: &[u8], issues: &mut Vec<Issue>) -> Result<Mapped, String> {
@@ -266,7 +278,7 @@ impl Mapper<'_> {
         match mapped {
             Ok((alone, lineage)) => {
                 issues.extend(alone.issues);
-                Ok(Mapped { bundle: alone.bundle, lineage })
+                Ok(Mapped { text: alone.bundle, lineage })
             }
             Err(NotMapped::NotTaken) => {
                 Err("this message type is not taken: there is no mapping for it".to_owned())

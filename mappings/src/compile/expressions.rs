@@ -211,6 +211,7 @@ impl<'a> Compiler<'a> {
             ("context", "mapping") => (Op::MappingName, Kind::Text),
             ("context", "message") => (Op::MessageText, Kind::Text),
             ("context", "message_id") => (Op::MessageId, Kind::Text),
+            ("context", "control_id") => (Op::ControlId, Kind::Text),
             ("context", "sender") => (Op::SenderName, Kind::Text),
             ("level", "type") => {
                 self.in_chain(env, at);
@@ -223,7 +224,7 @@ impl<'a> Compiler<'a> {
             _ => {
                 let known: &[&str] = match head {
                     "sender" => &["name", "system"],
-                    "context" => &["received_at", "message_id", "message", "mapping", "sender"],
+                    "context" => &["received_at", "message_id", "control_id", "message", "mapping", "sender"],
                     _ => &["type", "id"],
                 };
                 let hint = hint(name, known.iter().copied());

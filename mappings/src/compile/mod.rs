@@ -8,6 +8,7 @@ mod needs;
 mod reads;
 mod records;
 mod rules;
+mod segments;
 mod slots;
 mod source;
 pub(crate) mod target;

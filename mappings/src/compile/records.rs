@@ -3,13 +3,13 @@
 use super::expressions::Typed;
 use super::{Compiler, Env, hint, source};
 use crate::functions::Kind;
-use crate::language::ast::{self, RecordDef, Word};
+use crate::language::ast::{self, Form, RecordDef, Word};
 use crate::language::expression::{Expr, Filter, Member, PathExpr, Root};
 use crate::language::load::VALUES;
 use crate::names;
 use crate::program::{Down, IgnoreRule, Op, Pick, RecordsCode};
 use schemas::hl7v2::path::SegmentName;
-use schemas::records::{self, Holds, ShapeId, Shapes, Value};
+use schemas::records::{self, Holds, Is, ShapeId, Shapes, Value};
 use schemas::yaml::Place;
 use std::sync::Arc;
 
@@ -17,21 +17,31 @@ use std::sync::Arc;
 pub(super) struct Way {
     /// The record at which it begins.
     pub(super) from: ShapeId,
-    /// The records on the way, each by the member in which it lies.
-    pub(super) down: Vec<(&'static str, ShapeId)>,
+    /// The records on the way.
+    pub(super) down: Vec<Step>,
     /// The member that holds the value at its end; `None` if it ends in a record.
     pub(super) value: Option<(u16, Value)>,
+}
+
+/// One step of a way.
+pub(super) struct Step {
+    /// The member in which the record lies; of a reference the type of the resource.
+    name: &'static str,
+    pub(super) shape: ShapeId,
+    /// Whether it follows a reference.
+    follows: bool,
 }
 
 impl Way {
     /// The record at which it ends, or whose member its value is.
     pub(super) fn last(&self) -> ShapeId {
-        self.down.last().map_or(self.from, |(_, shape)| *shape)
+        self.down.last().map_or(self.from, |step| step.shape)
     }
 
-    /// The members that are gone through, joined by dots.
-    fn groups(&self) -> String {
-        self.down.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(".")
+    /// The members that are gone through, joined by dots; `None` if it follows a reference.
+    fn groups(&self) -> Option<String> {
+        let names = self.down.iter().map(|step| (!step.follows).then_some(step.name));
+        Some(names.collect::<Option<Vec<_>>>()?.join("."))
     }
 }
 
@@ -56,12 +66,18 @@ fn down(shapes: &Shapes, from: ShapeId, members: &[&str]) -> Result<Way, String>
         if way.value.is_some() {
             return Err(format!("`{name}` stands behind a value, which has no members"));
         }
+        // What a reference leads to is a resource of a type.
+        let target = shapes.named(name).filter(|id| shapes.get(*id).is == Is::Resource);
+        if let (Is::Reference, Some(target)) = (shape.is, target) {
+            way.down.push(Step { name: shapes.get(target).name, shape: target, follows: true });
+            continue;
+        }
         let Some((number, member)) = shape.member(name) else {
             let hint = hint(name, shape.members.iter().map(|member| member.name));
             return Err(format!("{} has no member `{name}`{hint}", shape.name));
         };
         match member.holds {
-            Holds::Record(inner) => way.down.push((member.name, inner)),
+            Holds::Record(inner) => way.down.push(Step { name: member.name, shape: inner, follows: false }),
             Holds::Value(value) => way.value = Some((number, value)),
         }
     }
@@ -78,13 +94,19 @@ pub(super) fn way_of(env: &Env<'_>, path: &PathExpr) -> Option<Way> {
 impl<'a> Compiler<'a> {
     /// Takes in the shapes: first their names, because they name each other.
     pub(super) fn declare_records(&mut self, records: &[(&'a RecordDef, &'a str)]) {
-        let mut shapes = Shapes::default();
+        let mut shapes = Shapes::beside(Arc::clone(records::fhir_shapes()));
         let mut known = Vec::new();
         for (record, file) in records {
             self.file = file;
             match shapes.add(names::name(&record.name.text)) {
                 Some(id) => known.push((id, *record, *file)),
-                None => self.wrong(record.name.place, &record.name.text, "this record is declared twice"),
+                None => {
+                    let text = match records::fhir_shapes().named(&record.name.text) {
+                        Some(_) => "is the name of a type of FHIR: give the record another one",
+                        None => "this record is declared twice",
+                    };
+                    self.wrong(record.name.place, &record.name.text, text);
+                }
             }
         }
         for (id, record, file) in known {
@@ -134,7 +156,7 @@ impl<'a> Compiler<'a> {
     pub(super) fn records(&mut self, mapping: &'a ast::Mapping) -> Option<RecordsCode> {
         let source = mapping.source.records.as_ref()?;
         let root = self.shape(&source.record, "source.record")?;
-        if source.csv.is_some() && self.shapes.lines(root).is_none() {
+        if matches!(source.form, Form::Csv(_)) && self.shapes.lines(root).is_none() {
             let text = "the record of a CSV file has one member, a list of records that hold values alone: its lines";
             self.wrong(source.record.place, "source.record", text);
         }
@@ -142,7 +164,7 @@ impl<'a> Compiler<'a> {
             let text = "fragments are of HL7 v2: a mapping of records says all of its resources itself";
             self.wrong(include.fragment.place, "include", text);
         }
-        Some(RecordsCode { shapes: Arc::clone(&self.shapes), root, csv: source.csv })
+        Some(RecordsCode { shapes: Arc::clone(&self.shapes), root, form: source.form })
     }
 
     /// The record on which a resource or a part stands, and the groups that lead there. Mistakes name `from`.
@@ -150,7 +172,14 @@ impl<'a> Compiler<'a> {
         let mut names = from.text.split('.');
         let found = way(env, names.next().unwrap_or(""), &names.collect::<Vec<_>>());
         match found {
-            Ok(way) if way.value.is_none() => Some((way.groups(), way)),
+            Ok(way) if way.value.is_none() => {
+                let groups = way.groups();
+                if groups.is_none() {
+                    let text = "a resource or a part stands where it stands, not where a reference leads";
+                    self.wrong(from.place, "from", text);
+                }
+                Some((groups?, way))
+            }
             Ok(_) => {
                 self.wrong(from.place, "from", "expected a record, and this is a value");
                 None
@@ -180,10 +209,11 @@ impl<'a> Compiler<'a> {
         };
         let mut inner = env.clone();
         let mut steps = Vec::new();
-        for (member, (name, shape)) in path.members.iter().zip(&way.down) {
-            inner.records.push(*shape);
+        for (member, step) in path.members.iter().zip(&way.down) {
+            inner.records.push(step.shape);
             let pick = self.pick_member(&inner, member, at);
-            steps.push(Down { member: name, pick });
+            let target = step.follows.then(|| step.shape.segment());
+            steps.push(Down { member: step.name, target, pick });
         }
         let last = path.members.get(way.down.len());
         let pick = match last {
@@ -218,15 +248,28 @@ impl<'a> Compiler<'a> {
     }
 
     /// Reads an entry of `ignore:` about a record or one of its values.
-    pub(super) fn ignored_member(&mut self, entry: &ast::Ignore, root: &str) -> Option<IgnoreRule> {
+    pub(super) fn ignored_members(&mut self, entry: &ast::Ignore, root: &str) -> Vec<IgnoreRule> {
         let shapes = Arc::clone(&self.shapes);
+        let any = shapes.named(root).is_some_and(|shape| shapes.get(shape).is == Is::AnyResource);
+        if !any {
+            return self.ignored_member(&shapes, entry, root).into_iter().collect();
+        }
+        // What every resource has, each in its own place.
+        let resources = shapes
+            .names()
+            .into_iter()
+            .filter(|name| shapes.named(name).is_some_and(|shape| shapes.get(shape).is == Is::Resource));
+        resources.filter_map(|name| self.ignored_member(&shapes, entry, name)).collect()
+    }
+
+    fn ignored_member(&mut self, shapes: &Shapes, entry: &ast::Ignore, root: &str) -> Option<IgnoreRule> {
         let mut names = entry.path.text.split('.');
         names.next();
         let names: Vec<&str> = names.collect();
         let found = match shapes.named(root) {
             None => Err(format!("there is no record of this name{}", hint(root, shapes.names()))),
             Some(shape) if names.is_empty() => Ok((shape, 1, u16::MAX)),
-            Some(shape) => match down(&shapes, shape, &names) {
+            Some(shape) => match down(shapes, shape, &names) {
                 Ok(Way { value: Some((number, _)), down, from }) if down.is_empty() => {
                     Ok((from, number, number))
                 }

@@ -41,7 +41,7 @@ impl Want {
         }
     }
 
-    fn one(ty: &'static str) -> Want {
+    pub(super) fn one(ty: &'static str) -> Want {
         Want { path: ty.to_owned(), types: vec![ty], choice: false, many: false, alone: false }
     }
 }
@@ -424,6 +424,7 @@ impl<'a> Compiler<'a> {
             }
             Primitive::Base64 if typed.kind != Kind::Base64 => "base64(..)",
             Primitive::Xhtml if typed.kind != Kind::Xhtml => "narrative(..)",
+            Primitive::Hl7Time if typed.kind != Kind::Hl7Time => "hl7_time(..)",
             _ => "",
         };
         if !expected.is_empty() {
@@ -862,8 +863,11 @@ impl<'a> Compiler<'a> {
     }
 }
 
-/// A type that stands for another without loss, as `string` for `markdown`.
+/// A type that stands for another without loss, as `string` for `markdown`, or `CWE` for `CE`.
 fn loosely(want: &str, made: &str) -> bool {
+    if want == "varies" || super::source::are_kin(want, made) {
+        return true;
+    }
     matches!(
         (Primitive::of(want), Primitive::of(made)),
         (Some(Primitive::Text), Some(Primitive::Text | Primitive::Code))

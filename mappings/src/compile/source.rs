@@ -30,6 +30,11 @@ const FAMILIES: [&[&str]; 12] = [
     &["FN", "ST"],
 ];
 
+/// Whether two types are one that was renamed or extended from version to version.
+pub(super) fn are_kin(one: &str, other: &str) -> bool {
+    FAMILIES.iter().any(|family| family.contains(&one) && family.contains(&other))
+}
+
 impl Types {
     /// The types of one name; `None` if there is no such type.
     pub(super) fn named(name: &str) -> Option<Types> {
@@ -49,10 +54,7 @@ impl Types {
     pub(super) fn fits(&self, name: &str) -> bool {
         self.may_be(name)
             || PRIMITIVES.contains(&name)
-            || self.0.iter().any(|known| {
-                PRIMITIVES.contains(known)
-                    || FAMILIES.iter().any(|family| family.contains(known) && family.contains(&name))
-            })
+            || self.0.iter().any(|known| PRIMITIVES.contains(known) || are_kin(known, name))
     }
 
     /// The types of a part, counted from 1. `Err` holds how many parts there are.

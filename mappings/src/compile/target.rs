@@ -1,6 +1,7 @@
-//! What the FHIR R4 definitions say about an element.
+//! What the definitions say about an element that is written: of FHIR R4, or of HL7 v2 where that is written back.
 
 use schemas::fhir::{Kind, r4};
+use schemas::hl7v2::definitions::{FieldDef, SegmentDef, Version, definitions};
 use std::collections::HashMap;
 use std::sync::LazyLock;
 
@@ -15,8 +16,54 @@ pub(crate) struct Element {
     pub(crate) choice: bool,
 }
 
-/// The element of a type or part (`Encounter.participant`) that a name means; a choice stands with its `[x]`.
+/// By which version HL7 v2 is written: what is said of the fields that senders use differs little from one to the next.
+const WRITTEN: Version = Version::V2_5_1;
+
+/// A segment or a data type of HL7 v2, and what stands between its name and the number of a part.
+fn hl7v2(name: &str) -> Option<(&'static SegmentDef, char)> {
+    let written = definitions(WRITTEN);
+    written.segment(name).map(|def| (def, '-')).or_else(|| Some((written.datatype(name)?, '.')))
+}
+
+/// The part of a segment or a data type that a name such as `PID-3` or `CX.4` means.
+fn hl7v2_part(parent: &str, name: &str) -> Option<(&'static FieldDef, char)> {
+    let (def, sign) = hl7v2(parent)?;
+    let number = name.strip_prefix(parent)?.strip_prefix(sign)?.parse().ok()?;
+    Some((def.field(number)?, sign))
+}
+
+/// A segment that can be written.
+pub(crate) fn segment(name: &str) -> Option<&'static str> {
+    definitions(WRITTEN).segment(name).map(|def| def.name)
+}
+
+/// Every segment that can be written.
+pub(crate) fn segment_names() -> impl Iterator<Item = &'static str> {
+    definitions(WRITTEN).segments().map(|def| def.name)
+}
+
+/// The segments of a message structure; `None` if there is no such structure.
+pub(crate) fn segments_of(structure: &str) -> Option<Vec<&'static str>> {
+    let structure = definitions(WRITTEN).structure(structure)?;
+    Some(structure.nodes.iter().map(|node| node.segment).filter(|segment| !segment.is_empty()).collect())
+}
+
+/// The names of all message structures that can be written.
+pub(crate) fn structure_names() -> impl Iterator<Item = &'static str> {
+    definitions(WRITTEN).structure_names()
+}
+
+/// The element of a type or part (`Encounter.participant`) that a name means; a choice stands with its `[x]`. Of HL7 v2 `PID-3` or `CX.4`.
 pub(crate) fn element(parent: &str, name: &str) -> Option<Element> {
+    if let Some((field, sign)) = hl7v2_part(parent, name) {
+        return Some(Element {
+            path: name.to_owned(),
+            types: vec![field.datatype],
+            many: sign == '-' && field.repetitions != Some(1),
+            required: false,
+            choice: false,
+        });
+    }
     let def = r4().children(parent).find(|def| def.is_path_name(name))?;
     Some(Element {
         path: format!("{parent}.{name}"),
@@ -29,7 +76,12 @@ pub(crate) fn element(parent: &str, name: &str) -> Option<Element> {
 
 /// The names of the elements of a type.
 pub(crate) fn names(parent: &str) -> Vec<String> {
-    r4().children(parent).map(|def| def.path_name()).collect()
+    match hl7v2(parent) {
+        Some((def, sign)) => {
+            def.fields.iter().map(|field| format!("{parent}{sign}{}", field.number)).collect()
+        }
+        None => r4().children(parent).map(|def| def.path_name()).collect(),
+    }
 }
 
 /// The elements without which a type is not valid.
@@ -70,8 +122,11 @@ pub(crate) fn type_names() -> impl Iterator<Item = &'static str> {
     r4().types().filter(|of| matches!(of.kind, Kind::DataType | Kind::Primitive)).map(|of| of.name)
 }
 
-/// The name of a data type.
+/// The name of a data type, or of a segment of HL7 v2.
 pub(crate) fn data_type(name: &str) -> Option<&'static str> {
+    if let Some((def, _)) = hl7v2(name) {
+        return Some(def.name);
+    }
     r4().type_def(name).filter(|of| matches!(of.kind, Kind::DataType | Kind::Primitive)).map(|of| of.name)
 }
 

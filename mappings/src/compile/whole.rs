@@ -95,6 +95,7 @@ impl<'a> Compiler<'a> {
         }
         checks.extend(self.checks(&env, &mapping.checks));
         bundle.extend(self.bundle(&env, &mapping.bundle));
+        let writes = self.writes(&env, mapping);
         let code = mapping.source.code.clone().unwrap_or_else(|| {
             let first = mapping.source.structures.first().map_or("", |word| word.text.as_str());
             first.split('_').next().unwrap_or("").to_owned()
@@ -103,6 +104,7 @@ impl<'a> Compiler<'a> {
             name: mapping.name.text.clone(),
             version: mapping.version.clone(),
             records,
+            writes,
             structures: mapping.source.structures.iter().map(|word| word.text.clone()).collect(),
             code,
             events: mapping.source.events.iter().map(|word| word.text.clone()).collect(),
@@ -266,7 +268,7 @@ impl<'a> Compiler<'a> {
             (groups, segment)
         } else {
             let (groups, way) = self.record_position(&env, &from)?;
-            env.records.extend(way.down.iter().map(|(_, shape)| *shape));
+            env.records.extend(way.down.iter().map(|step| step.shape));
             (groups.into(), Some(way.last().segment()))
         };
         let changed = used.change;
@@ -415,7 +417,7 @@ impl<'a> Compiler<'a> {
         let last = way.last();
         self.expect_record(Some(last), map, &part.uses);
         let mut inner = env.clone();
-        inner.records.extend(way.down.iter().map(|(_, shape)| *shape));
+        inner.records.extend(way.down.iter().map(|step| step.shape));
         let with = self.arguments(env, map, &part.with, &part.uses.text);
         let when = part.when.as_ref().map(|formula| self.condition(&inner, formula));
         let Part { slots, ignore } = self.segment_map(map);
@@ -499,7 +501,7 @@ impl<'a> Compiler<'a> {
         for entry in ignore {
             let root = entry.path.text.split('.').next().unwrap_or("");
             if is_record_name(root) {
-                rules.extend(self.ignored_member(entry, root));
+                rules.extend(self.ignored_members(entry, root));
                 continue;
             }
             match ignore_rule(&entry.path.text, &entry.reason, from) {

@@ -302,6 +302,8 @@ pub(crate) struct Mapping {
     pub(crate) name: Word,
     pub(crate) version: String,
     pub(crate) source: Source,
+    /// The message of HL7 v2 that it writes, if it writes one.
+    pub(crate) writes: Option<Writes>,
     pub(crate) options: Vec<OptionDef>,
     pub(crate) include: Vec<Include>,
     pub(crate) resources: Vec<Resource>,
@@ -362,10 +364,39 @@ pub(crate) struct Source {
 /// Documents of records.
 #[derive(Debug)]
 pub(crate) struct RecordSource {
-    /// How CSV is written; `None` for JSON.
-    pub(crate) csv: Option<schemas::records::Csv>,
+    pub(crate) form: Form,
     /// What the document is.
     pub(crate) record: Word,
+}
+
+/// A message of HL7 v2 that a mapping writes.
+#[derive(Debug)]
+pub(crate) struct Writes {
+    pub(crate) structure: Word,
+    pub(crate) segments: Vec<Entry>,
+}
+
+/// One entry of `segments:`.
+#[derive(Debug)]
+pub(crate) struct Entry {
+    pub(crate) place: Place,
+    pub(crate) id: Word,
+    /// What is written; `None` for entries that only hold others.
+    pub(crate) segment: Option<Word>,
+    pub(crate) from: Option<Formula>,
+    /// Whether it is written for each of them.
+    pub(crate) many: bool,
+    pub(crate) when: Option<Formula>,
+    pub(crate) rule: Option<Rule>,
+    pub(crate) inner: Vec<Entry>,
+}
+
+/// How a document of records is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Form {
+    Json,
+    Csv(schemas::records::Csv),
+    Fhir,
 }
 
 /// One entry of `resources:`.

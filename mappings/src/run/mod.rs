@@ -9,6 +9,7 @@ mod evaluate;
 mod instances;
 mod made;
 mod memo;
+mod segments;
 mod slots;
 mod trace;
 mod write;
@@ -20,7 +21,7 @@ pub(crate) use trace::leaf_paths;
 pub(crate) use trace::{Trace, shift};
 
 use crate::given::Given;
-use crate::program::{Code, IgnoreRule, MappingCode, Parts, TableUse};
+use crate::program::{Code, ExprId, IgnoreRule, MappingCode, Parts, TableUse};
 use crate::resource::{Contributed, Contribution, Fragment, SlotWrite, Stamp, Write};
 use foldhash::fast::RandomState;
 use schemas::hl7v2::definitions::NodeId;
@@ -31,7 +32,7 @@ use schemas::issue::{Issue, Severity};
 use schemas::records::Records;
 use smallvec::SmallVec;
 use std::borrow::Cow;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::sync::Arc;
 use uuid::Uuid;
@@ -69,6 +70,8 @@ pub struct Mapped {
     pub contributions: Vec<Contributed>,
     /// What it says about the Bundle: its members as JSON text, without a comma at either end.
     pub bundle: String,
+    /// Of a mapping that writes HL7 v2, the segments in their order.
+    pub segments: Vec<WrittenSegment>,
     /// What is to be done beside writing resources.
     pub effects: Vec<Effect>,
     /// What could not be taken as it stood. Unmapped fields are among them (`unmapped-field`).
@@ -77,6 +80,20 @@ pub struct Mapped {
     pub stamp: Stamp,
     /// The codes that no table translates, for the queue of unmapped codes.
     pub unmapped_codes: Vec<UnmappedCode>,
+}
+
+/// A segment that a mapping writes: its name, and its fields as JSON text, `{"PID-3":[{"CX.1":"..."}]}`.
+#[derive(Clone)]
+pub struct WrittenSegment {
+    pub(crate) name: SegmentName,
+    pub(crate) fields: String,
+}
+
+/// Shows the name; the fields are a patient's.
+impl fmt::Debug for WrittenSegment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("WrittenSegment").field("name", &self.name).finish_non_exhaustive()
+    }
 }
 
 /// An act of the store that a mapping asks for. The ids are those of the contributions; a known alias wins over them.
@@ -177,6 +194,27 @@ pub(crate) struct Frame<'r, 'c> {
     pub(crate) level: Option<&'c ChainState<'r>>,
     /// The resource that is being written, an index of [`Run::entries`].
     pub(crate) owner: Option<usize>,
+    /// Which of the items it is, from 1.
+    pub(crate) nth: u32,
+    /// The records around the item, where it was reached through others.
+    pub(crate) outer: Option<&'c Outer<'c>>,
+}
+
+/// A record around another.
+#[derive(Clone, Copy)]
+pub(crate) struct Outer<'c> {
+    record: u32,
+    outer: Option<&'c Outer<'c>>,
+}
+
+impl<'c> Frame<'_, 'c> {
+    /// The current item as a record around further ones.
+    fn as_outer(&self) -> Option<Outer<'c>> {
+        match self.item {
+            Item::Segment(record) => Some(Outer { record, outer: self.outer }),
+            _ => None,
+        }
+    }
 }
 
 /// What the caller of a map gave.
@@ -245,6 +283,8 @@ pub(crate) struct Run<'r> {
     /// For each entry of `resources:`, the group in which it stands.
     places: Arc<[Option<NodeId>]>,
     ordinals: HashMap<(InstanceId, String), u32, RandomState>,
+    /// The records to which paths from the document lead.
+    led_to: HashMap<ExprId, HashSet<u32>>,
     issues: Vec<Issue>,
     unmapped_codes: Vec<UnmappedCode>,
     effects: Vec<Effect>,
@@ -336,8 +376,13 @@ pub(crate) fn run(
     run.issues.extend(groups.issues().iter().cloned());
     run.issues.extend(document.iter().flat_map(|document| document.records.issues()).cloned());
     run.tracer = traced.is_some().then(Box::default);
-    match run.whole() {
-        Ok(()) => Ok(run.finish(traced)),
+    let mut segments = Vec::new();
+    let done = match &mapping.writes {
+        Some(entries) => run.write_message(entries, &mut segments),
+        None => run.whole(),
+    };
+    match done {
+        Ok(()) => Ok(Mapped { segments, ..run.finish(traced) }),
         Err(Halt::Quarantine(reason)) => {
             Err(Quarantined { reason, issues: run.issues, unmapped_codes: run.unmapped_codes })
         }
@@ -393,6 +438,7 @@ impl<'r> Run<'r> {
             around: Vec::new(),
             places,
             ordinals: HashMap::default(),
+            led_to: HashMap::new(),
             issues: Vec::new(),
             unmapped_codes: Vec::new(),
             effects: Vec::new(),
@@ -491,6 +537,8 @@ impl<'r> Run<'r> {
             call: None,
             level: None,
             owner: None,
+            nth: 0,
+            outer: None,
         }
     }
 
@@ -519,6 +567,7 @@ impl<'r> Run<'r> {
         crate::render::elements(fragments_of(&self.bundle), &mut bundle);
         Mapped {
             bundle,
+            segments: Vec::new(),
             contributions: self.entries,
             effects: self.effects,
             issues: self.issues,

@@ -73,16 +73,25 @@ impl<'r> Run<'r> {
             return Ok(());
         }
         let causes = self.causes();
-        for item in self.items(frame, each) {
+        let outer = frame.as_outer();
+        for (nth, item) in (1..).zip(self.items(frame, each)) {
             self.step()?;
             self.uncause(causes);
             self.cause_of_item(item);
-            let frame = self.at_item(frame, item);
+            let frame = Frame { outer: outer.as_ref().or(frame.outer), nth, ..self.at_item(frame, item) };
             if !node.when_item || node.when.is_none_or(|when| self.holds(&frame, when)) {
                 self.emit_guarded(&frame, node, sink)?;
             }
         }
         Ok(())
+    }
+
+    /// Writes what a node says by itself; nothing, if it says nothing.
+    pub(super) fn write_alone(&mut self, frame: &Frame<'r, '_>, node: NodeId) -> Result<String, Halt> {
+        let mut out = String::new();
+        let mut sink = Sink { out: &mut out, count: 0, max: 1 };
+        self.emit(frame, node, &mut sink)?;
+        Ok(out)
     }
 
     /// Writes a node, and what its rule says instead if a value in it cannot be read.

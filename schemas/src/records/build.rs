@@ -1,12 +1,13 @@
 //! Puts a document together, record by record.
 
-use super::shape::{ShapeId, Shapes};
-use super::{Limits, Names, Records, Unreadable};
+use super::shape::{Is, ShapeId, Shapes};
+use super::{Limits, Links, Records, Unreadable};
 use crate::hl7v2::definitions::Structure;
 use crate::hl7v2::grammar::Groups;
 use crate::hl7v2::message::{Leaf, Segment};
 use crate::issue::{Issue, Severity};
 use std::collections::HashMap;
+use std::sync::Arc;
 
 /// How many members beyond its declared ones a shape may be seen with; all further ones are one.
 const OTHERS_MAX: usize = 1000;
@@ -31,8 +32,8 @@ struct Kind {
     around: u16,
 }
 
-pub(super) struct Builder<'s> {
-    shapes: &'s Shapes,
+pub(super) struct Builder {
+    shapes: Arc<Shapes>,
     limits: Limits,
     text: String,
     records: Vec<Record>,
@@ -46,12 +47,13 @@ pub(super) struct Builder<'s> {
     others: HashMap<(Option<ShapeId>, String), u16>,
     others_of: HashMap<Option<ShapeId>, usize>,
     issues: Vec<Issue>,
+    links: Links,
 }
 
-impl<'s> Builder<'s> {
-    pub(super) fn new(shapes: &'s Shapes, limits: Limits) -> Self {
+impl Builder {
+    pub(super) fn new(shapes: &Arc<Shapes>, limits: Limits) -> Self {
         Builder {
-            shapes,
+            shapes: Arc::clone(shapes),
             limits,
             text: String::new(),
             records: Vec::new(),
@@ -63,11 +65,27 @@ impl<'s> Builder<'s> {
             others: HashMap::new(),
             others_of: HashMap::new(),
             issues: Vec::new(),
+            links: Links::default(),
         }
     }
 
-    pub(super) fn shapes(&self) -> &'s Shapes {
-        self.shapes
+    /// References of this text lead to a record.
+    pub(super) fn named(&mut self, name: String, record: u32) {
+        self.links
+            .names
+            .entry(name)
+            .and_modify(|known| *known = known.filter(|known| *known == record))
+            .or_insert(Some(record));
+    }
+
+    /// The same, within the resource around another record.
+    pub(super) fn named_inside(&mut self, record: u32, name: String, inner: u32) {
+        let around = self.links.around(record, |at| self.records[at as usize].around);
+        self.links.inside.insert((around, name), inner);
+    }
+
+    pub(super) fn shapes(&self) -> &Arc<Shapes> {
+        &self.shapes
     }
 
     pub(super) fn too_deep(&self) -> Unreadable {
@@ -234,15 +252,9 @@ impl<'s> Builder<'s> {
         let place = |record: &Record| (nodes[usize::from(record.kind)], record.around, record.ordinal);
         let places = self.records.iter().map(place);
         let groups = Groups::of_records(structure, places);
-        let mut names = Names::default();
-        for ((shape, name), number) in self.others {
-            names.others.insert((shape, number), name);
-        }
-        for (id, shape) in self.shapes.all() {
-            for (number, member) in (1..).zip(&shape.members) {
-                names.declared.insert((id, number), (member.name, member.many));
-            }
-        }
+        let names = self.others.into_iter().map(|((shape, name), number)| ((shape, number), name)).collect();
+        let reference = self.shapes.named("Reference").filter(|id| self.shapes.get(*id).is == Is::Reference);
+        let reference = reference.and_then(|id| Some((id, self.shapes.get(id).member("reference")?.0)));
         Records {
             text: self.text,
             segments,
@@ -252,7 +264,10 @@ impl<'s> Builder<'s> {
             shapes: self.records.iter().map(|record| record.shape).collect(),
             listed: self.records.iter().map(|record| record.listed).collect(),
             labels: self.labels,
-            names,
+            links: self.links,
+            reference,
+            known: self.shapes,
+            others: names,
         }
     }
 }

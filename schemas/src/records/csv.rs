@@ -3,6 +3,7 @@
 use super::build::Builder;
 use super::shape::{ShapeId, Shapes};
 use super::{Limits, Records, UNDECLARED, Unreadable};
+use std::sync::Arc;
 
 /// How a CSV file is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,7 +36,7 @@ impl Default for Csv {
 pub fn read_csv(
     text: &str,
     form: Csv,
-    shapes: &Shapes,
+    shapes: &Arc<Shapes>,
     root: ShapeId,
     limits: &Limits,
 ) -> Result<Records, Unreadable> {
@@ -68,7 +69,7 @@ pub fn read_csv(
         for (index, value) in row.iter().enumerate() {
             let name = columns.as_ref().map(|columns| columns.get(index).map_or(UNDECLARED, String::as_str));
             let known = match name {
-                Some(name) => shapes.written(line, name).map(|(number, _)| number),
+                Some(name) => shapes.get(line).written(name).map(|(number, _)| number),
                 None => shapes.get(line).members.get(index).and_then(|_| u16::try_from(index + 1).ok()),
             };
             match known {

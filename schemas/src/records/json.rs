@@ -1,13 +1,14 @@
 //! JSON as records.
 
 use super::build::Builder;
-use super::shape::{Holds, Member, ShapeId, Shapes, Value};
-use super::{Limits, Records, Unreadable};
+use super::shape::{Holds, Is, Member, ShapeId, Shapes, Value};
+use super::{Limits, Records, Unreadable, fhir};
 use serde::de::{Deserializer as _, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 use std::borrow::Cow;
 use std::collections::HashSet;
 use std::fmt;
+use std::sync::Arc;
 
 /// Reads a JSON document whose outermost record has a shape.
 ///
@@ -20,7 +21,25 @@ use std::fmt;
 ///
 /// # Source
 /// RFC 8259.
-pub fn read_json(text: &str, shapes: &Shapes, root: ShapeId, limits: &Limits) -> Result<Records, Unreadable> {
+pub fn read_json(
+    text: &str,
+    shapes: &Arc<Shapes>,
+    root: ShapeId,
+    limits: &Limits,
+) -> Result<Records, Unreadable> {
+    let document = whole(text, limits)?;
+    let mut builder = Builder::new(shapes, *limits);
+    let record = builder.root(root);
+    match form(document) {
+        Form::Object => object(&mut builder, record, Some(root), document, 1)?,
+        Form::List => list_as_record(&mut builder, record, root, document, 1)?,
+        Form::Null | Form::Value(_) => return Err(Unreadable::NoRecord(shapes.get(root).name)),
+    }
+    Ok(builder.finish())
+}
+
+/// A text that is JSON from its first character to its last, without blanks around it.
+pub(super) fn whole<'t>(text: &'t str, limits: &Limits) -> Result<&'t str, Unreadable> {
     let text = text.strip_prefix('\u{FEFF}').unwrap_or(text);
     if text.len() > limits.bytes {
         return Err(Unreadable::OverLimit { limit: limits.bytes, unit: "bytes" });
@@ -30,14 +49,7 @@ pub fn read_json(text: &str, shapes: &Shapes, root: ShapeId, limits: &Limits) ->
         line: error.line(),
         column: error.column(),
     })?;
-    let mut builder = Builder::new(shapes, *limits);
-    let record = builder.root(root);
-    match form(document.get()) {
-        Form::Object => object(&mut builder, record, Some(root), document.get(), 1)?,
-        Form::List => list_as_record(&mut builder, record, root, document.get(), 1)?,
-        Form::Null | Form::Value(_) => return Err(Unreadable::NoRecord(shapes.get(root).name)),
-    }
-    Ok(builder.finish())
+    Ok(document.get())
 }
 
 /// What a JSON text is.
@@ -62,19 +74,29 @@ fn form(json: &str) -> Form {
 
 /// The members of an object.
 fn object(
-    builder: &mut Builder<'_>,
+    builder: &mut Builder,
     record: u32,
     shape: Option<ShapeId>,
     json: &str,
     depth: usize,
 ) -> Result<(), Unreadable> {
-    let members = members_of(json);
+    members(builder, record, shape, &members_of(json), depth)
+}
+
+pub(super) fn members(
+    builder: &mut Builder,
+    record: u32,
+    shape: Option<ShapeId>,
+    members: &[(Cow<'_, str>, &str)],
+    depth: usize,
+) -> Result<(), Unreadable> {
+    let shapes = Arc::clone(builder.shapes());
     let mut seen = HashSet::with_capacity(members.len());
-    for (name, value) in &members {
+    for (name, value) in members {
         if !seen.insert(&**name) {
             return Err(Unreadable::Twice(builder.place_of_member(record, name)));
         }
-        let known = shape.and_then(|shape| builder.shapes().written(shape, name));
+        let known = shape.and_then(|shape| shapes.get(shape).written(name));
         match known {
             Some((number, known)) => declared(builder, record, number, known, value, depth)?,
             None => other(builder, record, name, value, depth)?,
@@ -85,7 +107,7 @@ fn object(
 
 /// A member that the record's shape declares.
 fn declared(
-    builder: &mut Builder<'_>,
+    builder: &mut Builder,
     record: u32,
     number: u16,
     member: &Member,
@@ -106,7 +128,7 @@ fn declared(
 
 /// One item of a declared member.
 fn one(
-    builder: &mut Builder<'_>,
+    builder: &mut Builder,
     record: u32,
     number: u16,
     member: &Member,
@@ -116,6 +138,14 @@ fn one(
 ) -> Result<(), Unreadable> {
     match (form(json), member.holds) {
         (Form::Null, _) => Ok(()),
+        (Form::Object, Holds::Record(shape)) if builder.shapes().get(shape).is == Is::AnyResource => {
+            let (shape, name) = fhir::contained(builder.shapes(), json);
+            let inner = builder.record(record, shape, member.name, member.many, depth)?;
+            if let Some(name) = name {
+                builder.named_inside(record, name, inner);
+            }
+            object(builder, inner, shape, json, depth + 1)
+        }
         (Form::Object, Holds::Record(shape)) => {
             let inner = builder.record(record, Some(shape), member.name, member.many, depth)?;
             object(builder, inner, Some(shape), json, depth + 1)
@@ -143,13 +173,7 @@ fn one(
 }
 
 /// A member that no shape declares, whatever it holds: it is kept, so that it can be told.
-fn other(
-    builder: &mut Builder<'_>,
-    record: u32,
-    name: &str,
-    json: &str,
-    depth: usize,
-) -> Result<(), Unreadable> {
+fn other(builder: &mut Builder, record: u32, name: &str, json: &str, depth: usize) -> Result<(), Unreadable> {
     let mut open = vec![(json, 1)];
     // Lists within lists are one list.
     let mut nth = 0;
@@ -173,13 +197,13 @@ fn other(
 
 /// A list where a record is expected.
 fn list_as_record(
-    builder: &mut Builder<'_>,
+    builder: &mut Builder,
     record: u32,
     shape: ShapeId,
     json: &str,
     depth: usize,
 ) -> Result<(), Unreadable> {
-    let shapes = builder.shapes();
+    let shapes = Arc::clone(builder.shapes());
     if let Some((number, member)) = shapes.get(shape).list() {
         return declared(builder, record, number, member, json, depth);
     }
@@ -212,7 +236,7 @@ fn plain(json: &str) -> Cow<'_, str> {
 }
 
 /// The members of an object in their order, each as it is written; the same name may come twice.
-fn members_of(json: &str) -> Vec<(Cow<'_, str>, &str)> {
+pub(super) fn members_of(json: &str) -> Vec<(Cow<'_, str>, &str)> {
     struct Members;
     impl<'de> Visitor<'de> for Members {
         type Value = Vec<(Cow<'de, str>, &'de str)>;
@@ -231,6 +255,23 @@ fn members_of(json: &str) -> Vec<(Cow<'_, str>, &str)> {
     }
     let mut reader = serde_json::Deserializer::from_str(json);
     reader.deserialize_map(Members).expect("the document was read as a whole, so its parts can be")
+}
+
+/// The text of a member, if it is one.
+pub(super) fn text_of(members: &[(Cow<'_, str>, &str)], name: &str) -> Option<String> {
+    let (_, json) =
+        members.iter().find(|(known, json)| known == name && form(json) == Form::Value(Value::Text))?;
+    Some(plain(json).into_owned())
+}
+
+/// The objects of a list.
+pub(super) fn objects_of(json: &str) -> Vec<&str> {
+    let items = if form(json) == Form::List { items_of(json) } else { Vec::new() };
+    items.into_iter().filter(|item| is_object(item)).collect()
+}
+
+pub(super) fn is_object(json: &str) -> bool {
+    form(json) == Form::Object
 }
 
 /// A name, borrowed where it can be.

@@ -10,14 +10,16 @@
 
 mod build;
 mod csv;
+mod fhir;
 mod json;
 mod shape;
 #[cfg(test)]
 mod tests;
 
 pub use csv::{Csv, read_csv};
+pub use fhir::{ALL as RESOURCES, read_fhir, shapes as fhir_shapes};
 pub use json::read_json;
-pub use shape::{Holds, Member, Shape, ShapeId, Shapes, Value};
+pub use shape::{Holds, Is, Member, Shape, ShapeId, Shapes, Value};
 
 use crate::hl7v2::grammar::{Groups, InstanceId};
 use crate::hl7v2::message::{Leaf, Message, Segment};
@@ -26,6 +28,7 @@ use crate::issue::{Issue, Severity};
 use encoding_rs::{Encoding, WINDOWS_1252};
 use std::borrow::Cow;
 use std::collections::HashMap;
+use std::sync::Arc;
 
 /// The name of what no shape declares, where its own is not told.
 const UNDECLARED: &str = "*";
@@ -91,8 +94,8 @@ pub enum Unreadable {
         /// Counted from 1; 0 where it is not known.
         column: usize,
     },
-    /// It is a single value, where a record is expected.
-    #[error("the document is a single value, and {0} is expected")]
+    /// It is a value or a list, where a record is expected.
+    #[error("the document is no record, and {0} is expected")]
     NoRecord(&'static str),
     /// A record has two members of one name, and which of them counts nobody can know.
     #[error("two members of one name: {0}")]
@@ -121,16 +124,33 @@ pub struct Records {
     listed: Vec<bool>,
     /// What the document calls records that no shape declares.
     labels: HashMap<u32, String>,
-    names: Names,
+    links: Links,
+    /// The shape of references, and the member that says where they lead.
+    reference: Option<(ShapeId, u16)>,
+    /// Every shape.
+    known: Arc<Shapes>,
+    /// What members are called that their shape does not declare: the first such one has the number after the last declared one, and so on.
+    others: HashMap<(Option<ShapeId>, u16), String>,
 }
 
-/// What the fields of records are called.
+/// Where the references of a FHIR document lead.
 #[derive(Debug, Default)]
-struct Names {
-    /// By shape and number: the name, and whether it is a list.
-    declared: HashMap<(ShapeId, u16), (&'static str, bool)>,
-    /// What is not declared: the first such member of a shape follows its last declared one, and so on.
-    others: HashMap<(Option<ShapeId>, u16), String>,
+struct Links {
+    /// By `fullUrl`, and by type and id; nowhere, if two resources have the same name.
+    names: HashMap<String, Option<u32>>,
+    /// By `#` and id, within one resource of the document.
+    inside: HashMap<(u32, String), u32>,
+}
+
+impl Links {
+    /// The resource of the document in which a record lies: the document is the first record.
+    fn around(&self, record: u32, around: impl Fn(u32) -> u32) -> u32 {
+        let mut at = record;
+        while around(at) != 0 {
+            at = around(at);
+        }
+        at
+    }
 }
 
 impl Records {
@@ -157,6 +177,27 @@ impl Records {
         &self.issues
     }
 
+    /// The resource to which a reference leads, if it is in the document.
+    ///
+    /// A relative reference means the one of that type and id, an absolute one that of this `fullUrl`, whatever its version.
+    pub fn target_of(&self, reference: u32) -> Option<u32> {
+        let (shape, field) = self.reference?;
+        if self.shapes[reference as usize] != Some(shape) {
+            return None;
+        }
+        let leaf = self.leaves[self.segments[reference as usize].leaves()]
+            .iter()
+            .find(|leaf| leaf.field == field)?;
+        let text = &self.text[leaf.start as usize..leaf.end as usize];
+        if text.starts_with('#') {
+            let around = |at| self.groups.parent(InstanceId(at)).map_or(0, |id| id.0);
+            let around = self.links.around(reference, around);
+            return self.links.inside.get(&(around, text.to_owned())).copied();
+        }
+        let text = text.split_once("/_history/").map_or(text, |(resource, _)| resource);
+        self.links.names.get(text).copied().flatten()
+    }
+
     /// Where a value stands: `records[1].value`. Lists count from 0, as JSON does.
     pub fn place_of(&self, leaf: usize) -> String {
         let record =
@@ -167,11 +208,11 @@ impl Records {
             place.push('.');
         }
         let shape = self.shapes[record];
-        let declared = shape.and_then(|shape| self.names.declared.get(&(shape, leaf.field)));
+        let declared = shape.and_then(|shape| self.known.get(shape).members.get(usize::from(leaf.field) - 1));
         let (name, listed) = match declared {
-            Some((name, listed)) => (*name, *listed),
+            Some(member) => (member.name, member.many),
             None => {
-                let name = self.names.others.get(&(shape, leaf.field));
+                let name = self.others.get(&(shape, leaf.field));
                 (name.map_or(UNDECLARED, String::as_str), leaf.repetition > 1)
             }
         };

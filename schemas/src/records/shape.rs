@@ -2,6 +2,7 @@
 
 use crate::hl7v2::SegmentName;
 use std::collections::HashMap;
+use std::sync::Arc;
 
 /// The shape of a record, counted from 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -24,8 +25,26 @@ impl ShapeId {
 pub struct Shape {
     /// What mappings call it: `CgmReading`.
     pub name: &'static str,
+    /// What it is to FHIR.
+    pub is: Is,
     /// Its members. The number of a member, from 1, is that of the field in which its value stands.
     pub members: Vec<Member>,
+    /// Which member a document names so.
+    written: HashMap<String, u16>,
+}
+
+/// What a record is to FHIR.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Is {
+    /// Nothing of its own.
+    #[default]
+    Plain,
+    /// A resource, of the type that its shape is called.
+    Resource,
+    /// A resource whose type it says itself.
+    AnyResource,
+    /// A reference to a resource.
+    Reference,
 }
 
 /// A member of a record.
@@ -64,47 +83,71 @@ pub enum Value {
 /// Every shape that is known, by number and by name.
 #[derive(Clone, Debug, Default)]
 pub struct Shapes {
+    /// What was known before; the numbers of these go on from there.
+    base: Option<Arc<Shapes>>,
     shapes: Vec<Shape>,
     names: HashMap<&'static str, ShapeId>,
-    /// The member of a shape that a document names so.
-    members: HashMap<(ShapeId, String), u16>,
 }
 
 impl Shapes {
+    /// No shapes beside others.
+    pub fn beside(base: Arc<Shapes>) -> Shapes {
+        Shapes { base: Some(base), ..Shapes::default() }
+    }
+
     /// Adds a shape without members; `None` if the name is taken, or if there are too many.
     pub fn add(&mut self, name: &'static str) -> Option<ShapeId> {
-        let id = ShapeId(u16::try_from(self.shapes.len()).ok().filter(|id| *id < ShapeId::MAX)?);
-        if self.names.contains_key(name) {
+        let next = self.first() + self.shapes.len();
+        let id = ShapeId(u16::try_from(next).ok().filter(|id| *id < ShapeId::MAX)?);
+        if self.named(name).is_some() {
             return None;
         }
         self.names.insert(name, id);
-        self.shapes.push(Shape { name, members: Vec::new() });
+        self.shapes.push(Shape { name, is: Is::Plain, members: Vec::new(), written: HashMap::new() });
         Some(id)
     }
 
-    /// Adds a member to a shape; `false` if there is one of that name already, or too many.
+    /// Adds a member to a shape; `false` if there is one of that name already, or too many, or if the shape was known before.
     pub fn add_member(&mut self, id: ShapeId, member: Member) -> bool {
-        let shape = &mut self.shapes[usize::from(id.0)];
-        let known =
-            shape.members.iter().any(|other| other.name == member.name || other.written == member.written);
-        let Some(number) =
-            u16::try_from(shape.members.len() + 1).ok().filter(|n| *n <= Shape::MEMBERS_MAX && !known)
-        else {
+        let Some(shape) = self.own(id) else { return false };
+        let number = u16::try_from(shape.members.len() + 1).unwrap_or(u16::MAX);
+        let known = shape.members.iter().any(|other| other.name == member.name);
+        if known || number > Shape::MEMBERS_MAX || shape.written.contains_key(&member.written) {
             return false;
-        };
-        self.members.insert((id, member.written.clone()), number);
+        }
+        shape.written.insert(member.written.clone(), number);
         shape.members.push(member);
         true
     }
 
+    /// Says what a shape is to FHIR.
+    pub(super) fn be(&mut self, id: ShapeId, is: Is) {
+        if let Some(shape) = self.own(id) {
+            shape.is = is;
+        }
+    }
+
+    fn own(&mut self, id: ShapeId) -> Option<&mut Shape> {
+        let at = usize::from(id.0).checked_sub(self.first())?;
+        self.shapes.get_mut(at)
+    }
+
+    /// The number of the first that is not of the base.
+    fn first(&self) -> usize {
+        self.base.as_ref().map_or(0, |base| base.first() + base.shapes.len())
+    }
+
     /// A shape by its name.
     pub fn named(&self, name: &str) -> Option<ShapeId> {
-        self.names.get(name).copied()
+        self.names.get(name).copied().or_else(|| self.base.as_ref()?.named(name))
     }
 
     /// A shape.
     pub fn get(&self, id: ShapeId) -> &Shape {
-        &self.shapes[usize::from(id.0)]
+        match (usize::from(id.0).checked_sub(self.first()), &self.base) {
+            (None, Some(base)) => base.get(id),
+            (at, _) => &self.shapes[at.unwrap_or_default()],
+        }
     }
 
     /// Of a shape that is a list of records which hold values alone, such as a CSV file: the name of the list, and what its records are.
@@ -119,26 +162,11 @@ impl Shapes {
         plain.then_some((list.name, line))
     }
 
-    /// Every shape with its number.
-    pub fn all(&self) -> impl Iterator<Item = (ShapeId, &Shape)> {
-        (0..).map(ShapeId).zip(&self.shapes)
-    }
-
     /// The names of all shapes.
-    pub fn names(&self) -> impl Iterator<Item = &'static str> {
-        self.shapes.iter().map(|shape| shape.name)
-    }
-
-    /// The member that a document calls so, with its number.
-    pub(super) fn written(&self, id: ShapeId, name: &str) -> Option<(u16, &Member)> {
-        // A borrowed pair cannot be looked up without making a text of it; records are short.
-        let members = &self.get(id).members;
-        if members.len() <= 8 {
-            let at = members.iter().position(|member| member.written == name)?;
-            return Some((at as u16 + 1, &members[at]));
-        }
-        let number = *self.members.get(&(id, name.to_owned()))?;
-        Some((number, &members[usize::from(number) - 1]))
+    pub fn names(&self) -> Vec<&'static str> {
+        let mut names = self.base.as_ref().map(|base| base.names()).unwrap_or_default();
+        names.extend(self.shapes.iter().map(|shape| shape.name));
+        names
     }
 }
 
@@ -150,6 +178,12 @@ impl Shape {
     pub fn member(&self, name: &str) -> Option<(u16, &Member)> {
         let at = self.members.iter().position(|member| member.name == name)?;
         Some((u16::try_from(at).ok()? + 1, &self.members[at]))
+    }
+
+    /// The member that a document calls so, with its number.
+    pub(super) fn written(&self, name: &str) -> Option<(u16, &Member)> {
+        let number = *self.written.get(name)?;
+        Some((number, &self.members[usize::from(number) - 1]))
     }
 
     /// The one member, if it is a list: where the document is a list itself, its items stand there.

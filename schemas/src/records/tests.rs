@@ -1,7 +1,7 @@
 use super::*;
 use proptest::prelude::*;
 
-fn shapes() -> (Shapes, ShapeId) {
+fn shapes() -> (Arc<Shapes>, ShapeId) {
     let mut shapes = Shapes::default();
     let root = shapes.add("Readings").expect("a new name");
     let reading = shapes.add("Reading").expect("a new name");
@@ -23,7 +23,7 @@ fn shapes() -> (Shapes, ShapeId) {
     ] {
         assert!(shapes.add_member(id, one));
     }
-    (shapes, root)
+    (Arc::new(shapes), root)
 }
 
 fn json(text: &str) -> Result<Records, Unreadable> {
@@ -130,10 +130,12 @@ fn another_form_than_the_declared_one_is_kept_and_told() {
 
 #[test]
 fn a_document_that_is_a_list_goes_to_the_one_list_of_its_shape() {
-    let (mut shapes, root) = shapes();
+    let (shapes, root) = shapes();
+    let mut shapes = Shapes::beside(shapes);
     let list = shapes.add("List").expect("a new name");
     let items = Member { name: "items", written: "items".to_owned(), holds: Holds::Record(root), many: true };
     assert!(shapes.add_member(list, items));
+    let shapes = Arc::new(shapes);
     let read = |text| read_json(text, &shapes, list, &Limits::default()).expect("read");
     assert_eq!(
         all(&read(r#"[{"kind": "a"}, {"kind": "b"}]"#)),
@@ -146,7 +148,7 @@ fn a_document_that_is_a_list_goes_to_the_one_list_of_its_shape() {
 fn what_cannot_be_read_says_where_and_nothing_else() {
     let wrong = |text: &str| json(text).expect_err(text).to_string();
     assert_eq!(wrong("{\"kind\": \"TEST\"\n \"x\": 1}"), "not JSON: line 2, column 2");
-    assert_eq!(wrong("\"TEST\""), "the document is a single value, and Readings is expected");
+    assert_eq!(wrong("\"TEST\""), "the document is no record, and Readings is expected");
     assert_eq!(
         wrong(r#"{"records": [{"id": "TEST", "id": "JANE"}]}"#),
         "two members of one name: records[0].id"
@@ -178,7 +180,7 @@ fn limits_are_kept() {
     );
 }
 
-fn rows() -> (Shapes, ShapeId) {
+fn rows() -> (Arc<Shapes>, ShapeId) {
     let mut shapes = Shapes::default();
     let (root, row) = (shapes.add("Rows").expect("new"), shapes.add("Row").expect("new"));
     let list = Member { name: "rows", written: "rows".to_owned(), holds: Holds::Record(row), many: true };
@@ -188,7 +190,7 @@ fn rows() -> (Shapes, ShapeId) {
             Member { name, written: written.to_owned(), holds: Holds::Value(Value::Text), many: false };
         assert!(shapes.add_member(row, member));
     }
-    (shapes, root)
+    (Arc::new(shapes), root)
 }
 
 #[test]
@@ -285,5 +287,105 @@ fn values(json: &serde_json::Value, found: &mut Vec<String>) {
         serde_json::Value::Array(items) => items.iter().for_each(|item| values(item, found)),
         serde_json::Value::Object(members) => members.values().for_each(|value| values(value, found)),
         other => found.push(other.to_string()),
+    }
+}
+
+mod of_fhir {
+    use super::*;
+
+    fn fhir(text: &str) -> Records {
+        read_fhir(text, &Limits::default()).expect("it can be read")
+    }
+
+    /// The record of a place.
+    fn record(records: &Records, place: &str) -> u32 {
+        let found = (0..records.segments.len()).find(|record| records.place_of_record(*record) == place);
+        found.unwrap_or_else(|| panic!("nothing stands at {place}")) as u32
+    }
+
+    #[test]
+    fn every_type_of_r4_has_a_shape() {
+        let shapes = fhir_shapes();
+        let has = |shape: &str, member: &str| {
+            let shape = shapes.get(shapes.named(shape).unwrap_or_else(|| panic!("{shape}")));
+            shape.member(member).map(|(_, member)| (member.holds, member.many))
+        };
+        let record = |name: &str| Holds::Record(shapes.named(name).expect("it is there"));
+        assert_eq!(has("Patient", "name"), Some((record("HumanName"), true)));
+        assert_eq!(has("Patient", "contact"), Some((record("PatientContact"), true)));
+        assert_eq!(has("Patient", "_birthDate"), Some((record("Element"), false)));
+        assert_eq!(has("Patient", "deceasedBoolean"), Some((Holds::Value(Value::Boolean), false)));
+        assert_eq!(has("Observation", "valueQuantity"), Some((record("Quantity"), false)));
+        assert_eq!(has("Observation", "value"), None);
+        assert_eq!(has("QuestionnaireItem", "item"), Some((record("QuestionnaireItem"), true)));
+        assert_eq!(has("HumanName", "given"), Some((Holds::Value(Value::Text), true)));
+        assert_eq!(has("Resources", "Patient"), Some((record("Patient"), true)));
+    }
+
+    #[test]
+    fn resources_stand_beside_each_other_and_know_each_other() {
+        let records = fhir(
+            r##"{"resourceType": "Bundle", "id": "b", "entry": [
+                {"fullUrl": "urn:uuid:1", "resource": {"resourceType": "Patient", "id": "p", "name": [{"given": ["TEST", null, "X"]}],
+                  "generalPractitioner": [{"reference": "#doc"}, {"reference": "#nobody"}],
+                  "contained": [{"resourceType": "Practitioner", "id": "doc", "active": true}]}},
+                {"fullUrl": "http://test.example/fhir/Patient/q", "resource": {"resourceType": "Patient", "id": "q"}},
+                {"resource": {"resourceType": "Observation", "subject": {"reference": "urn:uuid:1"},
+                  "focus": [{"reference": "Patient/q/_history/3"}, {"reference": "http://test.example/fhir/Patient/q"},
+                            {"reference": "http://other.example/fhir/Patient/q"}, {"reference": "#doc"}, {"display": "nobody"}]}},
+                {"response": {"status": "200"}}]}"##,
+        );
+        let expected = [
+            ("Bundle[0].resourceType", "Bundle"),
+            ("Bundle[0].id", "b"),
+            ("Patient[0].resourceType", "Patient"),
+            ("Patient[0].id", "p"),
+            ("Patient[0].name[0].given[0]", "TEST"),
+            ("Patient[0].name[0].given[2]", "X"),
+            ("Patient[0].generalPractitioner[0].reference", "#doc"),
+            ("Patient[0].contained[0].active", "true"),
+        ];
+        let found = all(&records);
+        for pair in pairs(&expected) {
+            assert!(found.contains(&pair), "{pair:?} is not in {found:?}");
+        }
+        let leads = |from: &str| {
+            records.target_of(record(&records, from)).map(|to| records.place_of_record(to as usize))
+        };
+        assert_eq!(leads("Observation[0].subject").as_deref(), Some("Patient[0]"));
+        assert_eq!(leads("Observation[0].focus[0]").as_deref(), Some("Patient[1]"));
+        assert_eq!(leads("Observation[0].focus[1]").as_deref(), Some("Patient[1]"));
+        assert_eq!(leads("Observation[0].focus[2]"), None, "of another server");
+        assert_eq!(leads("Observation[0].focus[3]"), None, "contained in another resource");
+        assert_eq!(leads("Observation[0].focus[4]"), None);
+        assert_eq!(leads("Patient[0].generalPractitioner[0]").as_deref(), Some("Patient[0].contained[0]"));
+        assert_eq!(leads("Patient[0].generalPractitioner[1]"), None);
+        assert_eq!(leads("Patient[0]"), None, "no reference");
+    }
+
+    #[test]
+    fn a_name_that_two_resources_have_leads_to_neither() {
+        let entry = |id: &str| {
+            format!(
+                r#"{{"resource": {{"resourceType": "Patient", "id": "{id}", "link": [{{"other": {{"reference": "Patient/a"}}}}]}}}}"#
+            )
+        };
+        let bundle = |ids: [&str; 2]| {
+            format!(r#"{{"resourceType": "Bundle", "entry": [{}, {}]}}"#, entry(ids[0]), entry(ids[1]))
+        };
+        let leads = |ids| {
+            let records = fhir(&bundle(ids));
+            records.target_of(record(&records, "Patient[0].link[0].other")).is_some()
+        };
+        assert!(leads(["a", "b"]));
+        assert!(!leads(["a", "a"]));
+    }
+
+    #[test]
+    fn one_resource_is_a_document_and_what_is_none_is_told() {
+        assert_eq!(all(&fhir(r#"{"resourceType": "Patient", "id": "p"}"#))[1].0, "Patient[0].id");
+        assert_eq!(all(&fhir(r#"{"resourceType": "Unheard", "a": 1}"#))[1].0, "Unheard[0].a");
+        let refused = read_fhir("[]", &Limits::default()).expect_err("no resource");
+        assert_eq!(refused.to_string(), "the document is no record, and Resource is expected");
     }
 }
