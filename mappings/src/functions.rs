@@ -1,11 +1,17 @@
 //! The functions of the mapping language. One row of [`FUNCTIONS`] makes a function exist: the checker, the reference and
 //! the tests of its examples derive from it.
 
+mod moments;
+mod systems;
+
 use crate::program::ExprId;
 use crate::run::{Frame, Run, Val};
 use crate::terminology;
+use moments::{later, minutes, since_1970};
 use schemas::hl7v2::time::{self, Tm, Ts};
 use std::borrow::Cow;
+pub(crate) use systems::{known_coding_system, universal};
+use systems::{universal_id, v2_system};
 
 /// What is known of a value before any message is there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,25 +70,6 @@ pub(crate) fn is_strict(name: &str) -> bool {
 }
 
 const MANY: usize = usize::MAX;
-
-/// The instant so many seconds after the beginning of 1970, whose last digits are as many places behind the point as `scale` says. Years
-/// beyond 9999, to which milliseconds lead that are taken for seconds, are none.
-fn since_1970(text: &str, scale: usize) -> Option<String> {
-    let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
-    let digits = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
-    let amount = whole.strip_prefix('-').unwrap_or(whole);
-    if amount.is_empty()
-        || amount.len() > 18
-        || fraction.len() > 9 - scale
-        || !digits(amount)
-        || !digits(fraction)
-    {
-        return None;
-    }
-    let nanoseconds: i128 = format!("{whole}{fraction:0<width$}", width = 9 - scale).parse().ok()?;
-    let instant = jiff::Timestamp::from_nanosecond(nanoseconds).ok()?;
-    Some(instant.to_string())
-}
 
 /// Every function of the language.
 pub(crate) const FUNCTIONS: &[Function] = &[
@@ -889,147 +876,12 @@ pub(crate) const FUNCTIONS: &[Function] = &[
     },
 ];
 
-/// A unit of time: its UCUM code, by that or by its ISO+ word.
-fn unit_of_time(text: &str) -> Option<&'static str> {
-    Some(match text.trim().to_ascii_lowercase().as_str() {
-        "s" | "sec" | "secs" | "second" | "seconds" => "s",
-        "min" | "m" | "mins" | "minute" | "minutes" => "min",
-        "h" | "hr" | "hrs" | "hour" | "hours" => "h",
-        "d" | "day" | "days" => "d",
-        "wk" | "w" | "week" | "weeks" => "wk",
-        "mo" | "mon" | "month" | "months" => "mo",
-        "a" | "yr" | "y" | "ann" | "year" | "years" => "a",
-        _ => return None,
-    })
-}
-
-/// A FHIR dateTime so much later, as precise as it was and at its own offset.
-fn later(text: &str, amount: &str, unit: &str) -> Option<String> {
-    let amount: i64 = amount.trim().parse().ok()?;
-    let span = jiff::Span::new();
-    let span = match unit_of_time(unit)? {
-        "s" => span.try_seconds(amount),
-        "min" => span.try_minutes(amount),
-        "h" => span.try_hours(amount),
-        "d" => span.try_days(amount),
-        "wk" => span.try_weeks(amount),
-        "mo" => span.try_months(amount),
-        _ => span.try_years(amount),
-    }
-    .ok()?;
-    if text.len() == 10 {
-        // A date has no hours to add to.
-        if matches!(unit_of_time(unit)?, "s" | "min" | "h") {
-            return None;
-        }
-        let date: jiff::civil::Date = text.parse().ok()?;
-        return Some(date.checked_add(span).ok()?.to_string());
-    }
-    let end = text.rfind(['+', '-', 'Z']).filter(|at| *at > 10)?;
-    let (local, offset) = text.split_at(end);
-    let local: jiff::civil::DateTime = local.parse().ok()?;
-    let moved = local.checked_add(span).ok()?;
-    Some(format!("{}{offset}", moved.strftime("%Y-%m-%dT%H:%M:%S%.f")))
-}
-
-/// A length of time in whole minutes.
-fn minutes(amount: &str, unit: &str) -> Option<String> {
-    let amount: f64 =
-        amount.trim().parse().ok().filter(|amount: &f64| amount.is_finite() && *amount >= 0.0)?;
-    let per_unit = match unit_of_time(unit)? {
-        "s" => 1.0 / 60.0,
-        "min" => 1.0,
-        "h" => 60.0,
-        "d" => 1440.0,
-        "wk" => 10_080.0,
-        _ => return None, // months and years have no fixed length
-    };
-    let minutes = (amount * per_unit).round();
-    (minutes <= 1e9).then(|| format!("{minutes:.0}"))
-}
-
 /// A comparator and the number after it.
 fn compared(text: &str) -> Option<(&str, &str)> {
     let text = text.trim();
     let comparator = ["<=", ">=", "<", ">"].into_iter().find(|comparator| text.starts_with(comparator))?;
     let number = text[comparator.len()..].trim();
     crate::json::number(number).map(|_| (&text[..comparator.len()], number))
-}
-
-/// A universal id as a URI. `kind` is of table 0301; empty if it is not said.
-pub(crate) fn universal(id: &str, kind: &str) -> Option<String> {
-    if id.is_empty() || id.contains(|c: char| c.is_whitespace() || c.is_control()) {
-        return None;
-    }
-    let uuid = || id.parse::<uuid::Uuid>().ok().filter(|_| id.len() == 36);
-    match kind.trim().to_ascii_uppercase().as_str() {
-        "ISO" | "OID" => schemas::fhir::is_oid(id).then(|| format!("urn:oid:{id}")),
-        "UUID" | "GUID" => uuid().map(|uuid| format!("urn:uuid:{uuid}")),
-        "URI" | "URL" => id.contains(':').then(|| id.to_owned()),
-        "DNS" => Some(format!("urn:pons:dns:{}", id.to_ascii_lowercase())),
-        _ if schemas::fhir::is_oid(id) => Some(format!("urn:oid:{id}")),
-        _ if uuid().is_some() => uuid().map(|uuid| format!("urn:uuid:{uuid}")),
-        _ if ["http://", "https://", "urn:"].iter().any(|scheme| id.starts_with(scheme)) => {
-            Some(id.to_owned())
-        }
-        _ => None,
-    }
-}
-
-/// The universal id of an assigner, and what kind of id that is by table 0301; `None` for what is known to its sender alone.
-fn universal_id(uri: &str) -> Option<(&str, &'static str)> {
-    let uri = uri.trim();
-    match (uri.strip_prefix("urn:oid:"), uri.strip_prefix("urn:uuid:"), uri.strip_prefix("urn:pons:dns:")) {
-        (Some(oid), _, _) => Some((oid, "ISO")),
-        (_, Some(uuid), _) => Some((uuid, "UUID")),
-        (_, _, Some(name)) => Some((name, "DNS")),
-        _ if uri.starts_with("urn:pons:sender:") => None,
-        _ => Some((uri, "URI")),
-    }
-}
-
-/// The other way round than [`known_coding_system`].
-fn v2_system(uri: &str) -> String {
-    let known = CODING_SYSTEMS.iter().find(|(_, known)| *known == uri).map(|(names, _)| names[0]);
-    let table =
-        || uri.strip_prefix("http://terminology.hl7.org/CodeSystem/v2-").filter(|table| table.len() == 4);
-    known
-        .map(str::to_owned)
-        .or_else(|| table().map(|table| format!("HL7{table}")))
-        .or_else(|| crate::identity::assigner(uri))
-        .unwrap_or_else(|| uri.strip_prefix("urn:oid:").unwrap_or(uri).to_owned())
-}
-
-/// The code systems of table 0396 that are not HL7's own tables, by their names in use, the table's own first.
-const CODING_SYSTEMS: [(&[&str], &str); 17] = [
-    (&["LN", "LOINC"], "http://loinc.org"),
-    (&["SCT", "SNOMED", "SNOMEDCT", "SCT2", "SNOMED-CT"], "http://snomed.info/sct"),
-    (&["UCUM"], "http://unitsofmeasure.org"),
-    (&["RXNORM", "RXN"], "http://www.nlm.nih.gov/research/umls/rxnorm"),
-    (&["CVX"], "http://hl7.org/fhir/sid/cvx"),
-    (&["MVX"], "http://hl7.org/fhir/sid/mvx"),
-    (&["NDC"], "http://hl7.org/fhir/sid/ndc"),
-    (&["I10", "ICD10"], "http://hl7.org/fhir/sid/icd-10"),
-    (&["I10C", "I10CM", "ICD10CM", "I10-CM"], "http://hl7.org/fhir/sid/icd-10-cm"),
-    (&["I10P", "I10PCS"], "http://www.cms.gov/Medicare/Coding/ICD10"),
-    (&["I9C", "I9", "I9CDX"], "http://hl7.org/fhir/sid/icd-9-cm"),
-    (&["C4", "CPT4", "CPT"], "http://www.ama-assn.org/go/cpt"),
-    (&["HCPCS", "HPC"], "urn:oid:2.16.840.1.113883.6.285"),
-    (&["ISO3166_1", "ISO3166"], "urn:iso:std:iso:3166"),
-    (&["ISO639", "ISO639-1"], "urn:ietf:bcp:47"),
-    (&["CDCREC"], "urn:oid:2.16.840.1.113883.6.238"),
-    (&["NUCC", "NUCCPT"], "http://nucc.org/provider-taxonomy"),
-];
-
-/// The URI of a code system of table 0396.
-pub(crate) fn known_coding_system(name: &str) -> Option<Cow<'static, str>> {
-    let known = CODING_SYSTEMS.iter().find(|(names, _)| names.contains(&name));
-    if let Some((_, uri)) = known {
-        return Some(Cow::Borrowed(uri));
-    }
-    let table = name.strip_prefix("HL7").map(|rest| rest.trim_start_matches(['-', ' ']))?;
-    let digits = table.len() == 4 && table.bytes().all(|b| b.is_ascii_digit());
-    digits.then(|| Cow::Owned(format!("http://terminology.hl7.org/CodeSystem/v2-{table}")))
 }
 
 const BASE64: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
