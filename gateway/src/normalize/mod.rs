@@ -108,7 +108,8 @@ impl Takes for Mapper {
             let known = version.is_empty() || version.split('.').next() == Some("2");
             return if known { Ok(()) } else { Err(203) };
         }
-        let of_type = || catalog.programs().iter().filter(|program| program.takes().0 == code);
+        let of_messages = || catalog.programs().iter().filter(|program| !program.takes_records());
+        let of_type = || of_messages().filter(|program| program.takes().0 == code);
         Err(match () {
             () if of_type().next().is_none() => 200,
             () if of_type().any(|program| program.takes().1.iter().any(|event| event == trigger)) => 203,
