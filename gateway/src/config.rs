@@ -3,8 +3,10 @@
 //! Invariant: nothing here opens a socket or a database. The tables below are what is read, what the defaults are and what
 //! the documentation says; the adapters bring tables of their own.
 
+use crate::deliver::Writes;
 use adapters::settings::{Fallback, Kind, Secret, Setting, SettingsReader};
 use adapters::{Destination, Source, SourceContext};
+use mappings::Parties;
 use schemas::hl7v2::time;
 use schemas::yaml::{self, Fields, Mistake, Node, Place, Value};
 use std::net::SocketAddr;
@@ -191,6 +193,23 @@ pub const SUBSCRIPTION: &[Setting] = &[
         Fallback::Value("60s"),
         "how long one attempt may take as a whole",
     ),
+    row(
+        "write",
+        Kind::Text,
+        Fallback::Absent,
+        "the mapping that writes its events as HL7 v2 for `mllp`, such as write_oru_r01, or a map from topics to mappings; without it \
+         the message goes as it came",
+    ),
+    row(
+        "systems",
+        Kind::Text,
+        Fallback::Absent,
+        "of `write`: a map from what it calls assigning authorities to URIs",
+    ),
+    row("sending_application", Kind::Text, Fallback::Absent, "of `write`: MSH-3; `PONS` if left out"),
+    row("sending_facility", Kind::Text, Fallback::Absent, "of `write`: MSH-4"),
+    row("receiving_application", Kind::Text, Fallback::Absent, "of `write`: MSH-5"),
+    row("receiving_facility", Kind::Text, Fallback::Absent, "of `write`: MSH-6"),
 ];
 
 /// Everything that one start of Pons goes by.
@@ -326,6 +345,8 @@ pub struct Subscription {
     pub senders: Vec<String>,
     /// Where its events go.
     pub to: To,
+    /// How they are written as HL7 v2, if they are not to go as they came.
+    pub writes: Option<Writes>,
     /// What a dead letter does to the same patient's later events: pass on, or block them for at most so long.
     pub block_for: Option<Duration>,
     /// How many attempts before a delivery is parked.
@@ -493,6 +514,24 @@ fn source(node: &Node, path: &str, folder: &Path, mistakes: &mut Vec<Mistake>) -
     Some(ConfiguredSource { common: SourceConfig { name, zone, production }, source: source? })
 }
 
+/// A map from assigning authorities to URIs.
+fn systems(fields: &mut Fields<'_, '_>) -> Vec<(String, String)> {
+    let mut systems = Vec::new();
+    let Some(node) = fields.take("systems") else { return systems };
+    match &node.value {
+        Value::Map(entries) => {
+            for (key, value) in entries {
+                match value.text() {
+                    Some(uri) if uri.contains(':') => systems.push((key.name.clone(), uri.to_owned())),
+                    _ => fields.wrong(value.place, "systems", "expected a URI such as urn:oid:1.2.3"),
+                }
+            }
+        }
+        _ => fields.wrong(node.place, "systems", "expected a map from assigning authority to URI"),
+    }
+    systems
+}
+
 fn sender(node: &Node, path: &str, folder: &Path, mistakes: &mut Vec<Mistake>) -> Option<Sender> {
     let mut fields = Fields::new(node, path, mistakes);
     let owned = |texts: Vec<&str>| texts.into_iter().map(str::to_owned).collect::<Vec<_>>();
@@ -500,20 +539,7 @@ fn sender(node: &Node, path: &str, folder: &Path, mistakes: &mut Vec<Mistake>) -
     let name: Arc<str> = reader.text("name").unwrap_or_default().into();
     let token = reader.secret("token");
     plain_name(&mut fields, &name);
-    let mut systems = Vec::new();
-    if let Some(node) = fields.take("systems") {
-        match &node.value {
-            Value::Map(entries) => {
-                for (key, value) in entries {
-                    match value.text() {
-                        Some(uri) if uri.contains(':') => systems.push((key.name.clone(), uri.to_owned())),
-                        _ => fields.wrong(value.place, "systems", "expected a URI such as urn:oid:1.2.3"),
-                    }
-                }
-            }
-            _ => fields.wrong(node.place, "systems", "expected a map from assigning authority to URI"),
-        }
-    }
+    let systems = systems(&mut fields);
     let sender = Sender {
         name,
         applications: owned(fields.take_texts("application")),
@@ -560,15 +586,25 @@ fn subscription(node: &Node, path: &str, folder: &Path, mistakes: &mut Vec<Mista
     }
     fields.take_required("senders");
     let senders = fields.take_texts("senders");
+    let writes = writes(&mut fields, node, &topics);
     let destination = fields.take_required("destination");
     let path = fields.path_of("destination");
     let to = destination.and_then(|node| destination_of(node, &path, folder, fields.mistakes()));
+    let adapter = destination.and_then(|node| node.get("adapter")).and_then(Node::text);
+    if writes.is_some() && adapter != Some("mllp") {
+        fields.wrong(
+            node.get("write").map_or(node.place, |node| node.place),
+            "write",
+            "only `mllp` takes messages of HL7 v2",
+        );
+    }
     fields.finish();
     Some(Subscription {
         name,
         topics: topics.into_iter().map(str::to_owned).collect(),
         senders: senders.into_iter().map(str::to_owned).collect(),
         to: to?,
+        writes,
         block_for: block.then_some(block_max),
         attempts_max,
         retry_base,
@@ -576,6 +612,52 @@ fn subscription(node: &Node, path: &str, folder: &Path, mistakes: &mut Vec<Mista
         in_flight_max,
         attempt_timeout,
     })
+}
+
+/// `write:` and what goes with it.
+fn writes(fields: &mut Fields<'_, '_>, node: &Node, topics: &[&str]) -> Option<Writes> {
+    let systems = systems(fields);
+    let mut text = |key: &'static str| fields.take_text(key).map(str::to_owned);
+    let parties = Parties {
+        sending_application: text("sending_application"),
+        sending_facility: text("sending_facility"),
+        receiving_application: text("receiving_application"),
+        receiving_facility: text("receiving_facility"),
+    };
+    let Some(write) = fields.take("write") else {
+        if !systems.is_empty() || parties != Parties::default() {
+            let text = "is missing: without it messages go as they came, and nothing is written into them";
+            fields.wrong(node.place, "write", text);
+        }
+        return None;
+    };
+    let mut mappings = Vec::new();
+    match &write.value {
+        Value::Map(entries) => {
+            for (key, value) in entries {
+                if !topics.contains(&key.name.as_str()) {
+                    let text = format!("is none of its topics; {}", hint(&key.name, topics));
+                    fields.wrong(key.place, &format!("write.{}", key.name), text);
+                }
+                match value.text() {
+                    Some(name) => mappings.push((Some(key.name.clone()), name.to_owned())),
+                    None => fields.wrong(value.place, "write", "expected the name of a mapping"),
+                }
+            }
+            for topic in topics.iter().filter(|topic| write.get(topic).is_none()) {
+                fields.wrong(write.place, "write", format!("says nothing of its topic {topic}"));
+            }
+        }
+        _ => match write.text() {
+            Some(name) => mappings.push((None, name.to_owned())),
+            None => fields.wrong(
+                write.place,
+                "write",
+                "expected the name of a mapping, or a map from topics to mappings",
+            ),
+        },
+    }
+    Some(Writes { mappings, systems, parties })
 }
 
 fn destination_of(node: &Node, path: &str, folder: &Path, mistakes: &mut Vec<Mistake>) -> Option<To> {
@@ -792,6 +874,39 @@ subscriptions:
                 "13:28: subscriptions[0].destination.adapter: unknown adapter; did you mean `mllp`?",
             ]
         );
+    }
+
+    #[test]
+    fn what_is_written_for_a_subscriber_is_said_by_topic_or_for_all() {
+        let with = |lines: &str| {
+            GOOD.replace("    senders: [genhosp]\n", &format!("    senders: [genhosp]\n{lines}"))
+        };
+        let folder = folder();
+        let read = |lines: &str| {
+            let config = Config::parse(&with(lines), folder.path()).expect("valid");
+            config.subscriptions[0].writes.clone()
+        };
+        assert_eq!(read(""), None);
+        let all = read("    write: write_adt_a08\n    receiving_application: LIS\n").expect("it is written");
+        assert_eq!(all.mappings, [(None, "write_adt_a08".to_owned())]);
+        assert_eq!(all.parties.receiving_application.as_deref(), Some("LIS"));
+        let by_topic = "    write: {encounter-start: write_adt_a01, encounter-end: write_adt_a03}\n    systems: {H: 'urn:oid:1.2'}\n";
+        let by_topic = read(by_topic).expect("it is written");
+        assert_eq!(by_topic.mappings[1], (Some("encounter-end".to_owned()), "write_adt_a03".to_owned()));
+        assert_eq!(by_topic.systems.len(), 1);
+        assert_eq!(
+            mistakes(&with("    write: {encounter-start: write_adt_a01, encounter-ends: write_adt_a03}\n")),
+            [
+                "12:12: subscriptions[0].write: says nothing of its topic encounter-end",
+                "12:45: subscriptions[0].write.encounter-ends: is none of its topics; did you mean `encounter-end`?",
+            ]
+        );
+        assert_eq!(mistakes(&with("    sending_facility: X\n")).len(), 1, "nothing is written");
+        let hook = with("    write: write_adt_a08\n").replace(
+            "{adapter: mllp, connect: '127.0.0.1:2576'}",
+            "{adapter: rest-hook, url: 'http://127.0.0.1:1/'}",
+        );
+        assert_eq!(mistakes(&hook), ["12:12: subscriptions[0].write: only `mllp` takes messages of HL7 v2"]);
     }
 
     #[test]

@@ -15,7 +15,7 @@
 use crate::api::{self, Api};
 use crate::bus::{Bus, Embedded, RabbitMq, RabbitMqSettings};
 use crate::config::{Config, ConfiguredSource, To};
-use crate::deliver::{self, AmqpQueue, Counters, Feed, OnParked, Routed};
+use crate::deliver::{self, AmqpQueue, Counters, Feed, OnParked, Routed, Written};
 use crate::ingest::commit::Committer;
 use crate::ingest::pressure::Pressure;
 use crate::ingest::senders::Senders;
@@ -56,6 +56,9 @@ pub enum StartError {
     /// A mapping is wrong.
     #[error("{}", lines(.0))]
     Mappings(Vec<FileMistake>),
+    /// A subscription wants messages written by a mapping that there is not.
+    #[error("{0}")]
+    Written(String),
     /// What is configured for telemetry cannot work.
     #[error(transparent)]
     Telemetry(#[from] TelemetryError),
@@ -164,7 +167,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         let counters = Arc::new(Counters::default());
         feeds.insert(subscription.name.clone(), feed);
         deliverers.push((subscription.name.clone(), counters.clone()));
-        let one = deliverer(subscription, &bus, counters, metrics.timings(&subscription.name));
+        let one = deliverer(subscription, &bus, &mapper, counters, metrics.timings(&subscription.name));
         at_work.spawn(deliver::run(one, services.clone(), fed, work.clone()));
     }
     metrics.watch_deliverers(&deliverers);
@@ -238,7 +241,29 @@ impl Running {
 
 /// The built-in mappings and those of the configuration.
 pub fn catalog(config: &Config) -> Result<Catalog, StartError> {
-    catalog_with(config.mappings_dir.as_deref())
+    catalog_for(config, config.mappings_dir.as_deref())
+}
+
+/// The built-in mappings and those of a folder, as far as the configuration asks for any by name.
+pub fn catalog_for(config: &Config, folder: Option<&Path>) -> Result<Catalog, StartError> {
+    let catalog = catalog_with(folder)?;
+    for subscription in &config.subscriptions {
+        let missing = subscription.writes.as_ref().map(|writes| writes.missing(&catalog)).unwrap_or_default();
+        if let Some(name) = missing.first() {
+            let known = catalog.programs().iter().filter(|program| program.writes_messages());
+            let known: Vec<&str> = known.map(|program| program.name()).collect();
+            let hint = schemas::yaml::nearest(name, known.iter().copied()).map_or_else(
+                || format!("known: {}", known.join(", ")),
+                |near| format!("did you mean `{near}`?"),
+            );
+            let text = format!(
+                "subscription {}: write: no mapping `{name}` writes messages; {hint}",
+                subscription.name
+            );
+            return Err(StartError::Written(text));
+        }
+    }
+    Ok(catalog)
 }
 
 /// The built-in mappings and those of a folder.
@@ -297,12 +322,17 @@ fn open_bus(config: &Config) -> Result<Arc<dyn Bus>, StartError> {
 fn deliverer(
     subscription: &crate::config::Subscription,
     bus: &Arc<dyn Bus>,
+    mapper: &Arc<Mapper>,
     counters: Arc<Counters>,
     timings: DeliverTimings,
 ) -> deliver::Subscription {
     let destination: Arc<dyn adapters::Destination> = match &subscription.to {
         To::Adapter(destination) => destination.clone(),
         To::Queue(queue) => Arc::new(AmqpQueue::new(bus.clone(), queue.as_str())),
+    };
+    let destination = match &subscription.writes {
+        Some(writes) => Arc::new(Written::new(destination, mapper.clone(), writes.clone())),
+        None => destination,
     };
     let settings = deliver::Settings {
         in_flight_max: subscription.in_flight_max,

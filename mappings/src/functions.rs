@@ -7,8 +7,8 @@ mod systems;
 use crate::program::ExprId;
 use crate::run::{Frame, Run, Val};
 use crate::terminology;
-use moments::{later, minutes, since_1970};
-use schemas::hl7v2::time::{self, Tm, Ts};
+use moments::{hl7_time, later, minutes, since_1970};
+use schemas::hl7v2::time::{Tm, Ts};
 use std::borrow::Cow;
 pub(crate) use systems::{known_coding_system, universal};
 use systems::{universal_id, v2_system};
@@ -255,10 +255,12 @@ pub(crate) const FUNCTIONS: &[Function] = &[
             ("hl7_time(ZZZ-1)", "2024-01-31", "20240131"),
             ("hl7_time(ZZZ-1)", "2024-01-31T08:30:00.5+01:00", "20240131083000.5+0100"),
             ("hl7_time(ZZZ-1)", "08:30:00", "083000"),
+            ("hl7_time(ZZZ-1)", "2024-01-31T08:30:00.123456Z", "20240131083000.1234+0000"),
+            ("hl7_time(ZZZ-1)", "2024-02-31", ""),
             ("hl7_time(ZZZ-1)", "yesterday", ""),
         ],
         call: |run, frame, args| {
-            run.reading(frame, args[0], "a FHIR date or time", |text| time::from_iso(text).map(Cow::Owned))
+            run.reading(frame, args[0], "a FHIR date or time", |text| hl7_time(text).map(Cow::Owned))
         },
     },
     Function {
@@ -978,6 +980,7 @@ mod tests {
             systems: &[("REGISTERED".to_owned(), "urn:oid:1.9".to_owned())],
             options: &[],
             codes: None,
+            parties: crate::Parties::default(),
         };
         let mapped = catalog.programs()[0].run(&message, &context).expect("it is mapped");
         let json = mapped.contributions[0].slots.iter().find_map(|slot| match &slot.write {

@@ -162,6 +162,9 @@ pub(crate) fn is_blank(text: &str) -> bool {
 /// `None` if the text is no number.
 pub(crate) fn number(text: &str) -> Option<std::borrow::Cow<'_, str>> {
     let text = text.trim();
+    if let Some((number, exponent)) = text.split_once(['e', 'E']) {
+        return shifted(number, exponent.parse().ok()?).map(std::borrow::Cow::Owned);
+    }
     let (minus, digits) = match text.as_bytes() {
         [b'-', ..] => (true, &text[1..]),
         [b'+', ..] => (false, &text[1..]),
@@ -190,6 +193,25 @@ pub(crate) fn number(text: &str) -> Option<std::borrow::Cow<'_, str>> {
         json.push_str(fraction);
     }
     Some(json.into())
+}
+
+/// A number so many places further, written out: `1.5` and 3 are `1500`.
+fn shifted(text: &str, places: i32) -> Option<String> {
+    let plain = number(text)?;
+    let (sign, digits) = plain.strip_prefix('-').map_or(("", &*plain), |digits| ("-", digits));
+    let (whole, fraction) = digits.split_once('.').unwrap_or((digits, ""));
+    if places.unsigned_abs() > 30 {
+        return None;
+    }
+    let all = format!("{:0>31}{whole}{fraction}{:0>31}", "", "");
+    let point = usize::try_from(31 + i32::try_from(whole.len()).ok()? + places).ok()?;
+    let (before, after) = all.split_at_checked(point)?;
+    // What was said behind the point stays; the zeros that were put there for the shift do not.
+    let said = i32::try_from(fraction.len()).ok()? - places;
+    let after = &after[..usize::try_from(said.max(0)).ok()?];
+    let before = before.trim_start_matches('0');
+    let before = if before.is_empty() { "0" } else { before };
+    Some(if after.is_empty() { format!("{sign}{before}") } else { format!("{sign}{before}.{after}") })
 }
 
 /// How a narrative begins.
@@ -262,7 +284,12 @@ mod tests {
         {
             check(text, Some(json));
         }
-        for text in ["", ".", "-", "+-1", "1e5", "1,5", "12 mg", ">100", "NaN", "٣"] {
+        for (text, json) in
+            [("1e3", "1000"), ("1.5E+2", "150"), ("-2.50e-1", "-0.250"), ("12e-3", "0.012"), ("0e9", "0")]
+        {
+            check(text, Some(json));
+        }
+        for text in ["", ".", "-", "+-1", "1e", "e5", "1e99", "1e5e5", "1,5", "12 mg", ">100", "NaN", "٣"] {
             check(text, None);
         }
     }

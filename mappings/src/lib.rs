@@ -36,5 +36,5 @@ pub use given::Given;
 pub use identity::id_of;
 pub use language::shape::{json_schema, keys_reference};
 pub use message::Message;
-pub use run::{Context, Effect, Mapped, Quarantined, UnmappedCode, WrittenSegment};
+pub use run::{Context, Effect, Mapped, Parties, Quarantined, UnmappedCode, WrittenSegment};
 pub use testing::TestFailure;

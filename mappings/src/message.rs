@@ -37,26 +37,56 @@ impl Program {
     ) -> Option<Result<Message, Quarantined>> {
         self.writes_messages().then(|| {
             let mapped = self.run(given, context)?;
-            Ok(Message { text: text_of(&mapped.segments), issues: mapped.issues })
+            match text_of(&mapped.segments) {
+                Some(text) => Ok(Message { text, issues: mapped.issues }),
+                None => Err(Quarantined {
+                    reason: "a field has more repetitions than a message can hold".to_owned(),
+                    issues: mapped.issues,
+                    unmapped_codes: mapped.unmapped_codes,
+                }),
+            }
         })
     }
 }
 
-fn text_of(segments: &[WrittenSegment]) -> String {
+/// The segments that are numbered in their first field, and behind which others each begins anew; any other, if none is named.
+const NUMBERED: [(&str, &[&str]); 7] = [
+    ("PID", &["MSH"]),
+    ("NK1", &["PID"]),
+    ("AL1", &["PID"]),
+    ("DG1", &["PID", "OBR"]),
+    ("OBR", &["PID"]),
+    ("OBX", &["PID", "OBR"]),
+    ("NTE", &[]),
+];
+
+/// `None` if a field has too many repetitions.
+fn text_of(segments: &[WrittenSegment]) -> Option<String> {
     let mut writer = Writer::new(&Separators::default());
+    let mut counts = [0_u32; NUMBERED.len()];
     for segment in segments {
         writer.segment(segment.name);
+        let name = segment.name.as_str();
+        for ((numbered, anew), count) in NUMBERED.iter().zip(&mut counts) {
+            if *numbered == name {
+                *count += 1;
+                writer.field(1, &count.to_string());
+            } else if anew.is_empty() || anew.contains(&name) {
+                *count = 0;
+            }
+        }
         let fields: Value = serde_json::from_str(&segment.fields).expect("what a rule writes is JSON");
         for (name, field) in fields.as_object().into_iter().flatten() {
             let Some(number) = number(name) else { continue };
             let whole = Position { field: number, repetition: 1, component: 1, subcomponent: 1 };
             let repetitions = field.as_array().map_or(std::slice::from_ref(field), Vec::as_slice);
-            for (repetition, value) in (1..).zip(repetitions) {
+            for (index, value) in repetitions.iter().enumerate() {
+                let repetition = u16::try_from(index + 1).ok()?;
                 put(&mut writer, Position { repetition, ..whole }, value, 0);
             }
         }
     }
-    writer.finish()
+    Some(writer.finish())
 }
 
 /// Puts a value at a position, or its parts a level further down.

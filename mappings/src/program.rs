@@ -81,6 +81,7 @@ pub(crate) enum Op {
     MessageId,
     /// The same, as short as the number of a message may be.
     ControlId,
+    Party(Party),
     /// The whole message.
     MessageText,
     /// The mapping and its version.
@@ -109,6 +110,15 @@ pub(crate) enum Op {
         words: Box<[Box<str>]>,
     },
     Coalesce(ExprId, ExprId),
+}
+
+/// One of those between whom a message goes that is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Party {
+    SendingApplication,
+    SendingFacility,
+    ReceivingApplication,
+    ReceivingFacility,
 }
 
 /// Where a segment is looked for.

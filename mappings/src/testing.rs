@@ -90,6 +90,7 @@ pub(crate) fn context(test: &Test) -> Context<'_> {
         systems: &test.systems,
         options: &test.options,
         codes: None,
+        parties: crate::Parties::default(),
     }
 }
 

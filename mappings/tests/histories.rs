@@ -68,6 +68,7 @@ fn context(number: usize, sender: &str) -> Context<'static> {
         systems: &[],
         options: &[],
         codes: None,
+        parties: mappings::Parties::default(),
     }
 }
 

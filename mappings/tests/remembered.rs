@@ -41,6 +41,7 @@ fn map(catalog: &Catalog, text: &str, sender: &str, number: u128) -> Option<Resu
         systems: &systems,
         options: &[],
         codes: None,
+        parties: mappings::Parties::default(),
     };
     Some(catalog.program_of(&context.sender, &message)?.run(&message, &context))
 }

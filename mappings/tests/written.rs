@@ -56,6 +56,7 @@ fn context() -> Context<'static> {
         systems: &[],
         options: &[],
         codes: None,
+        parties: mappings::Parties::default(),
     }
 }
 

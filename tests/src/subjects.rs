@@ -48,6 +48,7 @@ impl Default for Mapper {
                 systems: &[],
                 options: &[],
                 codes: None,
+                parties: mappings::Parties::default(),
             },
         }
     }

@@ -6,10 +6,11 @@ use serde_json::{Value, json};
 use std::time::{Duration, Instant};
 use tests::gateway::{Gateway, Setup, Subscription};
 use tests::generate::Run;
+use tests::sender::Connection;
 use tests::services::Services;
 use tests::webhook::Webhook;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpListener, TcpStream};
 
 const WAIT: Duration = Duration::from_secs(20);
 const JSON: (&str, &str) = ("content-type", "application/fhir+json");
@@ -160,6 +161,58 @@ async fn a_transaction_is_applied_answered_and_sent_on() {
     let again = post(&gateway, "POST /fhir/Patient", &patient("T2")).await;
     assert_eq!(again.status, 201, "it was not there");
     assert!(!gateway.log().contains(NAME) && !gateway.log().contains(TOKEN));
+}
+
+#[tokio::test]
+async fn a_subscriber_that_takes_hl7_v2_alone_gets_it_written_and_its_answer_counts() {
+    let hospital = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let destination = format!("{{adapter: mllp, connect: '{}'}}", hospital.local_addr().unwrap());
+    let settings = [
+        "write: write_adt_a01",
+        "receiving_application: EHR",
+        "systems: {HUB: 'urn:oid:2.999.1'}",
+        "retry_base: 50ms",
+    ];
+    let old = Subscription {
+        name: "old".to_owned(),
+        topics: vec!["encounter-start"],
+        destination,
+        settings: settings.map(str::to_owned).to_vec(),
+    };
+    let gateway = start(&Setup { subscriptions: vec![old], ..Setup::default() }).await;
+    let answer = post(&gateway, "POST /fhir", &transaction("transaction")).await;
+    assert_eq!(answer.status, 200, "{}", answer.body);
+    // The first attempt meets a hospital that does not take it now, and the second sends the same again.
+    let mut sent = Vec::new();
+    let (stream, _) = tokio::time::timeout(WAIT, hospital.accept()).await.expect("it connects").unwrap();
+    let mut connection = Connection::over(stream);
+    for code in ["AR", "AA"] {
+        let message = String::from_utf8(connection.receive(WAIT).await.unwrap()).unwrap();
+        let control_id = message.split('|').nth(9).unwrap().to_owned();
+        let answer = format!("MSH|^~\\&|EHR||PONS||20260101000000||ACK|1|P|2.5.1\rMSA|{code}|{control_id}\r");
+        connection.send(answer.as_bytes()).await.unwrap();
+        sent.push(message);
+    }
+    assert_eq!(sent[0], sent[1]);
+    let lines: Vec<&str> = sent[0].split('\r').collect();
+    assert!(
+        lines[0].starts_with("MSH|^~\\&|PONS||EHR||") && lines[0].contains("|ADT^A01^ADT_A01|"),
+        "{}",
+        lines[0]
+    );
+    assert!(lines[1].starts_with("EVN|A01|"));
+    assert_eq!(lines[2], format!("PID|1||T1^^^HUB&2.999.1&ISO||{NAME}^JANE^^^^^L||19700101"));
+    assert!(lines[3].starts_with("PV1||I|"), "{}", lines[3]);
+    let began = Instant::now();
+    loop {
+        let (_, found) = gateway.pons(&["search", "--state", "delivered", "--format", "json"]).await.unwrap();
+        if found.lines().any(|line| line.contains("\"old\"") || line.contains("delivered")) {
+            break;
+        }
+        assert!(began.elapsed() < WAIT, "it is delivered: {found}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert!(!gateway.log().contains(NAME));
 }
 
 #[tokio::test]

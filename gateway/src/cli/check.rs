@@ -17,7 +17,7 @@ pub(super) fn main(arguments: &Arguments) -> Outcome {
     let config = configuration(&arguments.config)?;
     let catalog = match &arguments.dir {
         None => pipeline::catalog(&config)?,
-        Some(folder) => pipeline::catalog_with(Some(folder))?,
+        Some(folder) => pipeline::catalog_for(&config, Some(folder))?,
     };
     complain(&format!(
         "the configuration is right: {} sources, {} senders, {} subscriptions, {} mappings",

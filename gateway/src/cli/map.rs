@@ -258,6 +258,7 @@ impl Mapper<'_> {
             systems: &[],
             options: &[],
             codes: None,
+            parties: mappings::Parties::default(),
         }
     }
 

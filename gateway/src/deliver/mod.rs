@@ -12,10 +12,12 @@ mod feed;
 #[cfg(test)]
 mod tests;
 mod window;
+mod written;
 
 pub use amqp::AmqpQueue;
 pub use dispatcher::run;
 pub use feed::{Fed, Feed, feed};
+pub use written::{Writes, Written};
 
 use crate::bus::Bus;
 use crate::lifecycle::RetryPolicy;

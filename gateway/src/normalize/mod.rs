@@ -216,6 +216,7 @@ impl Mapper {
             systems: self.systems.systems(&open.sender),
             options: &[],
             codes: Some(&codes),
+            parties: mappings::Parties::default(),
         };
         let mapping = program.stamp().to_owned();
         let event = Some(trigger);

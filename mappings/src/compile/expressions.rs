@@ -6,7 +6,7 @@ use crate::functions::{FUNCTIONS, Kind};
 use crate::language::ast::Formula;
 use crate::language::expression::{Comparison, Expr, Filter, PathExpr, Root};
 use crate::language::load::within;
-use crate::program::{Base, ExprId, Op, Pick, Scope};
+use crate::program::{Base, ExprId, Op, Party, Pick, Scope};
 use schemas::hl7v2::path::SegmentName;
 use schemas::records::ShapeId;
 use schemas::yaml::Place;
@@ -134,7 +134,14 @@ impl<'a> Compiler<'a> {
         if matches!(name, "chain_key" | "is_finest") && !env.chain {
             self.wrong(at, name, "has a meaning in a map with `chain:` only");
         }
-        let args: Box<[ExprId]> = args.iter().map(|arg| self.expr(env, arg, place).id).collect();
+        let typed: Vec<Typed> = args.iter().map(|arg| self.expr(env, arg, place)).collect();
+        if matches!(name, "same" | "among")
+            && typed.iter().any(|arg| arg.record.is_none())
+            && !env.records.is_empty()
+        {
+            self.wrong(at, name, "takes paths to records");
+        }
+        let args: Box<[ExprId]> = typed.iter().map(|arg| arg.id).collect();
         let id = self.op(Op::Call { function: index, args });
         Typed::of(id, function.answers)
     }
@@ -212,6 +219,10 @@ impl<'a> Compiler<'a> {
             ("context", "message") => (Op::MessageText, Kind::Text),
             ("context", "message_id") => (Op::MessageId, Kind::Text),
             ("context", "control_id") => (Op::ControlId, Kind::Text),
+            ("context", "sending_application") => (Op::Party(Party::SendingApplication), Kind::Text),
+            ("context", "sending_facility") => (Op::Party(Party::SendingFacility), Kind::Text),
+            ("context", "receiving_application") => (Op::Party(Party::ReceivingApplication), Kind::Text),
+            ("context", "receiving_facility") => (Op::Party(Party::ReceivingFacility), Kind::Text),
             ("context", "sender") => (Op::SenderName, Kind::Text),
             ("level", "type") => {
                 self.in_chain(env, at);
@@ -224,7 +235,18 @@ impl<'a> Compiler<'a> {
             _ => {
                 let known: &[&str] = match head {
                     "sender" => &["name", "system"],
-                    "context" => &["received_at", "message_id", "control_id", "message", "mapping", "sender"],
+                    "context" => &[
+                        "received_at",
+                        "message_id",
+                        "control_id",
+                        "message",
+                        "mapping",
+                        "sender",
+                        "sending_application",
+                        "sending_facility",
+                        "receiving_application",
+                        "receiving_facility",
+                    ],
                     _ => &["type", "id"],
                 };
                 let hint = hint(name, known.iter().copied());

@@ -385,7 +385,7 @@ impl<'c> Walk<'c> {
                 Some(())
             }
             Op::Option { .. } | Op::SenderName | Op::Text(_) | Op::Number(_) => Some(()),
-            Op::ReceivedAt | Op::MessageId | Op::ControlId | Op::MessageText => None,
+            Op::ReceivedAt | Op::MessageId | Op::ControlId | Op::Party(_) | Op::MessageText => None,
             Op::MappingName => None,
             Op::Call { function, args } => self.call(*function, args, around),
             Op::Not(inner) | Op::OneOf { item: inner, .. } => self.expr(*inner, around),

@@ -1,4 +1,20 @@
-//! Times that are counted, and times after others.
+//! Times that are counted, times after others, and times as HL7 v2 has them.
+
+use schemas::hl7v2::time::{Tm, Ts, from_iso};
+
+/// A FHIR date or time as HL7 v2 writes it, which has four digits behind the point; `None` if there is no such day or hour.
+pub(super) fn hl7_time(text: &str) -> Option<String> {
+    let mut written = from_iso(text)?;
+    if let Some(point) = written.find('.') {
+        let end = written[point + 1..]
+            .find(|c: char| !c.is_ascii_digit())
+            .map_or(written.len(), |end| point + 1 + end);
+        written.replace_range(end.min(point + 5)..end, "");
+    }
+    let is_clock = text.trim().as_bytes().get(2) == Some(&b':');
+    let right = if is_clock { Tm::parse(&written).is_ok() } else { Ts::parse(&written).is_ok() };
+    right.then_some(written)
+}
 
 /// The instant so many seconds after the beginning of 1970, whose last digits are as many places behind the point as `scale` says. Years
 /// beyond 9999, to which milliseconds lead that are taken for seconds, are none.

@@ -3,7 +3,7 @@
 use super::coverage::{Mark, State};
 use super::{Frame, Item, Run, Val};
 use crate::language::expression::Comparison;
-use crate::program::{Base, ExprId, Op, Parts, Pick, Scope};
+use crate::program::{Base, ExprId, Op, Parts, Party, Pick, Scope};
 use crate::terminology;
 use schemas::hl7v2::grammar::InstanceId;
 use schemas::hl7v2::time::{TsError, Written, Zone};
@@ -60,6 +60,18 @@ impl<'r> Run<'r> {
             Op::MappingName => Val::Text(format!("{} {}", self.mapping.name, self.mapping.version).into()),
             Op::MessageText => {
                 Val::Text(Cow::Borrowed(self.document.map_or(self.message.text(), |document| document.text)))
+            }
+            Op::Party(party) => {
+                let parties = &self.context.parties;
+                let party = match party {
+                    Party::SendingApplication => {
+                        return Val::Text(parties.sending_application.as_deref().unwrap_or("PONS").into());
+                    }
+                    Party::SendingFacility => &parties.sending_facility,
+                    Party::ReceivingApplication => &parties.receiving_application,
+                    Party::ReceivingFacility => &parties.receiving_facility,
+                };
+                party.as_deref().map_or(Val::Absent, |party| Val::Text(Cow::Borrowed(party)))
             }
             Op::ControlId => Val::Text(crate::identity::control_id(self.context.message_id).into()),
             Op::MessageId => Val::Text(self.context.message_id.to_string().into()),
@@ -358,6 +370,9 @@ impl<'r> Run<'r> {
         let mut found: Segments = self.first_segment(frame, &scope, *name).into_iter().collect();
         for step in down {
             let mut inner = Segments::new();
+            if self.fuel == 0 {
+                return inner;
+            }
             for outer in found {
                 if let Some(target) = step.target {
                     let document = self.document.map(|document| document.records);
@@ -373,7 +388,11 @@ impl<'r> Run<'r> {
                 let group = self.groups.place(outer as usize).0;
                 let structure = self.groups.structure();
                 let named = |id: &InstanceId| structure.node(self.groups.group(*id)).name == step.member;
-                let groups: SmallVec<[InstanceId; 4]> = self.groups.children(group).filter(named).collect();
+                let mut looked_at = 0;
+                let children = self.groups.children(group).inspect(|_| looked_at += 1);
+                let groups: SmallVec<[InstanceId; 4]> = children.filter(named).collect();
+                // Whoever goes on after the last step finds out.
+                self.fuel = self.fuel.saturating_sub(looked_at);
                 for (nth, group) in (1..).zip(groups) {
                     let Some((record, _)) = self.groups.segments(group).next() else { continue };
                     let record = record as u32;
@@ -400,7 +419,10 @@ impl<'r> Run<'r> {
         let Some(one) = self.record_at(frame, one) else { return false };
         let root = self.message.segments()[0].name();
         match self.code.op(all) {
-            Op::Record { field: 0, name, .. } if *name == root => {
+            // A filter may mean others for another record.
+            Op::Record { field: 0, name, down, .. }
+                if *name == root && down.iter().all(|step| step.pick == Pick::All) =>
+            {
                 if !self.led_to.contains_key(&all) {
                     let found = self.records_of(frame, all).into_iter().collect();
                     self.led_to.insert(all, found);
@@ -424,7 +446,8 @@ impl<'r> Run<'r> {
             Pick::Nth(_) => false,
             Pick::Where(condition) => {
                 let outer = frame.as_outer();
-                let frame = Frame { outer: outer.as_ref().or(frame.outer), ..self.at_item(frame, item) };
+                let outer = outer.as_ref().or(frame.outer);
+                let frame = Frame { outer, nth, ..self.at_item(frame, item) };
                 self.holds(&frame, *condition)
             }
         }

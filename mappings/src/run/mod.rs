@@ -61,6 +61,21 @@ pub struct Context<'c> {
     pub options: &'c [(String, String)],
     /// What people have said of single codes.
     pub codes: Option<&'c crate::SiteCodes>,
+    /// Between whom a message goes that is written.
+    pub parties: Parties,
+}
+
+/// Who sends a message to whom: MSH-3 to MSH-6.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Parties {
+    /// MSH-3; `PONS` if it is not said.
+    pub sending_application: Option<String>,
+    /// MSH-4
+    pub sending_facility: Option<String>,
+    /// MSH-5
+    pub receiving_application: Option<String>,
+    /// MSH-6
+    pub receiving_facility: Option<String>,
 }
 
 /// What a message says, once it is mapped.
@@ -336,7 +351,7 @@ pub(crate) struct Traced {
 }
 
 /// A document of records, and its text.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 struct Document<'r> {
     records: &'r Records,
     text: &'r str,
@@ -381,7 +396,7 @@ pub(crate) fn run(
         Some(entries) => run.write_message(entries, &mut segments),
         None => run.whole(),
     };
-    match done {
+    match done.and_then(|()| run.step()) {
         Ok(()) => Ok(Mapped { segments, ..run.finish(traced) }),
         Err(Halt::Quarantine(reason)) => {
             Err(Quarantined { reason, issues: run.issues, unmapped_codes: run.unmapped_codes })

@@ -85,6 +85,7 @@ fn context() -> Context<'static> {
         systems: SYSTEMS,
         options: &[],
         codes: None,
+        parties: mappings::Parties::default(),
     }
 }
 

@@ -205,12 +205,15 @@ pub fn from_iso(text: &str) -> Option<String> {
     let mut clock = rest.peek() == Some(&b':');
     if !clock {
         digits(&mut rest, 2)?;
+        let mut given = 0;
         for _ in ["month", "day"] {
             if rest.next_if_eq(&b'-').is_some() {
                 digits(&mut rest, 2)?;
+                given += 1;
             }
         }
-        if rest.next_if(|sign| matches!(sign, b'T' | b't' | b' ')).is_some() {
+        // An hour is one of a day.
+        if given == 2 && rest.next_if(|sign| matches!(sign, b'T' | b't' | b' ')).is_some() {
             digits(&mut rest, 2)?;
             clock = true;
         }
@@ -631,6 +634,8 @@ mod tests {
             ("03:04:05", Some("030405")),
             (" 2026-01-02 ", Some("20260102")),
             ("20260102", None),
+            ("2026T10:15", None),
+            ("2026-01T10:15", None),
             ("2026-1-2", None),
             ("2026-01-02Z", None),
             ("2026-01-02T03:04:05+1:00", None),

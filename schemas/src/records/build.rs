@@ -69,6 +69,11 @@ impl Builder {
         }
     }
 
+    /// Where a resource stands on its server: relative references of its own mean resources there.
+    pub(super) fn based(&mut self, record: u32, base: String) {
+        self.links.bases.insert(record, base);
+    }
+
     /// References of this text lead to a record.
     pub(super) fn named(&mut self, name: String, record: u32) {
         self.links
@@ -86,6 +91,10 @@ impl Builder {
 
     pub(super) fn shapes(&self) -> &Arc<Shapes> {
         &self.shapes
+    }
+
+    pub(super) fn depth_max(&self) -> usize {
+        self.limits.depth
     }
 
     pub(super) fn too_deep(&self) -> Unreadable {
@@ -118,11 +127,10 @@ impl Builder {
         let kind = match self.kind_of.get(&(outer, member)) {
             Some(kind) => *kind,
             None => {
-                let next = u16::try_from(self.kinds.len());
-                let next = next.map_err(|_| Unreadable::OverLimit {
-                    limit: u16::MAX.into(),
-                    unit: "kinds of records",
-                })?;
+                // The one after the last has to have a number, too.
+                let next = u16::try_from(self.kinds.len()).ok().filter(|next| *next < u16::MAX);
+                let next =
+                    next.ok_or(Unreadable::OverLimit { limit: u16::MAX.into(), unit: "kinds of records" })?;
                 self.kinds.push(Kind { name: member, around: outer });
                 self.kind_of.insert((outer, member), next);
                 next
@@ -146,7 +154,9 @@ impl Builder {
         depth: usize,
     ) -> Result<u32, Unreadable> {
         let id = self.record(around, None, super::UNDECLARED, listed, depth)?;
-        self.labels.insert(id, shown(name).to_owned());
+        let shape = self.records[around as usize].shape;
+        let label = self.undeclared(shape, name);
+        self.labels.insert(id, label.1);
         Ok(id)
     }
 
@@ -176,23 +186,31 @@ impl Builder {
     /// A value that no shape declares.
     pub(super) fn other(&mut self, record: u32, name: &str, nth: u32, value: &str) -> Result<(), Unreadable> {
         let shape = self.records[record as usize].shape;
-        let declared = shape.map_or(0, |shape| self.shapes.get(shape).members.len());
-        let name = shown(name);
-        let number = match self.others.get(&(shape, name.to_owned())) {
-            Some(number) => *number,
-            None => {
-                let count = self.others_of.entry(shape).or_default();
-                let place = (*count).min(OTHERS_MAX);
-                *count += 1;
-                // Declared members and others are a few thousand at most.
-                let number = (declared + place + 1) as u16;
-                if place < OTHERS_MAX {
-                    self.others.insert((shape, name.to_owned()), number);
-                }
-                number
-            }
-        };
+        let (number, _) = self.undeclared(shape, name);
         self.value(record, number, nth, value)
+    }
+
+    /// The number of a member that a shape does not declare, or not in this form, and what it is told as: its name if it is declared, else `*1`, `*2`, in the order in which they are met.
+    /// Never another name: what is named by data may name a patient.
+    fn undeclared(&mut self, shape: Option<ShapeId>, name: &str) -> (u16, String) {
+        let members = shape.map_or(&[][..], |shape| &self.shapes.get(shape).members);
+        if let Some(at) = members.iter().position(|member| member.name == name || member.written == name) {
+            return (at as u16 + 1, members[at].name.to_owned());
+        }
+        let declared = members.len();
+        let known = self.others.get(&(shape, name.to_owned())).copied();
+        let number = known.unwrap_or_else(|| {
+            let count = self.others_of.entry(shape).or_default();
+            let place = (*count).min(OTHERS_MAX);
+            *count += 1;
+            // Declared members and others are a few thousand at most.
+            let number = (declared + place + 1) as u16;
+            if place < OTHERS_MAX {
+                self.others.insert((shape, name.to_owned()), number);
+            }
+            number
+        });
+        (number, format!("{}{}", super::UNDECLARED, usize::from(number) - declared))
     }
 
     /// What a member holds is not what its shape declares.
@@ -212,7 +230,12 @@ impl Builder {
 
     /// Where a member stands.
     pub(super) fn place_of_member(&self, record: u32, member: &str) -> String {
-        let mut names = vec![shown(member).to_owned()];
+        let shape = self.records[record as usize].shape;
+        let declared = shape.and_then(|shape| {
+            let members = &self.shapes.get(shape).members;
+            members.iter().find(|known| known.name == member || known.written == member)
+        });
+        let mut names = vec![declared.map_or(super::UNDECLARED, |member| member.name).to_owned()];
         let mut at = record;
         while at > 0 {
             let record = &self.records[at as usize];
@@ -252,7 +275,6 @@ impl Builder {
         let place = |record: &Record| (nodes[usize::from(record.kind)], record.around, record.ordinal);
         let places = self.records.iter().map(place);
         let groups = Groups::of_records(structure, places);
-        let names = self.others.into_iter().map(|((shape, name), number)| ((shape, number), name)).collect();
         let reference = self.shapes.named("Reference").filter(|id| self.shapes.get(*id).is == Is::Reference);
         let reference = reference.and_then(|id| Some((id, self.shapes.get(id).member("reference")?.0)));
         Records {
@@ -267,15 +289,6 @@ impl Builder {
             links: self.links,
             reference,
             known: self.shapes,
-            others: names,
         }
     }
-}
-
-/// A name of a document, as it may be told: one that is shaped as names are, because what is named by data may name a patient.
-fn shown(name: &str) -> &str {
-    let named = name.len() <= 64
-        && name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_' || c == '@')
-        && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'.' | b'@'));
-    if named { name } else { super::UNDECLARED }
 }

@@ -3,6 +3,7 @@
 use super::build::Builder;
 use super::shape::{ShapeId, Shapes};
 use super::{Limits, Records, UNDECLARED, Unreadable};
+use std::collections::HashSet;
 use std::sync::Arc;
 
 /// How a CSV file is written.
@@ -57,10 +58,15 @@ pub fn read_csv(
     while reader.read_record(&mut row).map_err(|error| syntax(&error))? {
         if form.header && columns.is_none() {
             let names: Vec<String> = row.iter().map(|name| name.trim().to_owned()).collect();
-            let again = |(index, name): (usize, &String)| names[..index].contains(name).then(|| name.clone());
-            if let Some(name) = names.iter().enumerate().filter(|(_, name)| !name.is_empty()).find_map(again)
-            {
-                return Err(Unreadable::Twice(builder.place_of_member(document, &name)));
+            let mut seen = HashSet::new();
+            if let Some(at) = names.iter().position(|name| !name.is_empty() && !seen.insert(name.as_str())) {
+                let declared = shapes.get(line).written(&names[at]);
+                let told = declared
+                    .map_or_else(|| format!("column {}", at + 1), |(_, member)| member.written.clone());
+                return Err(Unreadable::Twice(told));
+            }
+            if !names.iter().any(|name| shapes.get(line).written(name).is_some()) {
+                return Err(Unreadable::NoHeader);
             }
             columns = Some(names);
             continue;

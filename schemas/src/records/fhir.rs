@@ -110,27 +110,40 @@ pub fn read_fhir(text: &str, limits: &Limits) -> Result<Records, Unreadable> {
     }
     let members = json::members_of(text);
     if json::text_of(&members, "resourceType").as_deref() != Some("Bundle") {
-        resource(&mut builder, document, &members)?;
+        record_of(&mut builder, document, &members)?;
         return Ok(builder.finish());
     }
     let (entries, own): (Vec<_>, Vec<_>) = members.into_iter().partition(|(name, _)| name == "entry");
-    resource(&mut builder, document, &own)?;
+    record_of(&mut builder, document, &own)?;
     for entry in entries.iter().flat_map(|(_, json)| json::objects_of(json)) {
         let entry = json::members_of(entry);
         let Some((_, inner)) = entry.iter().find(|(name, json)| name == "resource" && json::is_object(json))
         else {
             continue;
         };
-        let record = resource(&mut builder, document, &json::members_of(inner))?;
-        if let Some(url) = json::text_of(&entry, "fullUrl") {
+        let members = json::members_of(inner);
+        let record = record_of(&mut builder, document, &members)?;
+        let local = local_name(&members);
+        let url = json::text_of(&entry, "fullUrl");
+        let base = url.as_deref().zip(local.as_deref()).and_then(|(url, local)| url.strip_suffix(local));
+        match base.filter(|base| base.ends_with('/')) {
+            Some(base) => builder.based(record, base.to_owned()),
+            None => local.into_iter().for_each(|local| builder.named(local, record)),
+        }
+        if let Some(url) = url {
             builder.named(url, record);
         }
     }
     Ok(builder.finish())
 }
 
+/// The type and the id of a resource, as relative references have them.
+fn local_name(members: &[(Cow<'_, str>, &str)]) -> Option<String> {
+    Some(format!("{}/{}", json::text_of(members, "resourceType")?, json::text_of(members, "id")?))
+}
+
 /// A resource of the document.
-fn resource(
+fn record_of(
     builder: &mut Builder,
     document: u32,
     members: &[(Cow<'_, str>, &str)],
@@ -150,9 +163,6 @@ fn resource(
             record
         }
     };
-    if let Some(id) = json::text_of(members, "id") {
-        builder.named(format!("{kind}/{id}"), record);
-    }
     Ok(record)
 }
 

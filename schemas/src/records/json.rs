@@ -179,6 +179,7 @@ fn other(builder: &mut Builder, record: u32, name: &str, json: &str, depth: usiz
     let mut nth = 0;
     while let Some((json, level)) = open.pop() {
         match form(json) {
+            Form::List if level > builder.depth_max() => return Err(builder.too_deep()),
             Form::List => open.extend(items_of(json).into_iter().rev().map(|item| (item, level + 1))),
             Form::Null => nth += 1,
             Form::Object => {
@@ -208,9 +209,10 @@ fn list_as_record(
         return declared(builder, record, number, member, json, depth);
     }
     let members = &shapes.get(shape).members;
-    for (item, at) in items_of(json).into_iter().zip(0..) {
-        match members.get(usize::from(at)) {
-            Some(member) => declared(builder, record, at + 1, member, item, depth)?,
+    for (at, item) in items_of(json).into_iter().enumerate() {
+        // A shape has far fewer members than a number has room for.
+        match members.get(at).zip(u16::try_from(at + 1).ok()) {
+            Some((member, number)) => declared(builder, record, number, member, item, depth)?,
             None => other(builder, record, super::UNDECLARED, item, depth)?,
         }
     }

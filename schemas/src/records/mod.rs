@@ -100,6 +100,9 @@ pub enum Unreadable {
     /// A record has two members of one name, and which of them counts nobody can know.
     #[error("two members of one name: {0}")]
     Twice(String),
+    /// A CSV file without a first line that names its columns.
+    #[error("the first line names none of the declared columns")]
+    NoHeader,
     /// Over one of the [`Limits`].
     #[error("over the limit of {limit} {unit}")]
     OverLimit {
@@ -129,8 +132,6 @@ pub struct Records {
     reference: Option<(ShapeId, u16)>,
     /// Every shape.
     known: Arc<Shapes>,
-    /// What members are called that their shape does not declare: the first such one has the number after the last declared one, and so on.
-    others: HashMap<(Option<ShapeId>, u16), String>,
 }
 
 /// Where the references of a FHIR document lead.
@@ -140,6 +141,8 @@ struct Links {
     names: HashMap<String, Option<u32>>,
     /// By `#` and id, within one resource of the document.
     inside: HashMap<(u32, String), u32>,
+    /// Of a resource with the URL of a server, what stands before its type and id.
+    bases: HashMap<u32, String>,
 }
 
 impl Links {
@@ -179,7 +182,8 @@ impl Records {
 
     /// The resource to which a reference leads, if it is in the document.
     ///
-    /// A relative reference means the one of that type and id, an absolute one that of this `fullUrl`, whatever its version.
+    /// An absolute reference means the resource of this `fullUrl`, whatever its version; a relative one that of this type and id on the server on
+    /// which the resource that refers stands, and among resources that stand on none, the one of that type and id.
     pub fn target_of(&self, reference: u32) -> Option<u32> {
         let (shape, field) = self.reference?;
         if self.shapes[reference as usize] != Some(shape) {
@@ -189,13 +193,17 @@ impl Records {
             .iter()
             .find(|leaf| leaf.field == field)?;
         let text = &self.text[leaf.start as usize..leaf.end as usize];
+        let around = |at| self.groups.parent(InstanceId(at)).map_or(0, |id| id.0);
+        let around = self.links.around(reference, around);
         if text.starts_with('#') {
-            let around = |at| self.groups.parent(InstanceId(at)).map_or(0, |id| id.0);
-            let around = self.links.around(reference, around);
             return self.links.inside.get(&(around, text.to_owned())).copied();
         }
         let text = text.split_once("/_history/").map_or(text, |(resource, _)| resource);
-        self.links.names.get(text).copied().flatten()
+        let named = |name: &str| self.links.names.get(name).copied().flatten();
+        match self.links.bases.get(&around) {
+            Some(base) if !text.contains(':') => named(&format!("{base}{text}")),
+            _ => named(text),
+        }
     }
 
     /// Where a value stands: `records[1].value`. Lists count from 0, as JSON does.
@@ -209,16 +217,15 @@ impl Records {
         }
         let shape = self.shapes[record];
         let declared = shape.and_then(|shape| self.known.get(shape).members.get(usize::from(leaf.field) - 1));
+        let count = shape.map_or(0, |shape| self.known.get(shape).members.len());
         let (name, listed) = match declared {
-            Some(member) => (member.name, member.many),
-            None => {
-                let name = self.others.get(&(shape, leaf.field));
-                (name.map_or(UNDECLARED, String::as_str), leaf.repetition > 1)
-            }
+            Some(member) => (member.name.to_owned(), member.many),
+            // As many as there are of them before it: their own names may be a patient's.
+            None => (format!("{UNDECLARED}{}", usize::from(leaf.field) - count), leaf.repetition > 1),
         };
         match listed {
-            true => place + &step(name, true, leaf.repetition),
-            false => place + name,
+            true => place + &step(&name, true, leaf.repetition),
+            false => place + &name,
         }
     }
 

@@ -96,12 +96,12 @@ fn null_and_empty_are_not_there() {
 fn what_no_shape_declares_is_kept_and_told_by_a_name_that_is_no_patient_s() {
     let text = r#"{"more": 1, "records": [{"extra": {"a": [[1], 2], "John Doe": 3, "deep": {"er": true}}}], "123-45-6789": "x"}"#;
     let expected = [
-        ("more", "1"),
-        ("*", "x"),
-        ("records[0].extra.a", "1"),
-        ("records[0].extra.a[1]", "2"),
-        ("records[0].extra.*", "3"),
-        ("records[0].extra.deep.er", "true"),
+        ("*1", "1"),
+        ("*2", "x"),
+        ("records[0].*1.*1", "1"),
+        ("records[0].*1.*1[1]", "2"),
+        ("records[0].*1.*2", "3"),
+        ("records[0].*1.*3.*4", "true"),
     ];
     assert_eq!(places(text), pairs(&expected));
 }
@@ -112,7 +112,7 @@ fn another_form_than_the_declared_one_is_kept_and_told() {
         json(r#"{"kind": {"a": 1}, "records": {"id": 7, "value": "5", "device": "S1", "flags": "x"}}"#)
             .expect("read");
     let expected = [
-        ("kind.a", "1"),
+        ("kind.*1", "1"),
         ("records[0].id", "7"),
         ("records[0].value", "5"),
         ("records[0].flags[0]", "x"),
@@ -141,7 +141,7 @@ fn a_document_that_is_a_list_goes_to_the_one_list_of_its_shape() {
         all(&read(r#"[{"kind": "a"}, {"kind": "b"}]"#)),
         pairs(&[("items[0].kind", "a"), ("items[1].kind", "b")])
     );
-    assert_eq!(all(&read(r#"{"kind": "a"}"#)), pairs(&[("kind", "a")]), "an undeclared member");
+    assert_eq!(all(&read(r#"{"kind": "a"}"#)), pairs(&[("*1", "a")]), "an undeclared member");
 }
 
 #[test]
@@ -203,17 +203,22 @@ fn lines_of_csv_are_records() {
     let expected = [
         ("rows[0].at", "2026-01-02"),
         ("rows[0].glucose", "101"),
-        ("rows[0].Note", "a;\"b\""),
+        ("rows[0].*1", "a;\"b\""),
         ("rows[1].at", "2026-01-03"),
         ("rows[2].at", "8"),
         ("rows[2].glucose", "7"),
-        ("rows[2].Note", "9"),
-        ("rows[2].*[3]", "10"),
+        ("rows[2].*1", "9"),
+        ("rows[2].*2[3]", "10"),
     ];
     assert_eq!(all(&records), pairs(&expected));
     let records = read("a,b,c\n", Csv { header: false, ..Csv::default() }).expect("read");
-    assert_eq!(all(&records), pairs(&[("rows[0].at", "a"), ("rows[0].glucose", "b"), ("rows[0].*[2]", "c")]));
+    assert_eq!(
+        all(&records),
+        pairs(&[("rows[0].at", "a"), ("rows[0].glucose", "b"), ("rows[0].*1[2]", "c")])
+    );
     assert_eq!(read("Time,Time\n1,2\n", Csv::default()).err(), Some(Unreadable::Twice("Time".to_owned())));
+    let other = read("Time,Name,Name\n1,2,3\n", Csv::default()).err();
+    assert_eq!(other, Some(Unreadable::Twice("column 3".to_owned())), "what no one declared is not told");
     assert!(read("", Csv::default()).expect("an empty file has no lines").index().leaves().is_empty());
 }
 
@@ -330,8 +335,9 @@ mod of_fhir {
                   "generalPractitioner": [{"reference": "#doc"}, {"reference": "#nobody"}],
                   "contained": [{"resourceType": "Practitioner", "id": "doc", "active": true}]}},
                 {"fullUrl": "http://test.example/fhir/Patient/q", "resource": {"resourceType": "Patient", "id": "q"}},
-                {"resource": {"resourceType": "Observation", "subject": {"reference": "urn:uuid:1"},
-                  "focus": [{"reference": "Patient/q/_history/3"}, {"reference": "http://test.example/fhir/Patient/q"},
+                {"resource": {"resourceType": "Basic", "subject": {"reference": "Patient/q"}}},
+                {"fullUrl": "http://test.example/fhir/Observation/o", "resource": {"resourceType": "Observation", "id": "o",
+                  "subject": {"reference": "urn:uuid:1"}, "focus": [{"reference": "Patient/q/_history/3"}, {"reference": "http://test.example/fhir/Patient/q"},
                             {"reference": "http://other.example/fhir/Patient/q"}, {"reference": "#doc"}, {"display": "nobody"}]}},
                 {"response": {"status": "200"}}]}"##,
         );
@@ -356,6 +362,7 @@ mod of_fhir {
         assert_eq!(leads("Observation[0].focus[0]").as_deref(), Some("Patient[1]"));
         assert_eq!(leads("Observation[0].focus[1]").as_deref(), Some("Patient[1]"));
         assert_eq!(leads("Observation[0].focus[2]"), None, "of another server");
+        assert_eq!(leads("Basic[0].subject"), None, "relative to nothing");
         assert_eq!(leads("Observation[0].focus[3]"), None, "contained in another resource");
         assert_eq!(leads("Observation[0].focus[4]"), None);
         assert_eq!(leads("Patient[0].generalPractitioner[0]").as_deref(), Some("Patient[0].contained[0]"));
@@ -384,7 +391,7 @@ mod of_fhir {
     #[test]
     fn one_resource_is_a_document_and_what_is_none_is_told() {
         assert_eq!(all(&fhir(r#"{"resourceType": "Patient", "id": "p"}"#))[1].0, "Patient[0].id");
-        assert_eq!(all(&fhir(r#"{"resourceType": "Unheard", "a": 1}"#))[1].0, "Unheard[0].a");
+        assert_eq!(all(&fhir(r#"{"resourceType": "Unheard", "a": 1}"#))[1].0, "*1[0].*2");
         let refused = read_fhir("[]", &Limits::default()).expect_err("no resource");
         assert_eq!(refused.to_string(), "the document is no record, and Resource is expected");
     }

@@ -54,6 +54,7 @@ fn states(catalog: &Catalog, number: usize, text: &str, samples: &mut Vec<Vec<u8
         systems: &[],
         options: &[],
         codes: None,
+        parties: mappings::Parties::default(),
     };
     let Ok(mapped) = program.run(&message, &context) else { return };
     for contribution in &mapped.contributions {
