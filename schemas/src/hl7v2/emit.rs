@@ -305,8 +305,10 @@ mod tests {
                 let again = Message::parse(&emitted, &Limits::default()).unwrap();
                 let values = |m: &Message<'_>| (0..m.leaves().len()).map(|n| (m.path_of(n), m.value(n).into_owned())).collect::<Vec<_>>();
                 prop_assert_eq!(values(&message), values(&again));
-                let expected = |code: &str| code.starts_with("escape-") || ["no-fields", "segment-name", "required-field"].contains(&code);
-                prop_assert!(again.issues().iter().all(|i| expected(&i.code)), "{:?}", again.issues());
+                // Good form brings nothing odd of its own. By code alone: of many findings of a kind, the first are listed.
+                for issue in again.issues() {
+                    prop_assert!(message.issues().iter().any(|of| of.code == issue.code), "{}", issue);
+                }
             }
         }
     }
