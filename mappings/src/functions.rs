@@ -3,6 +3,9 @@
 
 mod moments;
 mod systems;
+#[cfg(test)]
+mod tests;
+mod values;
 
 use crate::program::ExprId;
 use crate::run::{Frame, Run, Val};
@@ -12,6 +15,7 @@ use schemas::hl7v2::time::{Tm, Ts};
 use std::borrow::Cow;
 pub(crate) use systems::{known_coding_system, universal};
 use systems::{universal_id, v2_system};
+use values::{compared, in_base64};
 
 /// What is known of a value before any message is there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -850,13 +854,16 @@ pub(crate) const FUNCTIONS: &[Function] = &[
                anything else is text",
         examples: &[
             ("base64(ZZZ-1.1, ZZZ-1.2)", "VEVTVA==^Base64", "VEVTVA=="),
+            ("base64(ZZZ-1.1, ZZZ-1.2)", "VEVT VB==^Base64", "VEVTVA=="),
+            ("base64(ZZZ-1.1, ZZZ-1.2)", "VEVTVA=^Base64", ""),
             ("base64(ZZZ-1.1, ZZZ-1.2)", "54455354^Hex", "VEVTVA=="),
+            ("base64(ZZZ-1.1, ZZZ-1.2)", "5445535^Hex", ""),
             ("base64(ZZZ-1.1, ZZZ-1.2)", "TEST^A", "VEVTVA=="),
         ],
         call: |run, frame, args| {
             let encoding = run.text_of(frame, args[1]).unwrap_or_default().to_ascii_lowercase();
             run.reading(frame, args[0], "expected data in the encoding that ED-4 names", |text| {
-                encode(text, &encoding).map(Cow::Owned)
+                in_base64(text, &encoding).map(Cow::Owned)
             })
         },
     },
@@ -877,148 +884,3 @@ pub(crate) const FUNCTIONS: &[Function] = &[
         },
     },
 ];
-
-/// A comparator and the number after it.
-fn compared(text: &str) -> Option<(&str, &str)> {
-    let text = text.trim();
-    let comparator = ["<=", ">=", "<", ">"].into_iter().find(|comparator| text.starts_with(comparator))?;
-    let number = text[comparator.len()..].trim();
-    crate::json::number(number).map(|_| (&text[..comparator.len()], number))
-}
-
-const BASE64: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-
-fn encode(text: &str, encoding: &str) -> Option<String> {
-    let bytes = match encoding {
-        "base64" => {
-            let data: String = text.chars().filter(|c| !c.is_whitespace()).collect();
-            let body = data.trim_end_matches('=');
-            let fits = data.len().is_multiple_of(4)
-                && data.len() - body.len() <= 2
-                && body.bytes().all(|b| BASE64.contains(&b));
-            return fits.then_some(data);
-        }
-        "hex" => {
-            let digits: Vec<u8> = text.bytes().filter(|b| !b.is_ascii_whitespace()).collect();
-            if !digits.len().is_multiple_of(2) {
-                return None;
-            }
-            let value = |digit: u8| char::from(digit).to_digit(16).and_then(|n| u8::try_from(n).ok());
-            digits
-                .chunks(2)
-                .map(|pair| Some(value(pair[0])? << 4 | value(pair[1])?))
-                .collect::<Option<Vec<u8>>>()?
-        }
-        _ => text.as_bytes().to_vec(),
-    };
-    let mut out = String::with_capacity(bytes.len().div_ceil(3) * 4);
-    for chunk in bytes.chunks(3) {
-        let word =
-            chunk.iter().fold(0u32, |word, byte| word << 8 | u32::from(*byte)) << (8 * (3 - chunk.len()));
-        for place in 0..4 {
-            if place <= chunk.len() {
-                out.push(char::from(BASE64[(word >> (18 - 6 * place)) as usize & 63]));
-            } else {
-                out.push('=');
-            }
-        }
-    }
-    Some(out)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::Catalog;
-    use crate::run::Context;
-    use schemas::hl7v2::time::Zone;
-    use schemas::hl7v2::{Limits, Message};
-    use uuid::Uuid;
-
-    /// What an expression answers for a message whose `ZZZ-1` is `field`; empty for absent.
-    fn answer(expression: &str, kind: Kind, field: &str) -> String {
-        let ty = match kind {
-            Kind::Bool => "boolean",
-            Kind::Integer => "integer",
-            Kind::Decimal => "decimal",
-            Kind::Date => "date",
-            Kind::DateTime => "dateTime",
-            Kind::Instant => "instant",
-            Kind::Time => "time",
-            Kind::Base64 => "base64Binary",
-            Kind::Element | Kind::Text | Kind::Xhtml | Kind::Hl7Time => "string",
-        };
-        // No extension has a narrative; a resource has one.
-        let rule = match kind {
-            Kind::Xhtml => {
-                format!("text: {{set: {{status: {{const: additional}}, div: {{value: \"{expression}\"}}}}}}")
-            }
-            _ => format!("extension: {{all: [{{id: x, url: test, as: {ty}, value: \"{expression}\"}}]}}"),
-        };
-        let mapping = format!(
-            "segment_map: zzz\nfrom: ZZZ\nto: Basic\nrules:\n  code: {{concept: test#x}}\n  {rule}\n\
-             ---\nmapping: test\nversion: 1\nsource: {{format: hl7v2, structure: ADT_A01, events: [A01]}}\n\
-             resources: [{{id: basic, type: Basic, from: ZZZ, identity: {{keys: [], else: message}}, parts: [{{use: zzz, from: ZZZ}}]}}]\n"
-        );
-        let catalog =
-            Catalog::from_files(vec![("test.yaml".to_owned(), mapping)]).unwrap_or_else(|mistakes| {
-                panic!(
-                    "{expression}: {}",
-                    mistakes.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
-                )
-            });
-        let text = format!("MSH|^~\\&|TEST|TEST|||20240101000000||ADT^A01|TEST1|P|2.5.1\rZZZ|{field}|x\r");
-        let message = Message::parse(&text, &Limits::default()).expect("a message");
-        let context = Context {
-            message_id: Uuid::nil(),
-            received_at: jiff::Timestamp::UNIX_EPOCH,
-            seq: 1,
-            sender: "test".into(),
-            authority: "test".into(),
-            zone: Zone::UTC,
-            namespace: Uuid::nil(),
-            systems: &[("REGISTERED".to_owned(), "urn:oid:1.9".to_owned())],
-            options: &[],
-            codes: None,
-            parties: crate::Parties::default(),
-        };
-        let mapped = catalog.programs()[0].run(&message, &context).expect("it is mapped");
-        let json = mapped.contributions[0].slots.iter().find_map(|slot| match &slot.write {
-            crate::resource::Write::Valued(fragments) => fragments
-                .iter()
-                .find(|fragment| matches!(&*fragment.path, "extension" | "text.div"))
-                .map(|fragment| fragment.json.clone()),
-            crate::resource::Write::Cleared => None,
-        });
-        let Some(json) = json else { return String::new() };
-        let value: serde_json::Value = serde_json::from_str(&json).expect("JSON");
-        let value = match value {
-            serde_json::Value::Object(members) => members.values().nth(1).cloned().unwrap_or_default(),
-            value => value,
-        };
-        value.as_str().map_or_else(|| value.to_string(), str::to_owned)
-    }
-
-    #[test]
-    fn the_examples_of_every_function_hold() {
-        for function in FUNCTIONS {
-            for (expression, field, expected) in function.examples {
-                assert_eq!(
-                    answer(expression, function.answers, field),
-                    *expected,
-                    "{expression} of {field:?}"
-                );
-            }
-        }
-    }
-
-    #[test]
-    fn functions_have_names_of_their_own_and_say_how_they_are_called() {
-        for (index, function) in FUNCTIONS.iter().enumerate() {
-            assert!(FUNCTIONS[..index].iter().all(|other| other.name != function.name), "{}", function.name);
-            assert!(function.spec.starts_with(&format!("{}(", function.name)), "{}", function.name);
-            let without_examples = ["ordinal", "index", "chain_key", "is_finest"].contains(&function.name);
-            assert_eq!(function.examples.is_empty(), without_examples, "{}", function.name);
-        }
-    }
-}

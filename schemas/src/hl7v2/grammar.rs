@@ -321,19 +321,8 @@ const TXA: SegmentName = SegmentName::of("TXA");
 
 impl Grouper {
     fn new(structure: &'static Structure, segments: usize) -> Self {
-        let root = Instance {
-            group: NodeId::ROOT,
-            parent: InstanceId::ROOT,
-            ordinal: 1,
-            filled: 0,
-            first_child: InstanceId::NONE,
-            last_child: InstanceId::NONE,
-            next_sibling: InstanceId::NONE,
-            first_segment: NO_SEGMENT,
-            last_segment: NO_SEGMENT,
-        };
         let mut instances = Vec::with_capacity(segments / 2 + 4);
-        instances.push(root);
+        instances.push(Instance::empty(NodeId::ROOT, InstanceId::ROOT, 1));
         let mut newest = vec![InstanceId::NONE; structure.nodes.len()];
         newest[0] = InstanceId::ROOT;
         let members = Vec::with_capacity(segments);

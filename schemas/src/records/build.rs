@@ -42,7 +42,7 @@ pub(super) struct Builder {
     /// How many records of a kind there are in one.
     counts: HashMap<(u32, u16), u32>,
     leaves: Vec<(u32, Leaf)>,
-    /// What the document calls records that no shape declares.
+    /// What records that no shape declares are told as.
     labels: HashMap<u32, String>,
     others: HashMap<(Option<ShapeId>, String), u16>,
     others_of: HashMap<Option<ShapeId>, usize>,
@@ -155,7 +155,7 @@ impl Builder {
     ) -> Result<u32, Unreadable> {
         let id = self.record(around, None, super::UNDECLARED, listed, depth)?;
         let shape = self.records[around as usize].shape;
-        let label = self.undeclared(shape, name);
+        let label = self.member_told(shape, name);
         self.labels.insert(id, label.1);
         Ok(id)
     }
@@ -186,13 +186,14 @@ impl Builder {
     /// A value that no shape declares.
     pub(super) fn other(&mut self, record: u32, name: &str, nth: u32, value: &str) -> Result<(), Unreadable> {
         let shape = self.records[record as usize].shape;
-        let (number, _) = self.undeclared(shape, name);
+        let (number, _) = self.member_told(shape, name);
         self.value(record, number, nth, value)
     }
 
-    /// The number of a member that a shape does not declare, or not in this form, and what it is told as: its name if it is declared, else `*1`, `*2`, in the order in which they are met.
-    /// Never another name: what is named by data may name a patient.
-    fn undeclared(&mut self, shape: Option<ShapeId>, name: &str) -> (u16, String) {
+    /// The number of a member that a shape does not declare, or not in this form, and what it is told as: its name if it is
+    /// declared, else `*1`, `*2`, in the order in which they are met. Never another name: what is named by data may name a
+    /// patient.
+    fn member_told(&mut self, shape: Option<ShapeId>, name: &str) -> (u16, String) {
         let members = shape.map_or(&[][..], |shape| &self.shapes.get(shape).members);
         if let Some(at) = members.iter().position(|member| member.name == name || member.written == name) {
             return (at as u16 + 1, members[at].name.to_owned());
@@ -229,13 +230,9 @@ impl Builder {
     }
 
     /// Where a member stands.
-    pub(super) fn place_of_member(&self, record: u32, member: &str) -> String {
-        let shape = self.records[record as usize].shape;
-        let declared = shape.and_then(|shape| {
-            let members = &self.shapes.get(shape).members;
-            members.iter().find(|known| known.name == member || known.written == member)
-        });
-        let mut names = vec![declared.map_or(super::UNDECLARED, |member| member.name).to_owned()];
+    pub(super) fn place_of_member(&mut self, record: u32, member: &str) -> String {
+        let (_, name) = self.member_told(self.records[record as usize].shape, member);
+        let mut names = vec![name];
         let mut at = record;
         while at > 0 {
             let record = &self.records[at as usize];

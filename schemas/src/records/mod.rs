@@ -5,8 +5,8 @@
 //! ```
 //! A record is an object of JSON or a line of CSV. It becomes a segment whose fields are its members that hold values, and it stands in
 //! a group of its own, named by the member in which it lies. Numbers come from the [`Shapes`] that a mapping declares; what a document
-//! has beyond them is kept, too, and is told by name. Invariant: every value that is neither null nor empty is a leaf of exactly one
-//! record, or the document is refused as a whole.
+//! has beyond them is kept, too, and is told by number (`*1`, `*2`), because its name may be a patient's. Invariant: every value that
+//! is neither null nor empty is a leaf of exactly one record, or the document is refused as a whole.
 
 mod build;
 mod csv;
@@ -30,7 +30,7 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-/// The name of what no shape declares, where its own is not told.
+/// What stands for the name of what no shape declares, before its number: its own is not told.
 const UNDECLARED: &str = "*";
 /// The segment that a record without a shape is.
 const OTHER: SegmentName = SegmentName::of("RZZZ");
@@ -125,7 +125,7 @@ pub struct Records {
     shapes: Vec<Option<ShapeId>>,
     /// Of each record whether it stands in a list.
     listed: Vec<bool>,
-    /// What the document calls records that no shape declares.
+    /// What records that no shape declares are told as.
     labels: HashMap<u32, String>,
     links: Links,
     /// The shape of references, and the member that says where they lead.
