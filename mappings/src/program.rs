@@ -753,9 +753,11 @@ pub(crate) struct PartCode {
     pub(crate) ignore: Arc<Vec<IgnoreRule>>,
 }
 
-/// One entry of `effects:`, a `merge:`.
+/// One entry of `effects:`, by the places of the resources.
 #[derive(Debug)]
 pub(crate) struct EffectCode {
+    /// Of a `move:`, what moves.
+    pub(crate) what: Option<usize>,
     pub(crate) from: usize,
     pub(crate) into: usize,
     pub(crate) when: Option<ExprId>,

@@ -393,15 +393,39 @@ impl State {
         other_name && other_birth
     }
 
+    /// The patient whom this resource is about, if it says so; references are `Patient/<id>`, as mapped.
+    pub fn patient(&self) -> Option<Uuid> {
+        ["subject", "patient", "beneficiary"].into_iter().find_map(|path| self.at(path).find_map(patient_of))
+    }
+
+    /// The ids of the resources that it refers to as `<type>/<id>`.
+    pub fn references(&self) -> impl Iterator<Item = Uuid> {
+        let fragments = self.slots.iter().flat_map(|slot| &*slot.fragments);
+        fragments.flat_map(|fragment| fragment.json.split('"')).filter_map(|text| {
+            let (kind, id) = text.split_once('/')?;
+            let is_type = !kind.is_empty() && kind.bytes().all(|byte| byte.is_ascii_alphabetic());
+            if is_type && id.len() == 36 { Uuid::try_parse(id).ok() } else { None }
+        })
+    }
+
     /// The patient whom this resource is about, and the one whom a contribution says it is about, where both are said: a
     /// laboratory that gives a number anew must not write into the result of somebody else.
     ///
-    /// Only for what belongs to one patient for good; references are `Patient/<id>`, as mapped.
+    /// Only for what belongs to one patient for good.
     pub fn patients(&self, contribution: &Contribution) -> Option<(Uuid, Uuid)> {
         let path = match &*contribution.resource_type {
-            "AllergyIntolerance" => "patient",
-            "Encounter" | "Observation" | "DiagnosticReport" | "ServiceRequest" | "Specimen"
-            | "Condition" | "Procedure" => "subject",
+            "AllergyIntolerance" | "Immunization" | "NutritionOrder" => "patient",
+            "Encounter"
+            | "Observation"
+            | "DiagnosticReport"
+            | "ServiceRequest"
+            | "Specimen"
+            | "Condition"
+            | "Procedure"
+            | "MedicationRequest"
+            | "MedicationDispense"
+            | "MedicationAdministration"
+            | "DocumentReference" => "subject",
             _ => return None,
         };
         let said = contribution.slots.iter().find_map(|slot| match &slot.write {

@@ -52,6 +52,14 @@ pub struct Prepared {
     pub verb: Option<Verb>,
 }
 
+impl Prepared {
+    /// Whether it moves something to another patient.
+    fn moves(&self) -> bool {
+        let effects = self.facts.as_ref().map_or(&[][..], |facts| &facts.effects);
+        effects.iter().any(|effect| matches!(effect, Effect::Move { .. }))
+    }
+}
+
 /// What one message says.
 #[derive(Debug)]
 pub struct Facts {

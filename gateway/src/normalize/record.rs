@@ -1,7 +1,10 @@
 //! Recording: what a batch of mapped messages says is merged with what is known, routed and written in one transaction.
 //!
 //! Invariants: a batch is written whole or not at all; within it messages are taken in sequence, so each sees what the
-//! ones before it did; a message that goes into quarantine leaves nothing behind but its result.
+//! ones before it did; a message that goes into quarantine leaves nothing behind but its result. A message that moves something to
+//! another patient is a batch of its own ([`batches`]), because it is about all that is known of the patient by then.
+
+mod moving;
 
 use super::waiters::{Changed, Done};
 use super::{Facts, Prepared, What};
@@ -17,6 +20,7 @@ use futures_util::FutureExt;
 use mappings::Effect;
 use mappings::bundle::{self, About, Rendered};
 use mappings::resource::{Applied, Contribution, Existing, State};
+use moving::Moving;
 use schemas::issue::{Issue, Severity};
 use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
@@ -57,6 +61,21 @@ struct Current {
     /// The version in the store, to write against; the message that changed it last in this batch.
     stored: i64,
     changed_by: Option<schemas::message::MessageId>,
+}
+
+/// Parts messages into the batches in which they may be recorded, in sequence.
+pub(super) fn batches(messages: Vec<Prepared>) -> Vec<Vec<Prepared>> {
+    let mut batches: Vec<Vec<Prepared>> = Vec::new();
+    let mut alone = true;
+    for prepared in messages {
+        let moves = prepared.moves();
+        match batches.last_mut().filter(|_| !alone && !moves) {
+            Some(batch) => batch.push(prepared),
+            None => batches.push(vec![prepared]),
+        }
+        alone = moves;
+    }
+    batches
 }
 
 /// Merges, routes and commits. `batch` is in sequence, and is emptied only once it is written. A panic in here is a mistake of ours,
@@ -190,6 +209,7 @@ struct Merge {
     resources: HashMap<Uuid, Current>,
     /// The order in which resources were first changed, so that writes do not depend on hashing.
     order: Vec<Uuid>,
+    moves: Vec<Moving>,
 }
 
 /// What taking one message made.
@@ -219,23 +239,30 @@ impl Merge {
             if missing.is_empty() {
                 break;
             }
-            let loaded = tx.load(&missing).await?;
-            let next = loaded.iter().filter_map(|resource| resource.replaced_by).collect();
-            for resource in loaded {
-                resources.insert(resource.id, Current::try_from(resource)?);
+            let mut next = Vec::new();
+            for resource in tx.load(&missing).await? {
+                let id = resource.id;
+                let current = Current::try_from(resource)?;
+                // Whose it is may have been merged into somebody else since.
+                next.extend(current.replaced_by.into_iter().chain(current.state.patient()));
+                resources.insert(id, current);
             }
             missing = next;
         }
-        Ok(Merge { aliases, new_aliases: Vec::new(), resources, order: Vec::new() })
+        let mut merge =
+            Merge { aliases, new_aliases: Vec::new(), resources, order: Vec::new(), moves: Vec::new() };
+        for prepared in batch.iter().filter(|prepared| prepared.moves()) {
+            merge.find_moves(tx, prepared).await?;
+        }
+        Ok(merge)
     }
 
     /// Takes one message; `Err` says why it goes into quarantine, and then nothing of it was taken.
     fn take(&mut self, prepared: &Prepared) -> Result<Taken, String> {
         let facts = prepared.facts.as_ref().map_err(Clone::clone)?;
         let mut issues = Vec::new();
-        let merged_away: HashSet<Uuid> =
-            facts.effects.iter().map(|Effect::Merge { from, .. }| *from).collect();
-        let ids: Vec<Uuid> = facts
+        let merged_away: HashSet<Uuid> = merges(&facts.effects).map(|(from, _)| from).collect();
+        let mut ids: Vec<Uuid> = facts
             .contributions()
             .map(|contribution| self.id_of(contribution, merged_away.contains(&contribution.id), &mut issues))
             .collect();
@@ -258,8 +285,10 @@ impl Merge {
         for (what, id) in facts.what.iter().zip(&ids) {
             let What::Slots(contribution) = what else { continue };
             let named = self.resources.get(id).and_then(|known| known.state.patients(contribution));
+            let is_moved = || self.moves.iter().any(|moving| moving.is_of(*id));
             if let Some((known, said)) = named
                 && self.patient(known, &moved, &facts.effects) != self.patient(said, &moved, &facts.effects)
+                && !is_moved()
             {
                 return Err(format!(
                     "{} {id}: the same number comes with another patient",
@@ -267,6 +296,7 @@ impl Merge {
                 ));
             }
         }
+        let whose = self.whose_moves()?;
         for (contribution, id) in facts.contributions().zip(&ids) {
             self.name(contribution, *id);
         }
@@ -274,8 +304,13 @@ impl Merge {
         for (what, id) in facts.what.iter().zip(&ids) {
             self.apply(prepared, facts, what, *id, &moved, &mut taken);
         }
-        for Effect::Merge { from, into } in &facts.effects {
-            self.merge(final_id(&moved, *from), final_id(&moved, *into), &mut taken.issues);
+        for (from, into) in merges(&facts.effects) {
+            self.merge(final_id(&moved, from), final_id(&moved, into), &mut taken.issues);
+        }
+        for (moving, was_from) in std::mem::take(&mut self.moves).into_iter().zip(whose) {
+            if was_from {
+                self.move_along(prepared, moving, &mut ids, &mut taken);
+            }
         }
         taken.bundle = self.bundle(prepared, &ids, &mut taken.issues);
         Ok(taken)
@@ -304,9 +339,8 @@ impl Merge {
     /// Who a patient is, after the merges that are known and those of this message.
     fn patient(&self, id: Uuid, moved: &[(Uuid, Uuid)], effects: &[Effect]) -> Uuid {
         let id = self.survivor(final_id(moved, id));
-        let merged = effects.iter().find_map(|Effect::Merge { from, into }| {
-            (self.survivor(final_id(moved, *from)) == id).then_some(*into)
-        });
+        let merged = merges(effects)
+            .find_map(|(from, into)| (self.survivor(final_id(moved, from)) == id).then_some(into));
         merged.map_or(id, |into| self.survivor(final_id(moved, into)))
     }
 
@@ -453,6 +487,7 @@ impl Merge {
             .filter_map(|id| {
                 let current = resources.remove(&id)?;
                 Some(ResourceWrite {
+                    patient: current.state.patient(),
                     id,
                     follows: current.stored,
                     state: current.state.encode(),
@@ -486,6 +521,14 @@ fn aliases_of(contribution: &Contribution) -> impl Iterator<Item = Alias> {
         resource_type: contribution.resource_type.to_string(),
         system: system.clone(),
         value: value.clone(),
+    })
+}
+
+/// The merges among the effects of a message: who is no longer used, and who remains.
+fn merges(effects: &[Effect]) -> impl Iterator<Item = (Uuid, Uuid)> {
+    effects.iter().filter_map(|effect| match effect {
+        Effect::Merge { from, into } => Some((*from, *into)),
+        Effect::Move { .. } => None,
     })
 }
 

@@ -1,5 +1,7 @@
 //! Messages through mapping and recording into a real SQLite store.
 
+mod moving;
+
 use super::lanes::Held;
 use super::{Mapper, Normalizer, Prepared, Recorded, record};
 use crate::ingest::keys::of_hl7v2;
@@ -83,11 +85,14 @@ impl Bench {
         open.into_iter().map(|open| self.mapper.prepare(open)).collect()
     }
 
-    /// Maps and records everything that is open, as one batch.
+    /// Maps and records everything that is open, in as few batches as may be.
     async fn work(&self) -> Vec<Recorded> {
-        let mut batch = self.prepared().await;
-        let tx = self.store.begin_record(&self.held.leases).await.expect("begun");
-        record::record(tx, &mut batch, &self.router).await.expect("recorded")
+        let mut recorded = Vec::new();
+        for mut batch in record::batches(self.prepared().await) {
+            let tx = self.store.begin_record(&self.held.leases).await.expect("begun");
+            recorded.extend(record::record(tx, &mut batch, &self.router).await.expect("recorded"));
+        }
+        recorded
     }
 
     /// A worker over the store, and who was recorded, in the order in which the worker tells it.
@@ -295,6 +300,22 @@ async fn after_a_merge_the_prior_number_finds_the_survivor_and_a_replay_changes_
 }
 
 #[tokio::test]
+async fn after_a_merge_the_visits_of_the_prior_number_go_on_under_the_surviving_one() {
+    let bench = Bench::new().await;
+    let merge = "PID|1||1002^^^GENHOSP^MR||TEST^JANE^Q||19700101|F\nMRG|1001^^^GENHOSP^MR\n";
+    let story = [
+        adt("A01", "20260301100000", "C1", RICH),
+        THIN_ORU.to_owned(),
+        adt("A40", "20260301130000", "C3", merge),
+        THIN_ORU
+            .replace("1001^", "1002^")
+            .replace("|C2|", "|C4|")
+            .replace("20260301120000", "20260301140000"),
+    ];
+    assert_eq!(bench.send("adt", &story.each_ref().map(String::as_str)).await, vec![None; 4]);
+}
+
+#[tokio::test]
 async fn a_batch_ends_as_the_same_messages_one_by_one() {
     let bench = Bench::new().await;
     for text in &story() {
@@ -438,6 +459,9 @@ impl RecordTx for Broken {
         panic!("TEST^JANE")
     }
     async fn load(&mut self, _: &[Uuid]) -> Result<Vec<StoredResource>, StoreError> {
+        Ok(Vec::new())
+    }
+    async fn about(&mut self, _: Uuid) -> Result<Vec<Uuid>, StoreError> {
         Ok(Vec::new())
     }
     async fn commit(self: Box<Self>, _: Recording) -> Result<Vec<i64>, StoreError> {

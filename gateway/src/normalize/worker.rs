@@ -278,8 +278,10 @@ impl Normalizer {
         let messages = batch.iter().map(|message| (message.seq, message.keys.clone())).collect();
         let (worker, ours) = (Arc::clone(self), ours.clone());
         desk.begin(messages, async move {
-            let prepared = worker.map(batch, threads).await;
-            worker.record(&ours, prepared).await
+            for batch in record::batches(worker.map(batch, threads).await) {
+                worker.record(&ours, batch).await?;
+            }
+            Ok(())
         });
         Ok(Turn::Began(count))
     }

@@ -177,6 +177,8 @@ pub struct ResourceWrite {
     pub state: Vec<u8>,
     /// Where a merge sends its readers.
     pub replaced_by: Option<Uuid>,
+    /// The patient whom it is about.
+    pub patient: Option<Uuid>,
     /// The message that made it.
     pub message: MessageId,
 }
@@ -307,6 +309,9 @@ pub trait RecordTx: Send {
 
     /// The current versions of these resources, in order of their ids.
     async fn load(&mut self, ids: &[Uuid]) -> Result<Vec<StoredResource>, StoreError>;
+
+    /// The ids of what is about a patient, and about those who were merged into this one, in order.
+    async fn about(&mut self, patient: Uuid) -> Result<Vec<Uuid>, StoreError>;
 
     /// Writes everything and commits. Fails with [`StoreError::Fenced`], and nothing written, if a lease was lost or one of the messages
     /// is not open any more in that revision (a commit whose answer was lost had closed it). An alias that named

@@ -15,6 +15,7 @@ pub(super) struct ResourceRow {
     pub(super) version: i64,
     pub(super) packed: Vec<u8>,
     pub(super) replaced_by: Option<Uuid>,
+    pub(super) patient: Option<Uuid>,
     pub(super) message: MessageId,
 }
 
@@ -40,6 +41,7 @@ pub(super) fn fold(writes: Vec<ResourceWrite>) -> Result<Vec<ResourceRow>, Store
         version: write.follows + 1,
         packed: pack::squeeze(&write.state),
         replaced_by: write.replaced_by,
+        patient: write.patient,
         message: write.message,
     };
     Ok(last.into_iter().map(row).collect())
@@ -54,6 +56,19 @@ pub(super) fn alias_id(alias: &Alias) -> Uuid {
     }
     Uuid::new_v5(&Uuid::NAMESPACE_OID, &name)
 }
+
+/// Everybody who was merged into the patient given, and the patient; then what is about one of them.
+macro_rules! about {
+    ($patient:literal) => {
+        concat!(
+            "WITH RECURSIVE same (id) AS (SELECT ",
+            $patient,
+            " UNION SELECT merged.id FROM resource AS merged JOIN same ON merged.replaced_by = same.id)
+            SELECT resource.id FROM resource JOIN same ON resource.patient = same.id ORDER BY resource.id"
+        )
+    };
+}
+pub(super) use about;
 
 /// What aliases were found to name, by their ids; `None` when they named nothing.
 pub(super) type Resolved = HashMap<Uuid, Option<Uuid>>;
@@ -122,6 +137,7 @@ mod tests {
             follows,
             state: follows.to_string().into_bytes(),
             replaced_by: None,
+            patient: None,
             message: MessageId(Uuid::nil()),
         }
     }

@@ -492,7 +492,27 @@ impl<'a> Compiler<'a> {
             }
             found.unwrap_or(0)
         };
-        EffectCode { from: named(&effect.from), into: named(&effect.into), when }
+        let (what, from, into) =
+            (effect.what.as_ref().map(&mut named), named(&effect.from), named(&effect.into));
+        let type_of = |place: usize| resources.get(place).map(|resource| resource.kind);
+        match (what, type_of(from), type_of(into)) {
+            (None, Some(from), Some(into)) if from != into => {
+                let text =
+                    format!("a merge is of two of a kind, and {} is one of type {from}", effect.from.text);
+                self.wrong(effect.into.place, &effect.into.text, text);
+            }
+            (Some(_), Some(from), Some(into)) => {
+                for (word, ty) in [(&effect.from, from), (&effect.into, into)] {
+                    if ty != "Patient" {
+                        let text =
+                            format!("something moves from patient to patient, and this one is of type {ty}");
+                        self.wrong(word.place, &word.text, text);
+                    }
+                }
+            }
+            _ => {}
+        }
+        EffectCode { what, from, into, when }
     }
 
     /// Reads `ignore:`. `from` is the segment or the data type of the map around it.

@@ -427,12 +427,14 @@ pub(crate) struct Part {
     pub(crate) with: Vec<(Word, Argument)>,
 }
 
-/// One entry of `effects:`, a `merge:`.
+/// One entry of `effects:`. The words are each an `id:` of `resources:`.
 #[derive(Debug)]
 pub(crate) struct EffectRule {
-    /// Who becomes somebody else, an `id:` of `resources:`.
+    /// Of a `move:`, what moves; a `merge:` has none.
+    pub(crate) what: Option<Word>,
+    /// Who becomes somebody else, or whose it was.
     pub(crate) from: Word,
-    /// Who remains.
+    /// Who remains, or whose it is.
     pub(crate) into: Word,
     pub(crate) when: Option<Formula>,
 }

@@ -597,7 +597,7 @@ fn part(node: &Node, path: &str, mistakes: Mistakes<'_>) -> Option<Part> {
     Some(Part { uses: uses?, from: from?, stray, when, with })
 }
 
-const VERBS: [&str; 1] = ["merge"];
+const VERBS: [&str; 2] = ["merge", "move"];
 
 fn effect(node: &Node, mistakes: Mistakes<'_>) -> Option<EffectRule> {
     let mut fields = Fields::new(node, "effects", mistakes);
@@ -611,17 +611,22 @@ fn effect(node: &Node, mistakes: Mistakes<'_>) -> Option<EffectRule> {
             continue;
         }
         let mut parts = Fields::new(body, &format!("effects.{verb}"), fields.mistakes());
+        let what = (verb == "move").then(|| required_word(&mut parts, "what"));
         let (from, into) = (required_word(&mut parts, "from"), required_word(&mut parts, "into"));
         parts.finish();
-        found = Some((from, into));
+        found = Some((what, from, into));
     }
     if found.is_none() {
         fields.wrong(node.place, "", format!("expected one of {}", VERBS.join(", ")));
     }
     fields.finish();
-    let (from, into) = found?;
+    let (what, from, into) = found?;
     id?;
-    Some(EffectRule { from: from?, into: into?, when })
+    let what = match what {
+        Some(what) => Some(what?),
+        None => None,
+    };
+    Some(EffectRule { what, from: from?, into: into?, when })
 }
 
 fn check(node: &Node, mistakes: Mistakes<'_>) -> Option<Check> {

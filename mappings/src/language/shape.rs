@@ -491,12 +491,26 @@ pub(crate) const SHAPES: &[Shape] = &[
             must("id", Holds::Text, "its name"),
             key("when", Holds::Expr, "only if this holds"),
             key("merge", Holds::Shape("merge"), "one resource becomes another"),
+            key("move", Holds::Shape("move"), "what was recorded for one patient is another's"),
         ],
     },
     Shape {
         name: "merge",
         means: "one resource becomes another",
         keys: &[must("from", Holds::Text, "who is no longer used"), must("into", Holds::Text, "who remains")],
+    },
+    Shape {
+        name: "move",
+        means: "what was recorded for one patient is another's, with all that refers to it",
+        keys: &[
+            must("what", Holds::Text, "the visit or the account"),
+            must(
+                "from",
+                Holds::Text,
+                "the patient whose it was; it waits for a person if it is known to be somebody else's",
+            ),
+            must("into", Holds::Text, "the patient whose it is"),
+        ],
     },
     Shape {
         name: "check",
@@ -785,6 +799,10 @@ mod tests {
             ("change", vec![mapping(&format!("include: [{{fragment: x, change: {{a: {{{X}}}}}}}]"))]),
             ("effect", vec![mapping(&format!("effects: [{{id: x, merge: {{from: a, into: b}}, {X}}}]"))]),
             ("merge", vec![mapping(&format!("effects: [{{id: x, merge: {{from: a, into: b, {X}}}}}]"))]),
+            (
+                "move",
+                vec![mapping(&format!("effects: [{{id: x, move: {{what: a, from: b, into: c, {X}}}}}]"))],
+            ),
             ("check", vec![mapping(&format!("checks: [{{id: x, when: x, {X}}}]"))]),
             ("patch", vec![format!("overlay: f\npatch: {{a: {{remove: so, {X}}}}}")]),
             ("member", vec![format!("record: Reading\nmembers: {{a: {{type: text, {X}}}}}")]),

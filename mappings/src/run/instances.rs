@@ -265,25 +265,30 @@ impl<'r> Run<'r> {
         self.write_whole(&frame, resource, to)
     }
 
-    /// The merges that the mapping asks for.
+    /// What the mapping asks of the store.
     pub(super) fn find_effects(&mut self) -> Result<(), Halt> {
         let mapping = self.mapping;
         for effect in &mapping.effects {
             for index in 0..self.instances.len() {
                 let instance = &self.instances[index];
-                if instance.def != effect.from || instance.left_out {
+                if instance.def != effect.what.unwrap_or(effect.from) || instance.left_out {
                     continue;
                 }
-                let (group, from) = (instance.group, instance.id);
+                let (group, own) = (instance.group, instance.id);
                 let frame = self.frame(group, instance.anchor, None);
                 if effect.when.is_some_and(|when| !self.holds(&frame, when)) {
                     continue;
                 }
-                let into = self.related(group, effect.into).first().map(|index| self.instances[*index].id);
-                match into {
-                    Some(into) if into != from => self.effects.push(super::Effect::Merge { from, into }),
-                    _ => {}
-                }
+                let nearest = |def| self.related(group, def).first().map(|index| self.instances[*index].id);
+                let from = if effect.what.is_some() { nearest(effect.from) } else { Some(own) };
+                let Some((from, into)) = from.zip(nearest(effect.into)).filter(|(from, into)| from != into)
+                else {
+                    continue;
+                };
+                self.effects.push(match effect.what {
+                    Some(_) => super::Effect::Move { what: own, from, into },
+                    None => super::Effect::Merge { from, into },
+                });
             }
         }
         Ok(())

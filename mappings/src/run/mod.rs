@@ -121,6 +121,15 @@ pub enum Effect {
         /// Who remains.
         into: Uuid,
     },
+    /// What was recorded for one patient is another's, and so is all that was recorded with it.
+    Move {
+        /// The visit or the account.
+        what: Uuid,
+        /// Whose it was.
+        from: Uuid,
+        /// Whose it is.
+        into: Uuid,
+    },
 }
 
 /// A code that a table does not translate.

@@ -32,13 +32,13 @@ INSERT INTO result (seq, message, revision, mapping, quarantined, issues, bundle
 SELECT * FROM unnest($1::bigint[], $2::uuid[], $3::integer[], $4::text[], $5::text[], $6::text[], $7::bytea[])";
 
 const WRITE_RESOURCES: &str = "
-INSERT INTO resource (id, resource_type, version, state, replaced_by, message)
-SELECT * FROM unnest($1::uuid[], $2::text[], $3::bigint[], $4::bytea[], $5::uuid[], $6::uuid[])";
+INSERT INTO resource (id, resource_type, version, state, replaced_by, patient, message)
+SELECT * FROM unnest($1::uuid[], $2::text[], $3::bigint[], $4::bytea[], $5::uuid[], $6::uuid[], $7::uuid[])";
 
 const CHANGE_RESOURCES: &str = "
-UPDATE resource SET version = u.version, state = u.state, replaced_by = u.replaced_by, message = u.message
-FROM unnest($1::uuid[], $2::bigint[], $3::bytea[], $4::uuid[], $5::uuid[], $6::bigint[])
-    AS u(id, version, state, replaced_by, message, follows)
+UPDATE resource SET version = u.version, state = u.state, replaced_by = u.replaced_by, patient = u.patient, message = u.message
+FROM unnest($1::uuid[], $2::bigint[], $3::bytea[], $4::uuid[], $5::uuid[], $6::uuid[], $7::bigint[])
+    AS u(id, version, state, replaced_by, patient, message, follows)
 WHERE resource.id = u.id AND resource.version = u.follows";
 
 const WRITE_ALIASES: &str = "
@@ -119,6 +119,11 @@ impl RecordTx for Recorder {
             })
         };
         rows.iter().map(resource).collect()
+    }
+
+    async fn about(&mut self, patient: Uuid) -> Result<Vec<Uuid>, StoreError> {
+        let found = sqlx::query_scalar(recording::about!("$1")).bind(patient).fetch_all(&mut *self.conn);
+        Ok(found.await?)
     }
 
     async fn commit(mut self: Box<Self>, recording: Recording) -> Result<Vec<i64>, StoreError> {
@@ -234,6 +239,7 @@ async fn write_resources(conn: &mut PgConnection, rows: &[ResourceRow]) -> Resul
             .bind(each().map(|row| row.version).collect::<Vec<_>>())
             .bind(each().map(|row| row.packed.as_slice()).collect::<Vec<_>>())
             .bind(each().map(|row| row.replaced_by).collect::<Vec<_>>())
+            .bind(each().map(|row| row.patient).collect::<Vec<_>>())
             .bind(each().map(|row| row.message.0).collect::<Vec<_>>())
             .execute(&mut *conn)
             .await?;
@@ -247,6 +253,7 @@ async fn write_resources(conn: &mut PgConnection, rows: &[ResourceRow]) -> Resul
         .bind(each().map(|row| row.version).collect::<Vec<_>>())
         .bind(each().map(|row| row.packed.as_slice()).collect::<Vec<_>>())
         .bind(each().map(|row| row.replaced_by).collect::<Vec<_>>())
+        .bind(each().map(|row| row.patient).collect::<Vec<_>>())
         .bind(each().map(|row| row.message.0).collect::<Vec<_>>())
         .bind(each().map(|row| row.follows).collect::<Vec<_>>())
         .execute(conn)

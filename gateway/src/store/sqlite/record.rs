@@ -75,6 +75,11 @@ impl RecordTx for Recorder {
         Ok(resources)
     }
 
+    async fn about(&mut self, patient: Uuid) -> Result<Vec<Uuid>, StoreError> {
+        let found = sqlx::query_scalar(recording::about!("?")).bind(patient).fetch_all(&mut *self.reader);
+        Ok(found.await?)
+    }
+
     async fn commit(mut self: Box<Self>, recording: Recording) -> Result<Vec<i64>, StoreError> {
         let Recording { results, resources, aliases, deliveries, codes, codes_version } = recording;
         let resources = recording::fold(resources)?;
@@ -161,29 +166,32 @@ async fn close(tx: &mut Writing, results: &[MessageResult], packed: &[Vec<u8>]) 
 
 async fn write_resources(tx: &mut Writing, rows: &[ResourceRow]) -> Result<(), StoreError> {
     let (new, changed): (Vec<_>, Vec<_>) = rows.iter().partition(|row| row.follows == 0);
-    let head = "INSERT INTO resource (id, resource_type, version, state, replaced_by, message) VALUES ";
+    let head =
+        "INSERT INTO resource (id, resource_type, version, state, replaced_by, patient, message) VALUES ";
     Rows::new(&new)
-        .tuples(&mut tx.conn, head, 6, "", |query, row| {
+        .tuples(&mut tx.conn, head, 7, "", |query, row| {
             query
                 .bind(row.id)
                 .bind(row.resource_type.as_str())
                 .bind(row.version)
                 .bind(row.packed.as_slice())
                 .bind(row.replaced_by)
+                .bind(row.patient)
                 .bind(row.message.0)
         })
         .await?;
-    let head = "WITH u (id, follows, version, state, replaced_by, message) AS (VALUES ";
-    let tail = ") UPDATE resource SET version = u.version, state = u.state, replaced_by = u.replaced_by, message = u.message
+    let head = "WITH u (id, follows, version, state, replaced_by, patient, message) AS (VALUES ";
+    let tail = ") UPDATE resource SET version = u.version, state = u.state, replaced_by = u.replaced_by, patient = u.patient, message = u.message
         FROM u WHERE resource.id = u.id AND resource.version = u.follows";
     let written = Rows::new(&changed)
-        .tuples(&mut tx.conn, head, 6, tail, |query, row| {
+        .tuples(&mut tx.conn, head, 7, tail, |query, row| {
             query
                 .bind(row.id)
                 .bind(row.follows)
                 .bind(row.version)
                 .bind(row.packed.as_slice())
                 .bind(row.replaced_by)
+                .bind(row.patient)
                 .bind(row.message.0)
         })
         .await?;

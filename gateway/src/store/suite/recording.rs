@@ -9,6 +9,7 @@ behaviours! {
     a_lease_has_one_holder_and_its_fence_grows,
     replicas_that_live_are_counted,
     a_resource_that_changed_meanwhile_is_a_conflict,
+    what_is_about_a_patient_is_found_after_merges_too,
     an_alias_is_made_once_and_moves_by_a_merge,
     event_numbers_are_dense_over_replicas,
     quarantine_flags_the_keys_until_it_is_resolved,
@@ -141,6 +142,7 @@ fn resource(id: u128, follows: i64, state: &str) -> ResourceWrite {
         follows,
         state: state.repeat(100).into_bytes(),
         replaced_by: None,
+        patient: None,
         message: MessageId(Uuid::from_u128(9)),
     }
 }
@@ -175,6 +177,31 @@ async fn a_resource_that_changed_meanwhile_is_a_conflict(place: Place) {
     let loaded = ours.begin_record(&leases).await.unwrap().load(&[Uuid::from_u128(1)]).await.unwrap();
     assert_eq!((loaded[0].version, loaded[0].replaced_by), (3, Some(Uuid::from_u128(2))));
     assert_eq!(loaded[0].resource_type, "Patient");
+}
+
+async fn what_is_about_a_patient_is_found_after_merges_too(place: Place) {
+    let [store, _] = place.replicas().await;
+    let of = |patient: Option<u128>| patient.map(Uuid::from_u128);
+    let about = async |patient: u128| -> Vec<u128> {
+        let leases = lanes(&store).await;
+        let mut tx = store.begin_record(&leases).await.unwrap();
+        tx.about(Uuid::from_u128(patient)).await.unwrap().iter().map(Uuid::as_u128).collect()
+    };
+    let write =
+        async |resources| record(&store, Recording { resources, ..Recording::default() }).await.unwrap();
+    let one = |id: u128, follows: i64, patient: Option<u128>| ResourceWrite {
+        patient: of(patient),
+        ..resource(id, follows, "a")
+    };
+    let merged = |id: u128, into: u128| ResourceWrite { replaced_by: of(Some(into)), ..one(id, 0, None) };
+    // 1 was merged into 2, and 2 into 3; 4 is somebody else.
+    write(vec![merged(1, 2), merged(2, 3), one(3, 0, None), one(4, 0, None)]).await;
+    write(vec![one(14, 0, Some(4)), one(13, 0, Some(3)), one(12, 0, Some(2)), one(11, 0, Some(1))]).await;
+    assert_eq!(about(3).await, [11, 12, 13]);
+    assert_eq!(about(2).await, [11, 12]);
+    write(vec![one(11, 1, Some(4))]).await;
+    assert_eq!((about(3).await, about(4).await), (vec![12, 13], vec![11, 14]));
+    assert!(about(77_777).await.is_empty());
 }
 
 async fn an_alias_is_made_once_and_moves_by_a_merge(place: Place) {

@@ -79,16 +79,19 @@ CREATE TABLE quarantine (
 );
 CREATE INDEX quarantine_message ON quarantine (message);
 
--- The current version of each resource.
+-- The current version of each resource. `patient`: whom it is about.
 CREATE TABLE resource (
     id uuid PRIMARY KEY,
     version bigint NOT NULL,
     replaced_by uuid,
+    patient uuid,
     message uuid NOT NULL,
     resource_type text NOT NULL,
     state bytea NOT NULL
 ) WITH (fillfactor = 90, toast_tuple_target = 8160);
 ALTER TABLE resource ALTER COLUMN state SET STORAGE EXTERNAL;
+CREATE INDEX resource_patient ON resource (patient) WHERE patient IS NOT NULL;
+CREATE INDEX resource_replaced ON resource (replaced_by) WHERE replaced_by IS NOT NULL;
 
 -- Identifiers; `id` is a UUIDv5 of the three parts.
 CREATE TABLE alias (

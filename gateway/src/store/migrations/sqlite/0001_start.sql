@@ -80,10 +80,13 @@ CREATE TABLE resource (
     id BLOB PRIMARY KEY,
     version INTEGER NOT NULL,
     replaced_by BLOB,
+    patient BLOB,
     message BLOB NOT NULL,
     resource_type TEXT NOT NULL,
     state BLOB NOT NULL
 );
+CREATE INDEX resource_patient ON resource (patient) WHERE patient IS NOT NULL;
+CREATE INDEX resource_replaced ON resource (replaced_by) WHERE replaced_by IS NOT NULL;
 
 -- Identifiers; `id` is a UUIDv5 of the three parts.
 CREATE TABLE alias (
