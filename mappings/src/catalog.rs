@@ -107,7 +107,8 @@ impl Catalog {
             of_senders.insert(sender.to_owned(), programs);
         }
         if !mistakes.is_empty() {
-            mistakes.sort_by(|a, b| (&a.file, a.mistake.place).cmp(&(&b.file, b.mistake.place)));
+            let place = |of: &FileMistake| (of.file.clone(), of.mistake.place, of.mistake.text.clone());
+            mistakes.sort_by_cached_key(place);
             mistakes.dedup();
             return Err(mistakes);
         }

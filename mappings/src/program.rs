@@ -387,6 +387,8 @@ pub(crate) struct TypeMap {
     /// The record on which it stands; `None` for an element.
     pub(crate) record: Option<SegmentName>,
     pub(crate) body: MapBody,
+    /// Whether it writes the same whatever it is called on.
+    pub(crate) constant: bool,
     pub(crate) ignore: Vec<IgnoreRule>,
 }
 

@@ -20,11 +20,9 @@ const WRITTEN: [(&str, &str); 8] = [
 ];
 
 /// What does not come back, and why.
-const LOST: [(&str, &str); 15] = [
+const LOST: [(&str, &str); 13] = [
     ("identifier: \"FGRP1\"", "the filler's number of a group, for which ORC-4 has no place before v2.8.2"),
     ("identifier: \"ALT", "an alternate number of an order, which ORC has since v2.8"),
-    ("ServiceRequest identifier: \"FILL2\"", "an order that is named as the parent of another"),
-    ("ServiceRequest code: \"SUSC\"", "the same"),
     ("\"TEST5000\"", "a mother, whose prior results are another message"),
     ("[\"MOTHER\"]", "the same"),
     ("[\"2345-7\",\"final\",[88]]", "a prior result"),

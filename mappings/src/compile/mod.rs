@@ -101,9 +101,7 @@ pub(crate) fn compile(files: &[Parsed], tables: Vec<Table>) -> Compiled {
             mapping.refs[usize::from(*id)] = mapping.resources.iter().position(|r| *r.id == **name);
         }
     }
-    let mut mistakes = compiler.mistakes;
-    mistakes.sort_by(|a, b| (&a.file, a.mistake.place).cmp(&(&b.file, b.mistake.place)));
-    mistakes.dedup();
+    let mistakes = compiler.mistakes;
     let mut code = compiler.code;
     code.exprs.shrink_to_fit();
     code.nodes.shrink_to_fit();

@@ -855,7 +855,11 @@ impl<'a> Compiler<'a> {
         let ignore = self.ignores(&map.ignore, Some(&map.from.text));
         let id = u32::try_from(self.code.maps.len()).expect("a catalog has fewer than 2^32 maps");
         let record = self.record_of(map);
-        self.code.maps.push(TypeMap { record, body, ignore });
+        let constant = match &map.rules {
+            Body::Elements(rules) => rules.iter().all(|(_, rule)| is_constant(rule)),
+            _ => false,
+        };
+        self.code.maps.push(TypeMap { record, body, constant, ignore });
         self.file = file;
         self.open.pop();
         self.called.insert(name, id);

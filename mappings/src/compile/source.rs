@@ -1,7 +1,7 @@
 //! What the HL7 v2 definitions say about a path, over every version: a mapping serves many of them.
 
 use schemas::hl7v2::definitions::{SegmentDef, Version, definitions};
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::OnceLock;
 
 /// The data types that may stand somewhere, over the versions; empty where nobody knows (`varies`, Z-segments).
@@ -41,7 +41,11 @@ impl Types {
         if name == "varies" {
             return Some(Types::default());
         }
-        type_names().find(|known| *known == name).map(|name| Types(vec![name]))
+        let known = types()
+            .get_key_value(name)
+            .map(|(known, _)| *known)
+            .or_else(|| PRIMITIVES.into_iter().find(|known| *known == name))?;
+        Some(Types(vec![known]))
     }
 
     /// Whether a path that begins with this type may be meant.
@@ -61,32 +65,31 @@ impl Types {
     pub(super) fn part(&self, number: u16) -> Result<Types, usize> {
         let mut found = Types::default();
         let mut most = 0;
+        let mut primitive = true;
         for name in &self.0 {
             if *name == "varies" || *name == "CM" {
                 return Ok(Types::default());
             }
-            for version in Version::ALL {
-                match definitions(version).datatype(name) {
-                    Some(def) => {
-                        most = most.max(def.fields.len());
-                        found.add(def, number);
-                    }
-                    None => most = most.max(1),
-                }
+            let Some(parts) = types().get(name) else {
+                most = most.max(1);
+                continue;
+            };
+            primitive = false;
+            most = most.max(parts.len());
+            for name in parts.get(usize::from(number).wrapping_sub(1)).into_iter().flat_map(|types| &types.0)
+            {
+                found.add(name);
             }
         }
-        let primitive = self.0.iter().all(|name| type_of(name).is_none());
         if self.0.is_empty() || !found.0.is_empty() || (primitive && number == 1) {
             return Ok(found);
         }
         Err(most)
     }
 
-    fn add(&mut self, def: &'static SegmentDef, number: u16) {
-        if let Some(field) = def.field(number)
-            && !self.0.contains(&field.datatype)
-        {
-            self.0.push(field.datatype);
+    fn add(&mut self, name: &'static str) {
+        if !self.0.contains(&name) {
+            self.0.push(name);
         }
     }
 }
@@ -96,18 +99,12 @@ pub(super) fn field(segment: &str, number: u16) -> Result<Types, usize> {
     if segment.starts_with('Z') {
         return Ok(Types::default());
     }
-    let mut found = Types::default();
-    let mut most = 0;
-    for version in Version::ALL {
-        if let Some(def) = definitions(version).segment(segment) {
-            most = most.max(def.fields.len());
-            found.add(def, number);
-        }
+    let fields = segments().get(segment).ok_or(0usize)?;
+    match fields.get(usize::from(number).wrapping_sub(1)) {
+        Some(found) if found.0.contains(&"varies") => Ok(Types::default()),
+        Some(found) => Ok(found.clone()),
+        None => Err(fields.len()),
     }
-    if found.0.contains(&"varies") {
-        return Ok(Types::default());
-    }
-    if found.0.is_empty() { Err(most) } else { Ok(found) }
 }
 
 /// Whether there is a segment of this name in any version, or whether a site may declare it.
@@ -115,12 +112,12 @@ pub(super) fn is_segment(name: &str) -> bool {
     name.starts_with('Z') || segments().contains_key(name)
 }
 
+/// In order.
 pub(super) fn segment_names() -> impl Iterator<Item = &'static str> {
-    let mut names: Vec<_> = segments().keys().copied().collect();
-    names.sort_unstable();
-    names.into_iter()
+    segments().keys().copied()
 }
 
+/// In order, those without components among them.
 pub(super) fn type_names() -> impl Iterator<Item = &'static str> {
     let mut names: Vec<_> = types().keys().copied().chain(PRIMITIVES).collect();
     names.sort_unstable();
@@ -128,26 +125,26 @@ pub(super) fn type_names() -> impl Iterator<Item = &'static str> {
     names.into_iter()
 }
 
-fn type_of(name: &str) -> Option<()> {
-    types().get(name).copied()
+/// Of each name the types of its fields or components, in their order, over the versions.
+type Over = BTreeMap<&'static str, Vec<Types>>;
+
+fn segments() -> &'static Over {
+    static SEGMENTS: OnceLock<Over> = OnceLock::new();
+    SEGMENTS.get_or_init(|| over(Version::ALL.iter().flat_map(|version| definitions(*version).segments())))
 }
 
-fn segments() -> &'static HashMap<&'static str, ()> {
-    static NAMES: OnceLock<HashMap<&'static str, ()>> = OnceLock::new();
-    NAMES.get_or_init(|| {
-        Version::ALL
-            .iter()
-            .flat_map(|version| definitions(*version).segments().map(|def| (def.name, ())))
-            .collect()
-    })
+/// Those that have components in some version.
+fn types() -> &'static Over {
+    static TYPES: OnceLock<Over> = OnceLock::new();
+    TYPES.get_or_init(|| over(Version::ALL.iter().flat_map(|version| definitions(*version).datatypes())))
 }
 
-fn types() -> &'static HashMap<&'static str, ()> {
-    static NAMES: OnceLock<HashMap<&'static str, ()>> = OnceLock::new();
-    NAMES.get_or_init(|| {
-        Version::ALL
-            .iter()
-            .flat_map(|version| definitions(*version).datatypes().map(|def| (def.name, ())))
-            .collect()
-    })
+fn over(defs: impl Iterator<Item = &'static SegmentDef>) -> Over {
+    let mut over = Over::new();
+    for def in defs {
+        let fields = over.entry(def.name).or_default();
+        fields.resize(fields.len().max(def.fields.len()), Types::default());
+        fields.iter_mut().zip(&def.fields).for_each(|(types, field)| types.add(field.datatype));
+    }
+    over
 }

@@ -11,6 +11,7 @@ use schemas::hl7v2::{Element, Leaf, Level, SegmentName};
 use schemas::issue::{Issue, Severity};
 use smallvec::SmallVec;
 use std::borrow::Cow;
+use std::ops::Range;
 
 /// The items of a path.
 pub(crate) type Items = SmallVec<[Item; 4]>;
@@ -779,33 +780,56 @@ impl<'r> Run<'r> {
 
     /// See the function `system`.
     pub(crate) fn system(&mut self, frame: &Frame<'r, '_>, args: &'r [ExprId]) -> Val<'r> {
-        let by_parts =
-            |run: &mut Self| [0, 1, 2].map(|n| args.get(n).and_then(|arg| run.text_of(frame, *arg)));
-        let candidates: SmallVec<[[Option<Cow<'r, str>>; 3]; 2]> = if args.len() == 3 {
-            smallvec::smallvec![by_parts(self)]
+        /// The name, the universal id and its type, each with the marks of its leaves.
+        type Candidate<'r> = [(Option<Cow<'r, str>>, Range<usize>); 3];
+        let candidates: SmallVec<[Candidate<'r>; 2]> = if args.len() == 3 {
+            smallvec::smallvec![[0, 1, 2].map(|n| self.marked(|run| run.text_of(frame, args[n])))]
         } else {
-            args.iter().map(|arg| [1, 2, 3].map(|part| self.part_text(frame, *arg, part))).collect()
+            let parts = |arg| [1, 2, 3].map(|part| self.marked(|run| run.part_text(frame, arg, part)));
+            args.iter().copied().map(parts).collect()
         };
-        for [name, id, kind] in candidates {
-            if let Some(uri) = name.as_deref().and_then(|name| self.registered(name)) {
-                return Val::Text(uri.into());
+        let mut found = None;
+        for [(name, by_name), (id, by_id), (kind, by_kind)] in candidates {
+            if found.is_some() {
+                self.unused([by_name, by_id, by_kind]);
+                continue;
             }
-            if let Some(uri) = id.as_deref().and_then(|id| self.registered(id)) {
-                return Val::Text(uri.into());
-            }
+            let registered = |text: &Option<Cow<'r, str>>| {
+                text.as_deref().and_then(|text| self.registered(text)).map(Cow::Borrowed)
+            };
             let kind = kind.unwrap_or_default();
-            if let Some(uri) = id.as_deref().and_then(|id| crate::functions::universal(id.trim(), &kind)) {
-                return Val::Text(uri.into());
-            }
-            if let Some(name) = name.or(id) {
+            let universal = || id.as_deref().and_then(|id| crate::functions::universal(id.trim(), &kind));
+            if let Some(uri) = registered(&name) {
+                found = Some(uri);
+                self.unused([by_id, by_kind]);
+            } else if let Some(uri) = registered(&id).or_else(|| universal().map(Cow::Owned)) {
+                found = Some(uri);
+                self.unused([by_name]);
+            } else if let Some(known) = name.as_ref().or(id.as_ref()) {
                 // A bare OID in the place of the name is one all the same.
-                let uri = crate::functions::universal(name.trim(), "");
-                let uri =
-                    uri.unwrap_or_else(|| crate::identity::scoped_system(&self.context.authority, &name));
-                return Val::Text(uri.into());
+                let uri = crate::functions::universal(known.trim(), "");
+                let scoped = || crate::identity::scoped_system(&self.context.authority, known);
+                found = Some(uri.unwrap_or_else(scoped).into());
+                self.unused(if name.is_some() { [by_id, by_kind] } else { [by_name, by_kind] });
             }
         }
-        Val::Absent
+        found.map_or(Val::Absent, Val::Text)
+    }
+
+    /// What is read, and the marks of its leaves.
+    fn marked<T>(&mut self, read: impl FnOnce(&mut Self) -> T) -> (T, Range<usize>) {
+        let before = self.marks.len();
+        let read = read(self);
+        (read, before..self.marks.len())
+    }
+
+    /// What was read was of no use after all: another part told it.
+    fn unused(&mut self, of: impl IntoIterator<Item = Range<usize>>) {
+        for mark in of.into_iter().flatten() {
+            self.marks[mark].state = State::Ignored;
+            let Mark { first, end, .. } = self.marks[mark];
+            self.trace_unused(first..end);
+        }
     }
 
     /// See the function `coding_system`.

@@ -276,6 +276,13 @@ impl<'r> Run<'r> {
         }
     }
 
+    /// Leaves were read and told nothing that others had not told.
+    pub(super) fn trace_unused(&mut self, leaves: Range<u32>) {
+        if let Some(tracer) = &mut self.tracer {
+            tracer.ignored.push((leaves, "the authority is told by its other name".into()));
+        }
+    }
+
     /// A slot's items stand behind others that were there: their notes follow.
     pub(super) fn trace_shift(&mut self, turn: u32, by: u32) {
         let Some(tracer) = &mut self.tracer else { return };

@@ -550,7 +550,12 @@ impl<'r> Run<'r> {
         }
         self.beside = object.beside;
         out.push('}');
-        let constant = matches!(node.does, Action::Object { constant: true, .. });
+        let constant = match &node.does {
+            Action::Object { constant, .. } => *constant,
+            // Beside what its caller sets, a constant is not written by itself.
+            Action::Call { map, set, .. } => set.is_empty() && self.code.maps[*map as usize].constant,
+            _ => false,
+        };
         if out.len() == object.body + 1 || (self.carried == object.carried && !constant) {
             return Ok(false);
         }
