@@ -121,6 +121,23 @@ impl Contributed {
 }
 
 impl Contribution {
+    /// Whether it names a person or an organization otherwise than another contribution to the same one does.
+    pub(crate) fn names_another(&self, other: &Contribution) -> bool {
+        let names = |of: &Contribution| -> Vec<String> {
+            let valued = of.slots.iter().filter_map(|slot| match &slot.write {
+                Write::Valued(fragments) => Some(fragments),
+                Write::Cleared => None,
+            });
+            let names = valued.flat_map(|fragments| &**fragments).filter(|fragment| fragment.path == "name");
+            match &*of.resource_type {
+                "Practitioner" => families(names.map(|fragment| fragment.json.as_str())),
+                "Organization" => names.map(|fragment| fragment.json.to_lowercase()).collect(),
+                _ => Vec::new(),
+            }
+        };
+        are_others(&names(self), &names(other))
+    }
+
     /// Adds the identifiers that are not among its own yet.
     pub(crate) fn add_aliases(&mut self, more: &[(String, String)]) {
         for alias in more {
@@ -380,8 +397,7 @@ impl State {
                 .map(|fragment| fragment.json.as_str())
         };
         let (known, now) = (families(self.at("name")), families(said("name")));
-        let other_name =
-            !known.is_empty() && !now.is_empty() && !known.iter().any(|family| now.contains(family));
+        let other_name = are_others(&known, &now);
         let (known, now) = (self.at("birthDate").next(), said("birthDate").next());
         let other_birth = match (known, now) {
             (Some(known), Some(now)) => {
@@ -556,6 +572,11 @@ fn says(path: &str, element: &str) -> bool {
 fn patient_of(json: &str) -> Option<Uuid> {
     let (_, rest) = json.split_once("\"Patient/")?;
     Uuid::try_parse(rest.get(..36)?).ok()
+}
+
+/// Whether names are those of somebody else: some are said of both, and none of both.
+fn are_others(known: &[String], said: &[String]) -> bool {
+    !known.is_empty() && !said.is_empty() && !known.iter().any(|name| said.contains(name))
 }
 
 /// The family names in the items of a `name` array, folded.

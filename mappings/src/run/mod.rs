@@ -338,6 +338,8 @@ pub(crate) struct Run<'r> {
     scratch: Vec<String>,
     fuel: u64,
     doubted: Vec<&'static str>,
+    /// What was found to have two names, so that each is told once.
+    two_names: HashSet<Uuid>,
     /// How many doubts there were, told or not.
     doubts: usize,
     memo: &'r mut Memo,
@@ -480,6 +482,7 @@ impl<'r> Run<'r> {
             scratch: Vec::new(),
             fuel: FUEL,
             doubted: Vec::new(),
+            two_names: HashSet::new(),
             doubts: 0,
             memo,
             tracer: None,
@@ -515,6 +518,7 @@ impl<'r> Run<'r> {
             self.ignored.clear();
             self.marks.clear();
             self.doubted.clear();
+            self.two_names.clear();
             self.untrace_all();
         }
         self.write_bundle()?;

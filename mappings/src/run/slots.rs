@@ -313,6 +313,7 @@ impl<'r> Run<'r> {
             return Ok(());
         }
         let mut compared = 0;
+        let mut two_names = Vec::new();
         let mut all = std::mem::take(&mut self.made);
         for made in all.drain(..) {
             match self.entry_of.get(&made.id) {
@@ -326,6 +327,9 @@ impl<'r> Run<'r> {
                         continue;
                     }
                     compared += known.aliases.len() * made.aliases.len();
+                    if known.names_another(&made) && self.two_names.insert(made.id) {
+                        two_names.push(made.resource_type.clone());
+                    }
                     // What says nothing new changes nothing: what is shared stays so.
                     if made.aliases.iter().any(|alias| !known.aliases.contains(alias)) {
                         known.own().add_aliases(&made.aliases);
@@ -339,6 +343,10 @@ impl<'r> Run<'r> {
             }
         }
         self.made = all;
+        for resource_type in two_names {
+            let text = "two names come with one number: who refers to it keeps the name that stands there";
+            self.issue(Severity::Warning, "two-names", resource_type.into_owned(), "", text);
+        }
         self.burn(compared / ALIASES_A_STEP)
     }
 
