@@ -14,6 +14,7 @@ use schemas::records::{self, Records};
 use schemas::yaml::Mistake;
 use std::collections::HashMap;
 use std::fmt;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError};
 
 /// One mistake in one file of the mappings.
@@ -226,7 +227,8 @@ fn found<'p>(
     )
 }
 
-/// What stands in the files.
+/// What stands in files.
+#[derive(Default)]
 struct Read {
     parsed: Vec<Parsed>,
     tables: Vec<Table>,
@@ -235,50 +237,73 @@ struct Read {
 }
 
 impl Read {
+    /// Reads files on as many threads as there are processors, in the order in which they are given.
     fn of(files: &[(String, String)]) -> Read {
-        let mut read =
-            Read { parsed: Vec::new(), tables: Vec::new(), tests: Vec::new(), mistakes: Vec::new() };
-        for (file, text) in files {
-            // The notes about the guide, and the schema for editors, are no mappings.
-            let is_table = file.starts_with("table/") || file.starts_with("site/");
-            if file == crate::guide::NOTES || (file.ends_with(".json") && !is_table) {
-                continue;
+        let threads = std::thread::available_parallelism().map_or(1, usize::from).min(files.len());
+        let next = AtomicUsize::new(0);
+        let work = || {
+            let mut done = Vec::new();
+            while let index = next.fetch_add(1, Ordering::Relaxed)
+                && let Some((file, text)) = files.get(index)
+            {
+                done.push((index, Read::of_file(file, text)));
             }
-            let mut wrong = |mistake| read.mistakes.push(FileMistake { file: file.clone(), mistake });
-            if let Some(path) = file.strip_suffix(".json") {
-                let name =
-                    path.strip_prefix("site/").unwrap_or_else(|| path.rsplit('/').next().unwrap_or(path));
-                match Table::read(name, text) {
-                    Ok(table) => read.tables.push(table),
-                    Err(mistake) => wrong(mistake),
-                }
-            } else if file.ends_with(".yaml") {
-                let (documents, found) = load::read_file(text);
-                found.into_iter().for_each(wrong);
-                for document in &documents {
-                    let own: &[Test] = match document {
-                        Document::Map(map) => &map.tests,
-                        Document::Mapping(mapping) => &mapping.tests,
-                        Document::Tests { tests, .. } => tests,
-                        Document::Fragment(_)
-                        | Document::Overlay(_)
-                        | Document::Segment(_)
-                        | Document::Record(_) => &[],
-                    };
-                    // A document of records does not say which mapping takes it; the mapping in which a test stands does.
-                    let around = match document {
-                        Document::Mapping(mapping) => {
-                            mapping.source.records.as_ref().map(|_| &mapping.name.text)
-                        }
-                        _ => None,
-                    };
-                    read.tests.extend(own.iter().map(|test| {
-                        let mapping = test.mapping.clone().or_else(|| around.cloned());
-                        (file.clone(), Test { mapping, ..test.clone() })
-                    }));
-                }
-                read.parsed.push(Parsed { file: file.clone(), documents });
+            done
+        };
+        let mut all: Vec<(usize, Read)> = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+            let done = threads.into_iter().map(|thread| thread.join().expect("reading does not break off"));
+            done.flatten().collect()
+        });
+        all.sort_by_key(|(index, _)| *index);
+        let mut read = Read::default();
+        for (_, one) in all {
+            read.parsed.extend(one.parsed);
+            read.tables.extend(one.tables);
+            read.tests.extend(one.tests);
+            read.mistakes.extend(one.mistakes);
+        }
+        read
+    }
+
+    fn of_file(file: &str, text: &str) -> Read {
+        let mut read = Read::default();
+        // The notes about the guide, and the schema for editors, are no mappings.
+        let is_table = file.starts_with("table/") || file.starts_with("site/");
+        if file == crate::guide::NOTES || (file.ends_with(".json") && !is_table) {
+            return read;
+        }
+        let mut wrong = |mistake| read.mistakes.push(FileMistake { file: file.to_owned(), mistake });
+        if let Some(path) = file.strip_suffix(".json") {
+            let name = path.strip_prefix("site/").unwrap_or_else(|| path.rsplit('/').next().unwrap_or(path));
+            match Table::read(name, text) {
+                Ok(table) => read.tables.push(table),
+                Err(mistake) => wrong(mistake),
             }
+        } else if file.ends_with(".yaml") {
+            let (documents, found) = load::read_file(text);
+            found.into_iter().for_each(wrong);
+            for document in &documents {
+                let own: &[Test] = match document {
+                    Document::Map(map) => &map.tests,
+                    Document::Mapping(mapping) => &mapping.tests,
+                    Document::Tests { tests, .. } => tests,
+                    Document::Fragment(_)
+                    | Document::Overlay(_)
+                    | Document::Segment(_)
+                    | Document::Record(_) => &[],
+                };
+                // A document of records does not say which mapping takes it; the mapping in which a test stands does.
+                let around = match document {
+                    Document::Mapping(mapping) => mapping.source.records.as_ref().map(|_| &mapping.name.text),
+                    _ => None,
+                };
+                read.tests.extend(own.iter().map(|test| {
+                    let mapping = test.mapping.clone().or_else(|| around.cloned());
+                    (file.to_owned(), Test { mapping, ..test.clone() })
+                }));
+            }
+            read.parsed.push(Parsed { file: file.to_owned(), documents });
         }
         read
     }

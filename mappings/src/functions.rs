@@ -863,7 +863,7 @@ pub(crate) const FUNCTIONS: &[Function] = &[
         call: |run, frame, args| {
             let encoding = run.text_of(frame, args[1]).unwrap_or_default().to_ascii_lowercase();
             run.reading(frame, args[0], "expected data in the encoding that ED-4 names", |text| {
-                in_base64(text, &encoding).map(Cow::Owned)
+                in_base64(text, &encoding)
             })
         },
     },
