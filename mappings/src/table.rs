@@ -10,9 +10,14 @@ use std::collections::HashMap;
 pub(crate) struct Table {
     /// The canonical name of the map, or of its file.
     pub(crate) name: String,
+    /// The table of HL7 v2 that it translates, such as `HL70203`.
+    pub(crate) of_v2: Option<String>,
     targets: HashMap<String, Option<Target>>,
     fallback: Option<Fallback>,
 }
+
+/// What HL7 calls the tables of HL7 v2, before their numbers.
+const V2_TABLE: &str = "http://terminology.hl7.org/CodeSystem/v2-";
 
 /// A code of the target system.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -87,6 +92,8 @@ impl Table {
         }
         let mut table = Table { name: name.to_owned(), ..Table::default() };
         for group in map.group {
+            let v2 = group.source.as_deref().and_then(|source| source.strip_prefix(V2_TABLE));
+            table.of_v2 = table.of_v2.or_else(|| v2.map(|number| format!("HL7{number}")));
             let system = group.target.unwrap_or_default();
             for element in group.element {
                 let Some(code) = element.code else { continue };
@@ -128,6 +135,7 @@ struct ConceptMap {
 
 #[derive(Deserialize)]
 struct Group {
+    source: Option<String>,
     target: Option<String>,
     #[serde(default)]
     element: Vec<Source>,

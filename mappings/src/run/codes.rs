@@ -91,7 +91,12 @@ impl<'r> Run<'r> {
         if rule.keep && !given {
             let display = self.local_part(element, 2);
             let system = self.local_part(element, 3);
-            let system = match self.coding_system(system.as_deref(), None) {
+            let system = match system {
+                // A code that names no system is of the table, if HL7 lists it there, else of the sender's own version of it.
+                None => self.table_system(table.of_v2.as_deref(), Some(code)),
+                named => self.coding_system(named.as_deref(), None),
+            };
+            let system = match system {
                 Val::Text(system) => system.into_owned(),
                 _ => String::new(),
             };
