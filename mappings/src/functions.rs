@@ -632,7 +632,7 @@ pub(crate) const FUNCTIONS: &[Function] = &[
         call: |run, frame, args| {
             let table = run.text_of(frame, args[0]);
             let code = run.text_of(frame, args[1]);
-            run.table_system(table.as_deref(), code.as_deref())
+            run.table_system(table.as_deref(), code.as_deref(), true)
         },
     },
     Function {

@@ -93,7 +93,7 @@ impl<'r> Run<'r> {
             let system = self.local_part(element, 3);
             let system = match system {
                 // A code that names no system is of the table, if HL7 lists it there, else of the sender's own version of it.
-                None => self.table_system(table.of_v2.as_deref(), Some(code)),
+                None => self.table_system(table.of_v2.as_deref(), Some(code), false),
                 named => self.coding_system(named.as_deref(), None),
             };
             let system = match system {

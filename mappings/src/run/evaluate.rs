@@ -851,13 +851,13 @@ impl<'r> Run<'r> {
         }
     }
 
-    /// See the function `table_system`.
-    pub(crate) fn table_system(&self, table: Option<&str>, code: Option<&str>) -> Val<'r> {
+    /// See the function `table_system`. `open`: whether a table of which nobody has a list may have the code.
+    pub(crate) fn table_system(&self, table: Option<&str>, code: Option<&str>, open: bool) -> Val<'r> {
         let Some(table) = table else { return Val::Absent };
         let digits = table.trim().strip_prefix("HL7").unwrap_or_default().trim_start_matches(['-', ' ']);
-        let unlisted = |code: &str| schemas::hl7v2::tables::lists(digits, code.trim()) == Some(false);
+        let listed = |code: &str| schemas::hl7v2::tables::lists(digits, code.trim()).unwrap_or(open);
         match code {
-            Some(code) if unlisted(code) && self.registered(table).is_none() => {
+            Some(code) if !listed(code) && self.registered(table).is_none() => {
                 Val::Text(crate::identity::scoped_system(&self.context.authority, table).into())
             }
             _ => self.coding_system(Some(table), None),
