@@ -116,6 +116,10 @@ async fn a_visit_of_somebody_else_does_not_move() {
     let third = "PID|1||1003^^^GENHOSP^MR||TEST^ANNA||19900101|F\n";
     let outcomes = bench.send("adt", &[&moved("20260301120500", "C5", third, "1002", "V1")]).await;
     assert!(outcomes[0].as_deref().is_some_and(|why| why.contains("whose it is not")), "{outcomes:?}");
+    let from_nobody =
+        moved("20260301121000", "C6", OTTO, "1001", "V1").replace("MRG|1001^^^GENHOSP^MR", "MRG|");
+    let outcomes = bench.send("adt", &[&from_nobody]).await;
+    assert!(outcomes[0].as_deref().is_some_and(|why| why.contains("another patient")), "{outcomes:?}");
     assert_eq!(bench.whose("Encounter", "V1").await, ["1001"]);
     assert_eq!(bench.whose("DiagnosticReport", "F1").await, ["1001"]);
 }
