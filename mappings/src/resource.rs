@@ -411,7 +411,9 @@ impl State {
 
     /// The patient whom this resource is about, if it says so; references are `Patient/<id>`, as mapped.
     pub fn patient(&self) -> Option<Uuid> {
-        ["subject", "patient", "beneficiary"].into_iter().find_map(|path| self.at(path).find_map(patient_of))
+        ["subject", "patient", "beneficiary", "for"]
+            .into_iter()
+            .find_map(|path| self.at(path).find_map(patient_of))
     }
 
     /// The ids of the resources that it refers to as `<type>/<id>`.

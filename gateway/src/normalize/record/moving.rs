@@ -1,7 +1,7 @@
 //! What goes along when a visit or an account moves to another patient.
 //!
-//! That is all of the patient's that refers to what moves, and all that refers to that; and a specimen, which has no visit of its own
-//! in R4, when everything moves that refers to it. What is about nobody (a ward, a doctor) stays.
+//! That is all of the patient's that refers to what moves, and all that refers to that, unless it is of another visit; and a specimen,
+//! which has no visit of its own in R4, when everything moves that refers to it. What is about nobody (a ward, a doctor) stays.
 
 use super::{Changed, Current, Merge, Prepared, Taken};
 use crate::route::topics::{Touched, watches};
@@ -23,19 +23,23 @@ const LOOKED_AT: usize = 500;
 /// More than this is moved by a person.
 const MOVED_MAX: usize = 10_000;
 
-/// A visit or an account that a message of the batch moves to another patient.
+/// The visits or the accounts that a message moves from one patient to another.
 pub(super) struct Moving {
-    what: Uuid,
+    what: Vec<Uuid>,
     from: Uuid,
     into: Uuid,
-    /// The resources that go along, and the types of what they refer to and leave behind; `None` if they are too many.
-    along: Option<(Vec<Uuid>, BTreeSet<String>)>,
+    /// The resources that go along.
+    along: Vec<Uuid>,
+    /// The types of what they refer to and leave behind, and of what stays and refers to them.
+    left_behind: BTreeSet<String>,
+    /// Why it waits for a person.
+    doubt: Option<&'static str>,
 }
 
 impl Moving {
     /// Whether it moves this resource.
     pub(super) fn is_of(&self, id: Uuid) -> bool {
-        self.what == id
+        self.what.contains(&id)
     }
 }
 
@@ -48,62 +52,70 @@ impl Merge {
     ) -> Result<(), StoreError> {
         let Ok(facts) = &prepared.facts else { return Ok(()) };
         let known = |id: Uuid| {
+            let mut issues = Vec::new();
             let contribution = facts.contributions().find(|contribution| contribution.id == id);
-            contribution.map_or(id, |contribution| self.id_of(contribution, false, &mut Vec::new()))
+            let known = contribution.map_or(id, |contribution| self.id_of(contribution, false, &mut issues));
+            (known, !issues.is_empty())
         };
-        let moves: Vec<(Uuid, Uuid, Uuid)> = facts
-            .effects
-            .iter()
-            .filter_map(|effect| match effect {
-                Effect::Move { what, from, into } => Some((known(*what), known(*from), known(*into))),
-                Effect::Merge { .. } => None,
-            })
-            .collect();
-        for (what, from, into) in moves {
-            let along = match along(tx, what, from).await? {
-                None => None,
+        let mut moves: Vec<Moving> = Vec::new();
+        for effect in &facts.effects {
+            let Effect::Move { what, from, into } = effect else { continue };
+            let ((what, two), (from, _), (into, _)) = (known(*what), known(*from), known(*into));
+            let doubt = two.then_some("its numbers name two resources");
+            match moves.iter_mut().find(|moving| (moving.from, moving.into) == (from, into)) {
+                Some(moving) => {
+                    moving.what.push(what);
+                    moving.doubt = moving.doubt.or(doubt);
+                }
+                None => {
+                    let (along, left_behind) = (Vec::new(), BTreeSet::new());
+                    moves.push(Moving { what: vec![what], from, into, along, left_behind, doubt });
+                }
+            }
+        }
+        for mut moving in moves {
+            match along(tx, &moving.what, self.survivor(moving.from)).await? {
+                None => moving.doubt = moving.doubt.or(Some("too much of the patient's goes along")),
                 Some(Along { resources, left_behind }) => {
-                    let mut ids = Vec::with_capacity(resources.len());
+                    moving.left_behind = left_behind;
                     for resource in resources {
-                        ids.push(resource.id);
+                        moving.along.push(resource.id);
                         if let Entry::Vacant(place) = self.resources.entry(resource.id) {
                             place.insert(Current::try_from(resource)?);
                         }
                     }
-                    Some((ids, left_behind))
                 }
-            };
-            self.moves.push(Moving { what, from, into, along });
+            }
+            self.moves.push(moving);
         }
         Ok(())
     }
 
     /// Of each move whether it moves something that is known, from the patient whom the message says. What is known to be somebody
-    /// else's waits for a person, and so does too much.
+    /// else's waits for a person, and so does what is in doubt.
     pub(super) fn whose_moves(&self) -> Result<Vec<bool>, String> {
         let mut whose = Vec::with_capacity(self.moves.len());
-        for Moving { what, from, into, along } in &self.moves {
-            let Some(known) = self.resources.get(what) else {
-                whose.push(false);
-                continue;
-            };
-            let patient = known.state.patient().map(|patient| self.survivor(patient));
-            let is_from = patient == Some(self.survivor(*from));
-            if !is_from && patient.is_some_and(|patient| patient != self.survivor(*into)) {
-                return Err(format!(
-                    "{} {what}: it moves from a patient whose it is not",
-                    known.resource_type
-                ));
+        for Moving { what, from, into, doubt, .. } in &self.moves {
+            let mut moves = false;
+            for id in what {
+                let Some(known) = self.resources.get(id) else { continue };
+                let refuse = |why: &str| Err(format!("{} {id}: {why}", known.resource_type));
+                let patient = known.state.patient().map(|patient| self.survivor(patient));
+                let is_from = patient == Some(self.survivor(*from));
+                if !is_from && patient.is_some_and(|patient| patient != self.survivor(*into)) {
+                    return refuse("it moves from a patient whose it is not");
+                }
+                if let Some(doubt) = doubt {
+                    return refuse(doubt);
+                }
+                moves |= is_from;
             }
-            if is_from && along.is_none() {
-                return Err(format!("{} {what}: too much of the patient's goes along", known.resource_type));
-            }
-            whose.push(is_from);
+            whose.push(moves);
         }
         Ok(whose)
     }
 
-    /// Turns what goes along with a visit or an account to the patient to whom it has moved; nothing, if what is known of that is newer.
+    /// Turns what goes along with visits or accounts to the patient to whom they have moved; nothing, if what is known of them is newer.
     pub(super) fn move_along(
         &mut self,
         prepared: &Prepared,
@@ -111,18 +123,20 @@ impl Merge {
         ids: &mut Vec<Uuid>,
         taken: &mut Taken,
     ) {
-        let Moving { what, from, into, along } = moving;
-        let (from, into) = (self.survivor(from), self.survivor(into));
-        let now = self.resources.get(&what).and_then(|current| current.state.patient());
-        if now.map(|patient| self.survivor(patient)) != Some(into) {
+        let Moving { what, into, along, left_behind, .. } = moving;
+        let into = self.survivor(into);
+        let has_moved = |id: &Uuid| {
+            let patient = self.resources.get(id).and_then(|current| current.state.patient());
+            patient.map(|patient| self.survivor(patient)) == Some(into)
+        };
+        if !what.iter().all(has_moved) {
             return;
         }
-        let (along, left_behind) = along.unwrap_or_default();
         let mut count = 0usize;
         for id in along {
-            let patient = self.resources.get(&id).and_then(|current| current.state.patient());
-            let Some(patient) = patient.filter(|patient| self.survivor(*patient) == from) else { continue };
+            // All of it was found under the patient or somebody who was merged into this one.
             let Some(current) = self.resources.get_mut(&id) else { continue };
+            let Some(patient) = current.state.patient().filter(|patient| *patient != into) else { continue };
             let watched = watches(&current.resource_type);
             let before = watched.then(|| current.state.render(&current.resource_type, id).json);
             if !current.state.relink(&[(patient, into)]) {
@@ -155,17 +169,19 @@ impl Merge {
         }
         if !left_behind.is_empty() {
             let types = left_behind.into_iter().collect::<Vec<_>>().join(", ");
-            let text = format!("what moved still refers to something of the patient whose it was: {types}");
+            let text = format!(
+                "what moved and what remains with the patient whose it was still refer to one another: {types}"
+            );
             taken.issues.push(Issue::new(Severity::Warning, "left-behind", "MRG", text));
         }
     }
 }
 
-/// What moves, besides the visit or the account itself.
+/// What moves, besides the visits or the accounts themselves.
 struct Along {
     /// In order of ids.
     resources: Vec<StoredResource>,
-    /// The types of what is referred to by something that moves, and remains the patient's.
+    /// The types of what remains the patient's, and refers to something that moves or is referred to by it.
     left_behind: BTreeSet<String>,
 }
 
@@ -179,7 +195,7 @@ struct Known {
 ///
 /// # Errors
 /// As [`RecordTx`].
-async fn along(tx: &mut dyn RecordTx, what: Uuid, from: Uuid) -> Result<Option<Along>, StoreError> {
+async fn along(tx: &mut dyn RecordTx, what: &[Uuid], from: Uuid) -> Result<Option<Along>, StoreError> {
     let mut known = HashMap::new();
     for ids in tx.about(from).await?.chunks(LOOKED_AT) {
         for resource in tx.load(ids).await? {
@@ -188,39 +204,58 @@ async fn along(tx: &mut dyn RecordTx, what: Uuid, from: Uuid) -> Result<Option<A
             known.insert(resource.id, Known { resource_type: resource.resource_type, refers_to });
         }
     }
-    let moves = closure(&known, what);
-    let stays = |id: &Uuid| known.get(id).filter(|_| !moves.contains(id));
-    let referred_to = moves.iter().filter_map(|id| known.get(id)).flat_map(|one| &one.refers_to);
-    let left_behind = referred_to.filter_map(stays).map(|one| one.resource_type.clone()).collect();
-    let mut ids: Vec<Uuid> = moves.into_iter().filter(|id| *id != what).collect();
-    if ids.len() > MOVED_MAX {
-        return Ok(None);
-    }
+    let Some(moves) = closure(&known, what) else { return Ok(None) };
+    let moving = known.iter().filter(|(id, _)| moves.contains(*id));
+    let referred_to = moving.flat_map(|(_, one)| &one.refers_to).filter(|id| !moves.contains(*id));
+    let staying = known.iter().filter(|(id, _)| !moves.contains(*id)).map(|(_, one)| one);
+    let referring = staying.filter(|one| one.refers_to.iter().any(|id| moves.contains(id)));
+    let both = referred_to.filter_map(|id| known.get(id)).chain(referring);
+    let left_behind = both.map(|one| one.resource_type.clone()).collect();
+    let mut ids: Vec<Uuid> = moves.iter().copied().filter(|id| !what.contains(id)).collect();
     ids.sort();
     Ok(Some(Along { resources: tx.load(&ids).await?, left_behind }))
 }
 
-/// `what` and everything that goes along with it.
-fn closure(known: &HashMap<Uuid, Known>, what: Uuid) -> HashSet<Uuid> {
+/// `what` and everything that goes along with it; `None` if that is more than [`MOVED_MAX`].
+///
+/// The visits go first: those on an account, and those that are part of one. What refers to a visit that stays, stays with it.
+fn closure(known: &HashMap<Uuid, Known>, what: &[Uuid]) -> Option<HashSet<Uuid>> {
     let mut referring: HashMap<Uuid, Vec<Uuid>> = HashMap::new();
     for (id, one) in known {
         for target in &one.refers_to {
             referring.entry(*target).or_default().push(*id);
         }
     }
-    let mut moves = HashSet::from([what]);
-    let mut new = vec![what];
+    let referring_to = |id: &Uuid| referring.get(id).into_iter().flatten().copied();
+    let is = |id: &Uuid, kind: &str| known.get(id).is_some_and(|one| one.resource_type == kind);
+    let mut moves: HashSet<Uuid> = what.iter().copied().collect();
+    let mut new = what.to_vec();
     while let Some(id) = new.pop() {
-        let referring_to = |id: &Uuid| referring.get(id).into_iter().flatten().copied();
+        let visits: Vec<Uuid> = referring_to(&id).filter(|id| is(id, "Encounter")).collect();
+        new.extend(visits.into_iter().filter(|id| moves.insert(*id)));
+    }
+    let visits = moves.clone();
+    let of_another_visit = |id: &Uuid| {
+        let refers_to = known.get(id).into_iter().flat_map(|one| &one.refers_to);
+        refers_to.into_iter().any(|id| is(id, "Encounter") && !visits.contains(id))
+    };
+    let mut new: Vec<Uuid> = moves.iter().copied().collect();
+    while let Some(id) = new.pop() {
         let follows = |id: &Uuid| {
-            let of_kind = known.get(id).is_some_and(|one| HAS_NO_VISIT.contains(&&*one.resource_type));
-            of_kind && referring_to(id).all(|other| moves.contains(&other))
+            let of_kind = HAS_NO_VISIT.iter().any(|kind| is(id, kind));
+            of_kind && !moves.contains(id) && referring_to(id).all(|other| moves.contains(&other))
         };
         let referred_to = known.get(&id).into_iter().flat_map(|one| one.refers_to.iter().copied());
-        let more: Vec<Uuid> = referring_to(&id).chain(referred_to.filter(follows)).collect();
+        let more: Vec<Uuid> = referring_to(&id)
+            .filter(|id| !is(id, "Encounter") && !of_another_visit(id))
+            .chain(referred_to.filter(follows))
+            .collect();
         new.extend(more.into_iter().filter(|id| moves.insert(*id)));
+        if moves.len() > MOVED_MAX {
+            return None;
+        }
     }
-    moves
+    Some(moves)
 }
 
 #[cfg(test)]
@@ -236,7 +271,8 @@ mod tests {
             let refers_to = refers_to.iter().copied().map(id).collect();
             (id(*number), Known { resource_type: (*kind).to_owned(), refers_to })
         });
-        let mut moved: Vec<u128> = closure(&known.collect(), id(1)).iter().map(Uuid::as_u128).collect();
+        let mut moved: Vec<u128> =
+            closure(&known.collect(), &[id(1)]).expect("few").iter().map(Uuid::as_u128).collect();
         moved.sort_unstable();
         moved
     }
@@ -266,6 +302,31 @@ mod tests {
         assert_eq!(moved(shared), [1, 2, 3, 7, 8]);
         let also_elsewhere = [shared, &[(4, "Observation", &[7])]].concat();
         assert_eq!(moved(&also_elsewhere), [1, 2, 3, 8]);
+    }
+
+    #[test]
+    fn what_is_of_another_visit_stays_though_it_refers_to_what_moves() {
+        let known: &[(u128, &str, &[u128])] = &[
+            (1, "Encounter", &[]),
+            (2, "ServiceRequest", &[1]),
+            (3, "DiagnosticReport", &[2, 5]),
+            (4, "Observation", &[5]),
+            (5, "Encounter", &[]),
+            (6, "DiagnosticReport", &[2]),
+        ];
+        assert_eq!(moved(known), [1, 2, 6]);
+    }
+
+    #[test]
+    fn an_account_takes_its_visits_along_and_a_visit_its_parts() {
+        let known: &[(u128, &str, &[u128])] = &[
+            (1, "Account", &[]),
+            (2, "Encounter", &[1]),
+            (3, "Encounter", &[2]),
+            (4, "Observation", &[3]),
+            (5, "Encounter", &[]),
+        ];
+        assert_eq!(moved(known), [1, 2, 3, 4]);
     }
 
     #[test]

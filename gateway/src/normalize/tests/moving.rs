@@ -133,8 +133,15 @@ async fn what_was_recorded_under_a_number_that_was_merged_since_moves_too() {
         "C9",
         "PID|1||1003^^^GENHOSP^MR||TEST^JANE||19700101|F\nMRG|1001^^^GENHOSP^MR\n",
     );
-    let outcomes = bench.send("adt", &[&merge, &moved("20260301120000", "C4", OTTO, "1003", "V1")]).await;
-    assert_eq!(outcomes, [None, None]);
+    // Since then the visit itself is known under the surviving number.
+    let again = adt(
+        "A08",
+        "20260301114000",
+        "C8",
+        &format!("PID|1||1003^^^GENHOSP^MR||TEST^JANE||19700101|F\n{}", visit("V1")),
+    );
+    let moved = moved("20260301120000", "C4", OTTO, "1003", "V1");
+    assert_eq!(bench.send("adt", &[&merge, &again, &moved]).await, [None, None, None]);
     assert_eq!(bench.whose("Encounter", "V1").await, ["1002"]);
     assert_eq!(bench.whose("DiagnosticReport", "F1").await, ["1002"]);
     assert_eq!(bench.whose("DiagnosticReport", "F2").await, ["1001"]);
@@ -184,4 +191,15 @@ async fn an_account_moves_with_the_visits_on_it() {
     assert_eq!(bench.whose("Account", "ACC1").await, ["1002"]);
     assert_eq!(bench.whose("Encounter", "V1").await, ["1002"]);
     assert_eq!(bench.whose("DiagnosticReport", "F1").await, ["1002"]);
+}
+
+#[tokio::test]
+async fn a_move_whose_two_numbers_name_two_visits_waits_for_a_person() {
+    let bench = begun().await;
+    let text = moved("20260301120000", "C4", OTTO, "1001", "V1")
+        .replace("PV1|1|I|||||||||||||||||V1^", "PV1|1|I|||||||||||||||||V3^");
+    let outcomes = bench.send("adt", &[&text]).await;
+    assert!(outcomes[0].as_deref().is_some_and(|why| why.contains("two resources")), "{outcomes:?}");
+    assert_eq!(bench.whose("Encounter", "V1").await, ["1001"]);
+    assert_eq!(bench.whose("Encounter", "V3").await, ["1002"]);
 }
