@@ -1,7 +1,7 @@
 //! Events written as HL7 v2, for subscribers that take nothing else, whatever the source was.
 //!
-//! Invariant: the message of a delivery is the same over every attempt, so that its control id means it; a message is
-//! never sent with less than its mapping wants of it.
+//! Invariants: by the same mappings, the message of a delivery is the same over every attempt, so that its control id means it; a
+//! message is never sent with less than its mapping wants of it.
 
 use crate::normalize::Mapper;
 use adapters::{DeliverError, Destination, Outgoing, Receipt};

@@ -103,3 +103,39 @@ fn an_item_of_a_list_of_primitives_has_extensions_where_it_is_alone() {
         assert!(told.contains("the one item of its rule"), "{several}: {told}");
     }
 }
+
+#[test]
+fn a_merge_is_of_two_of_a_kind_and_a_move_from_patient_to_patient() {
+    let visit = "\n- {id: visit, type: Encounter, from: PV1, identity: {keys: [{value: PV1-19.1}], else: omit}, parts: [], \
+                 set: {status: {const: planned}, class: {concept: \"v3-ActCode#IMP\"}}}";
+    let told = |effect: &str| -> Vec<String> {
+        let text = format!(
+            "segment_map: pid\nfrom: PID\nto: Patient\nrules:\n  birthDate: {{value: date(PID-7)}}\n---\nmapping: adt\nversion: 1\n\
+             source: {{format: hl7v2, structure: ADT_A01, events: [A01]}}\nresources:{PATIENT}{visit}\neffects: [{{id: x, {effect}}}]"
+        );
+        let files = vec![
+            ("test.yaml".to_owned(), [COMMON, &text].join("\n---\n")),
+            ("table/sex.json".to_owned(), TABLE.to_owned()),
+        ];
+        let found = Catalog::from_files(files).map(drop).err().unwrap_or_default();
+        found.iter().map(|one| one.mistake.text.clone()).collect()
+    };
+    assert_eq!(told("merge: {from: visit, into: visit}"), Vec::<String>::new());
+    assert_eq!(
+        told("merge: {from: patient, into: visit}"),
+        ["a merge is of two of a kind, and patient is one of type Patient"]
+    );
+    assert_eq!(told("move: {what: visit, from: patient, into: patient}"), Vec::<String>::new());
+    assert_eq!(
+        told("move: {what: visit, from: visit, into: patient}"),
+        ["something moves from patient to patient, and this one is of type Encounter"]
+    );
+    assert_eq!(
+        told("move: {what: visits, from: patient, into: patient}"),
+        ["this mapping has no resource with this id; did you mean `visit`?"]
+    );
+    let told_of_two =
+        told("move: {what: visit, from: patient, into: patient}, merge: {from: visit, into: visit}");
+    assert_eq!(told_of_two, ["an effect does one thing: write two effects"]);
+    assert!(!told("move: {from: patient, into: patient}").is_empty(), "what moves has to be said");
+}
