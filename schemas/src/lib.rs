@@ -4,6 +4,7 @@
 //! the only one that names hl7-parser and fhir-sdk.
 
 pub mod fhir;
+pub mod fhirpath;
 pub mod hl7v2;
 pub mod issue;
 pub mod message;

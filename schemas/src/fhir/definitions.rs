@@ -122,6 +122,13 @@ impl Element {
     }
 }
 
+impl TypeDef {
+    /// Whether it is another type or is based on it: a `code` is a `string`, a `Patient` is a `Resource`.
+    pub fn is_a(&self, other: &TypeDef) -> bool {
+        std::iter::successors(Some(self), |of| of.base.map(|id| r4().get(id))).any(|of| of.id == other.id)
+    }
+}
+
 impl ElementDef {
     /// Its name in the definitions: `value[x]` for a choice.
     pub fn path_name(&self) -> String {
@@ -146,7 +153,7 @@ impl ElementDef {
     }
 
     /// The type that a name in JSON means, if the name is this element's.
-    fn of_json_name(&self, name: &str) -> Option<&TypeRef> {
+    pub fn type_of_json_name(&self, name: &str) -> Option<&TypeRef> {
         if !self.choice {
             return if name == self.name { self.types.first() } else { None };
         }
@@ -207,7 +214,8 @@ impl R4 {
     pub fn field<'a>(&'a self, of: &'a TypeDef, json_name: &str) -> Option<(&'a ElementDef, &'a TypeRef)> {
         let mut at = Some(of);
         while let Some(of) = at {
-            let found = of.elements.iter().find_map(|e| e.of_json_name(json_name).map(|chosen| (e, chosen)));
+            let found =
+                of.elements.iter().find_map(|e| e.type_of_json_name(json_name).map(|chosen| (e, chosen)));
             if found.is_some() {
                 return found;
             }

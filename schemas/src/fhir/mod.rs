@@ -8,5 +8,5 @@ pub mod typed;
 mod validate;
 
 pub use definitions::{Element, ElementDef, Kind, R4, TypeDef, TypeId, TypeRef, ValueSet, r4};
-pub use primitive::is_oid;
+pub use primitive::{is_oid, is_xhtml};
 pub use validate::validate;

@@ -21,6 +21,11 @@ pub(super) fn fault(type_name: &str, value: &Value) -> Option<&'static str> {
     }
 }
 
+/// Whether the JSON of a narrative is a `div` of XHTML with nothing but formatting in it.
+pub fn is_xhtml(value: &Value) -> bool {
+    fault("xhtml", value).is_none()
+}
+
 fn wrong(right: bool, fault: &'static str) -> Option<&'static str> {
     (!right).then_some(fault)
 }

@@ -18,7 +18,8 @@
 //! | `too-deep` | nested deeper than 64 levels |
 
 use super::definitions::{ElementDef, Kind, R4, TypeDef, TypeRef, ValueSet, r4};
-use super::{invariants, primitive};
+use super::invariants::{self, Around};
+use super::primitive;
 use crate::issue::{Issue, Severity};
 use serde_json::{Map, Value};
 use smallvec::SmallVec;
@@ -37,8 +38,13 @@ const ISSUES_MAX: usize = 1000;
 /// References that cannot be looked up here are taken as good if they have a known form: relative (`Patient/1`), absolute,
 /// conditional (`Patient?identifier=...`), a logical identifier. Codes are checked where the binding is required.
 pub fn validate(resource: &Value) -> Vec<Issue> {
-    let mut walk =
-        Walk { r4: r4(), issues: Vec::new(), urls: urls_of(resource), in_bundle: is_bundle(resource) };
+    let mut walk = Walk {
+        r4: r4(),
+        issues: Vec::new(),
+        urls: urls_of(resource),
+        in_bundle: is_bundle(resource),
+        resource,
+    };
     let name = resource.get("resourceType").and_then(Value::as_str).unwrap_or("Resource");
     // The place must not name what the input calls itself: only a known type is shown.
     let name = walk.r4.type_def(name).map_or("Resource", |of| of.name);
@@ -90,10 +96,12 @@ struct Walk<'v> {
     issues: Vec<Issue>,
     urls: HashMap<&'v str, &'v str>,
     in_bundle: bool,
+    /// The resource that is being walked.
+    resource: &'v Value,
 }
 
 /// The resource around an element: what `#id` references mean.
-type Container<'v> = Option<&'v Map<String, Value>>;
+type Container<'v> = Option<&'v Value>;
 
 impl<'v> Walk<'v> {
     fn say(&mut self, place: &Place<'_>, code: &str, text: impl Into<String>) {
@@ -120,13 +128,16 @@ impl<'v> Walk<'v> {
         {
             self.say(place, "invariant", "dom-4: a contained resource has no version and no time of change");
         }
-        self.object(of, object, place, container.or(Some(object)));
+        let around = std::mem::replace(&mut self.resource, value);
+        self.object(of, value, object, place, container.or(Some(value)));
+        self.resource = around;
     }
 
     /// The elements of an object.
     fn object(
         &mut self,
         of: &'static TypeDef,
+        value: &'v Value,
         object: &'v Map<String, Value>,
         place: &Place<'_>,
         container: Container<'v>,
@@ -139,7 +150,7 @@ impl<'v> Walk<'v> {
             self.say(place, "empty", "ele-1: must have a value or elements besides an id");
         }
         let mut choices: SmallVec<[(&ElementDef, &str); 4]> = SmallVec::new();
-        for (key, value) in object {
+        for (key, inner) in object {
             if key == "resourceType" && is_resource {
                 continue;
             }
@@ -164,7 +175,7 @@ impl<'v> Walk<'v> {
             } else if def.choice {
                 choices.push((def, bare));
             }
-            self.element(def, chosen, (bare, bare.len() < key.len()), object, value, place, container);
+            self.element(def, chosen, (bare, bare.len() < key.len()), object, inner, place, container);
         }
         for def in self.r4.elements(of).filter(|def| def.required) {
             let given = |of: &TypeRef| {
@@ -181,7 +192,8 @@ impl<'v> Walk<'v> {
                 self.say(&place.child(&def.path_name(), None), "required-element", "is required");
             }
         }
-        for broken in invariants::broken(of, object) {
+        let around = Around { resource: self.resource, root: container.unwrap_or(self.resource) };
+        for broken in invariants::broken(of, value, around) {
             self.say(place, "invariant", broken);
         }
         if of.name == "Reference" {
@@ -265,7 +277,7 @@ impl<'v> Walk<'v> {
             let Some(object) = item.as_object() else {
                 return self.say(place, "wrong-type", format!("must be an object: {}", of.name));
             };
-            self.object(of, object, place, container);
+            self.object(of, item, object, place, container);
         }
         if let Some(set) = self.r4.codes(def) {
             self.code(set, of, item, place);
@@ -384,7 +396,7 @@ impl<'v> Walk<'v> {
     }
 }
 
-fn contained<'a>(container: &'a Map<String, Value>, id: &str) -> Option<&'a Value> {
+fn contained<'a>(container: &'a Value, id: &str) -> Option<&'a Value> {
     let list = container.get("contained")?.as_array()?;
     list.iter().find(|resource| resource.get("id").and_then(Value::as_str) == Some(id))
 }

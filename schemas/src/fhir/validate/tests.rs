@@ -46,7 +46,10 @@ fn check(pointer: &str, value: Value, code: &str, path: &str) {
         Value::Array(list) => list[name.parse::<usize>().expect("an index")] = value,
         _ => panic!("{pointer} has no parts"),
     }
-    let found: Vec<_> = validate(&changed).into_iter().map(|issue| (issue.code, issue.path)).collect();
+    let found = validate(&changed).into_iter();
+    // A change of a reference may leave something contained that nothing refers to any more.
+    let found = found.filter(|issue| !issue.text.starts_with("dom-3: ") || code == "invariant");
+    let found: Vec<_> = found.map(|issue| (issue.code, issue.path)).collect();
     assert_eq!(found, [(code.to_owned(), path.to_owned())], "{pointer}");
 }
 
@@ -136,12 +139,11 @@ fn references_are_followed() {
     let gone = "urn:uuid:00000009-1111-4111-8111-111111111111";
     check(SUBJECT, json!(gone), "reference-dangling", &format!("{AT}.reference"));
     check(SUBJECT, json!("#p1"), "reference-dangling", &format!("{AT}.reference"));
-    check(
-        "/entry/0/resource/contained/0/id",
-        json!("other"),
-        "reference-dangling",
-        "Bundle.entry[0].resource.generalPractitioner[0].reference",
-    );
+    let mut dangling = bundle();
+    dangling["entry"][0]["resource"]["contained"][0]["id"] = json!("other");
+    let found: Vec<_> = validate(&dangling).into_iter().map(|issue| (issue.path, issue.text)).collect();
+    assert_eq!(found[0].0, "Bundle.entry[0].resource.generalPractitioner[0].reference");
+    assert!(found[1].1.starts_with("dom-3: "), "what is contained and not referred to: {found:?}");
     for wrong in [
         ORGANIZATION,
         "Organization/1",

@@ -1,9 +1,12 @@
 //! Other people's data and other people's programs against Pons, as commands; neither is part of the project.
 //!
 //! `cargo run --release -p tests --bin corpus -- map FOLDER... [--oracle COMMAND]` maps every message of some folders and hands
-//! the Bundles to a validator; `... -- clients` sends by MLLP clients from PyPI and npm, plain and over TLS.
+//! the Bundles to a validator; `... -- clients` sends by MLLP clients from PyPI and npm, plain and over TLS; `... -- fhirpath FILE`
+//! runs HL7's tests of FHIRPath.
 
 #![expect(clippy::print_stdout, reason = "a command for people")]
+
+mod fhirpath;
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, Parser, Subcommand};
@@ -27,6 +30,8 @@ enum What {
     Map(Map),
     /// Sends by clients that we did not write: PyPI hl7 (mllp_send, hl7.mllp) and npm @medplum/hl7, plain and over TLS
     Clients(Clients),
+    /// Runs HL7's tests of FHIRPath; each failing case must have its reason
+    Fhirpath(fhirpath::Suite),
 }
 
 #[derive(Args)]
@@ -60,6 +65,7 @@ async fn main() -> Result<ExitCode> {
     let good = match Arguments::parse().what {
         What::Map(arguments) => map(&arguments).await?,
         What::Clients(arguments) => clients(&arguments).await?,
+        What::Fhirpath(arguments) => fhirpath::run(&arguments)?,
     };
     Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
