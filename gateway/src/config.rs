@@ -4,6 +4,7 @@
 //! the documentation says; the adapters bring tables of their own.
 
 use crate::deliver::Writes;
+use crate::route::topics::Filter;
 use adapters::settings::{Fallback, Kind, Secret, Setting, SettingsReader};
 use adapters::{Destination, Source, SourceContext};
 use mappings::Parties;
@@ -154,6 +155,12 @@ pub const SENDER: &[Setting] = &[
 pub const SUBSCRIPTION: &[Setting] = &[
     row("name", Kind::Text, Fallback::Required, "its name: part of routing keys and delivery ids"),
     row("topics", Kind::Text, Fallback::Required, "a list of topics"),
+    row(
+        "filters",
+        Kind::Text,
+        Fallback::Absent,
+        "a list of search conditions, such as `Encounter?class=IMP`, that the resources of a topic must all meet",
+    ),
     row("senders", Kind::Text, Fallback::Required, "a list of senders; `*` for any"),
     row("destination", Kind::Text, Fallback::Required, "a map: `adapter` and the keys of that adapter"),
     row(
@@ -341,6 +348,8 @@ pub struct Subscription {
     pub name: Arc<str>,
     /// Which topics, by name.
     pub topics: Vec<String>,
+    /// What the resources of a topic must be like, each of these.
+    pub filters: Vec<Filter>,
     /// From which senders; `*` for any.
     pub senders: Vec<String>,
     /// Where its events go.
@@ -584,6 +593,7 @@ fn subscription(node: &Node, path: &str, folder: &Path, mistakes: &mut Vec<Mista
             fields.wrong(place, "topics", format!("unknown topic; {}", hint(topic, &known)));
         }
     }
+    let filters = filters(&mut fields, node, &topics);
     fields.take_required("senders");
     let senders = fields.take_texts("senders");
     let writes = writes(&mut fields, node, &topics);
@@ -602,6 +612,7 @@ fn subscription(node: &Node, path: &str, folder: &Path, mistakes: &mut Vec<Mista
     Some(Subscription {
         name,
         topics: topics.into_iter().map(str::to_owned).collect(),
+        filters,
         senders: senders.into_iter().map(str::to_owned).collect(),
         to: to?,
         writes,
@@ -615,6 +626,22 @@ fn subscription(node: &Node, path: &str, folder: &Path, mistakes: &mut Vec<Mista
 }
 
 /// `write:` and what goes with it.
+/// What narrows the topics of a subscription; each must be one that every topic takes.
+fn filters(fields: &mut Fields<'_, '_>, node: &Node, topics: &[&str]) -> Vec<Filter> {
+    let topics: Vec<_> = topics.iter().filter_map(|name| crate::route::topics::find(name)).collect();
+    let mut filters = Vec::new();
+    for text in fields.take_texts("filters") {
+        match Filter::read(text, &topics) {
+            Ok(filter) => filters.push(filter),
+            Err(why) => {
+                let place = place_of(node.get("filters"), text).unwrap_or(fields.place());
+                fields.wrong(place, "filters", why);
+            }
+        }
+    }
+    filters
+}
+
 fn writes(fields: &mut Fields<'_, '_>, node: &Node, topics: &[&str]) -> Option<Writes> {
     let systems = systems(fields);
     let mut text = |key: &'static str| fields.take_text(key).map(str::to_owned);
@@ -872,6 +899,29 @@ subscriptions:
                 "11:31: subscriptions[0].topics: unknown topic; did you mean `encounter-end`?",
                 "12:15: subscriptions: there is no sender `genhsop`; did you mean `genhosp`?",
                 "13:28: subscriptions[0].destination.adapter: unknown adapter; did you mean `mllp`?",
+            ]
+        );
+    }
+
+    #[test]
+    fn a_filter_is_one_that_every_topic_takes() {
+        let with = |filters: &str| {
+            GOOD.replace(
+                "    senders: [genhosp]\n",
+                &format!("    senders: [genhosp]\n    filters: {filters}\n"),
+            )
+        };
+        let folder = folder();
+        let read = Config::parse(&with("['Encounter?class=IMP', 'Encounter?type=T1']"), folder.path())
+            .expect("valid");
+        let shown: Vec<_> = read.subscriptions[0].filters.iter().map(ToString::to_string).collect();
+        assert_eq!(shown, ["Encounter?class=IMP", "Encounter?type=T1"]);
+        assert_eq!(
+            mistakes(&with("['Encounter?klass=IMP', 'Encounter?class:is=IMP']")),
+            [
+                "12:15: subscriptions[0].filters: topic encounter-start takes filters by: Encounter?class, Encounter?type, \
+                 Encounter?patient, Encounter?service-provider, Encounter?location",
+                "12:38: subscriptions[0].filters: class: modifier :is is not taken; those taken are :not and :missing",
             ]
         );
     }

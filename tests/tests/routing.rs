@@ -151,16 +151,24 @@ async fn start(setup: &Setup, change: impl Fn(String) -> String) -> Gateway {
 async fn who_lists_a_topic_and_a_sender_is_told_and_nobody_else() {
     let run = Run::fresh();
     let mut hooks = Vec::new();
-    for _ in 0..4 {
+    for _ in 0..7 {
         hooks.push(Hook::start(run, |_, _| 200).await);
     }
     let to = |name, topics: &[&'static str], at: usize| Subscription::webhook(name, topics, &hooks[at].url());
+    let filtered = |name, filter: &str, at: usize| {
+        let mut subscription = to(name, &["encounter-start"], at);
+        subscription.settings.push(format!("filters: ['{filter}']"));
+        subscription
+    };
     let setup = Setup {
         subscriptions: vec![
             to("starts", &["encounter-start"], 0),
             to("ends", &["encounter-end", "result-final"], 1),
             to("other", &["encounter-start"], 2),
             to("merges", &["patient-merged"], 3),
+            to("patients", &["patient-updated"], 4),
+            filtered("inpatients", "Encounter?class=IMP", 5),
+            filtered("outpatients", "Encounter?class:not=IMP", 6),
         ],
         ..Setup::default()
     };
@@ -176,10 +184,14 @@ async fn who_lists_a_topic_and_a_sender_is_told_and_nobody_else() {
     let mut of_other = population.message(Kind::Admit, 1);
     let text = String::from_utf8(of_other.bytes).unwrap();
     of_other.bytes = text.replace("|ADT1|GENHOSP|", "|ADT2|OTHER|").into_bytes();
+    let admitted = population.message(Kind::Admit, 0);
+    let mut moved_house = population.message(Kind::Update, 0);
+    let text = String::from_utf8(moved_house.bytes).unwrap();
+    moved_house.bytes = text.replace("Testville", "Newville").into_bytes();
     let messages = [
-        population.message(Kind::Admit, 0),
+        admitted,
         of_other,
-        population.message(Kind::Update, 0),
+        moved_house,
         population.message(Kind::Result, 0),
         population.message(Kind::Discharge, 0),
     ];
@@ -190,8 +202,12 @@ async fn who_lists_a_topic_and_a_sender_is_told_and_nobody_else() {
     assert_eq!(hooks[1].accepted(), [of(3), of(4)], "in the order of the patient");
     assert_eq!(hooks[2].accepted(), [of(1)]);
     assert_eq!(hooks[3].accepted(), []);
+    // The update moves house, and the discharge tells the former address again; a result only fills in what is not known.
+    assert_eq!(hooks[4].accepted(), [of(2), of(4)]);
+    assert_eq!(hooks[5].accepted(), [of(0)]);
+    assert_eq!(hooks[6].accepted(), []);
     let keys: BTreeSet<String> = hooks.iter().flat_map(Hook::calls).map(|(_, key, _)| key).collect();
-    assert_eq!(keys.len(), 4, "each delivery has an id of its own");
+    assert_eq!(keys.len(), 7, "each delivery has an id of its own");
     gateway.no_canary_logged(&population.canaries()).unwrap();
 }
 

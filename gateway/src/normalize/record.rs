@@ -22,7 +22,6 @@ use mappings::bundle::{self, About, Rendered};
 use mappings::resource::{Applied, Contribution, Existing, State};
 use moving::Moving;
 use schemas::issue::{Issue, Severity};
-use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -97,7 +96,7 @@ async fn try_record(
     batch: &mut Vec<Prepared>,
     router: &Router,
 ) -> Result<Vec<Recorded>, StoreError> {
-    let mut merge = Merge::open(&mut *tx, batch).await?;
+    let mut merge = Merge::open(&mut *tx, batch, router).await?;
     let mut recording = Recording::default();
     let mut recorded = Vec::with_capacity(batch.len());
     for prepared in batch.iter() {
@@ -127,7 +126,11 @@ async fn try_record(
                     revision: prepared.open.revision,
                     sender: &prepared.open.sender,
                     key: prepared.open.keys.first().copied().unwrap_or(schemas::message::OrderKey(0)),
-                    happening: Happening { event: prepared.event.as_deref(), resources: &taken.touched },
+                    happening: Happening {
+                        event: prepared.event.as_deref(),
+                        resources: &taken.touched,
+                        now: jiff::Timestamp::now(),
+                    },
                     bundle: &result.bundle,
                 });
                 done.resources = taken.changed;
@@ -203,7 +206,8 @@ fn traced(prepared: &mut Prepared, done: &Done, deliveries: usize, routing: Opti
 }
 
 /// What is known, as the batch changes it.
-struct Merge {
+struct Merge<'r> {
+    router: &'r Router,
     aliases: HashMap<Alias, Uuid>,
     new_aliases: Vec<(Alias, Uuid)>,
     resources: HashMap<Uuid, Current>,
@@ -220,9 +224,9 @@ struct Taken {
     issues: Vec<Issue>,
 }
 
-impl Merge {
+impl<'r> Merge<'r> {
     /// Reads everything that the batch may touch.
-    async fn open(tx: &mut dyn RecordTx, batch: &[Prepared]) -> Result<Self, StoreError> {
+    async fn open(tx: &mut dyn RecordTx, batch: &[Prepared], router: &'r Router) -> Result<Self, StoreError> {
         let facts = || batch.iter().filter_map(|prepared| prepared.facts.as_ref().ok());
         let mut wanted: Vec<Alias> =
             facts().flat_map(|facts| facts.contributions().flat_map(aliases_of)).collect();
@@ -249,8 +253,14 @@ impl Merge {
             }
             missing = next;
         }
-        let mut merge =
-            Merge { aliases, new_aliases: Vec::new(), resources, order: Vec::new(), moves: Vec::new() };
+        let mut merge = Merge {
+            router,
+            aliases,
+            new_aliases: Vec::new(),
+            resources,
+            order: Vec::new(),
+            moves: Vec::new(),
+        };
         for prepared in batch.iter().filter(|prepared| prepared.moves()) {
             merge.find_moves(tx, prepared).await?;
         }
@@ -377,7 +387,7 @@ impl Merge {
         let message = prepared.open.id;
         let current = self.resources.entry(id).or_default();
         let existed = current.version > 0;
-        let watched = crate::route::topics::watches(&contribution.resource_type);
+        let watched = self.router.watches(&contribution.resource_type);
         let before = (watched && existed).then(|| current.state.render(&contribution.resource_type, id).json);
         if !existed {
             current.resource_type = contribution.resource_type.to_string();
@@ -432,11 +442,7 @@ impl Merge {
         });
         if watched {
             let now = current.state.render(&contribution.resource_type, id).json;
-            taken.touched.push(Touched {
-                resource_type: Cow::Owned(contribution.resource_type.to_string()),
-                before: before.map(Cow::Owned),
-                now: Cow::Owned(now),
-            });
+            taken.touched.push(Touched::new(contribution.resource_type.to_string(), before, now));
         }
     }
 

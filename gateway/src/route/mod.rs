@@ -11,7 +11,8 @@ use crate::config::Subscription;
 use crate::store::NewDelivery;
 use policy::Decision;
 use schemas::message::{DeliveryId, MessageId, OrderKey, Seq};
-use topics::Happening;
+use std::collections::HashSet;
+use topics::{Happening, Topic, Touched};
 use uuid::Uuid;
 
 /// The subscriptions, ready to be asked.
@@ -19,6 +20,10 @@ use uuid::Uuid;
 pub struct Router {
     subscriptions: Vec<Subscription>,
     namespace: Uuid,
+    /// The topics that somebody subscribes to: no other is looked at.
+    topics: Vec<&'static Topic>,
+    /// The resource types that one of them, or a filter, looks at.
+    watched: HashSet<String>,
 }
 
 /// One normalized message, as routing sees it.
@@ -43,7 +48,22 @@ pub struct Routable<'r> {
 impl Router {
     /// A router over the configured subscriptions; `namespace` is the installation's.
     pub fn new(subscriptions: Vec<Subscription>, namespace: Uuid) -> Self {
-        Router { subscriptions, namespace }
+        let mut topics: Vec<&'static Topic> = Vec::new();
+        for topic in subscriptions.iter().flat_map(|s| &s.topics).filter_map(|name| topics::find(name)) {
+            if !topics.iter().any(|known| known.name() == topic.name()) {
+                topics.push(topic);
+            }
+        }
+        let types = topics.iter().flat_map(|topic| topic.types()).map(str::to_owned);
+        let filtered =
+            subscriptions.iter().flat_map(|s| &s.filters).map(|filter| filter.resource().to_owned());
+        let watched = types.chain(filtered).collect();
+        Router { subscriptions, namespace, topics, watched }
+    }
+
+    /// Whether anybody's topic or filter looks at resources of a type.
+    pub fn watches(&self, resource_type: &str) -> bool {
+        self.watched.contains(resource_type)
     }
 
     /// Whether anybody subscribes to anything.
@@ -53,19 +73,23 @@ impl Router {
 
     /// One delivery for each subscription that a topic of the message concerns, withheld ones included.
     pub fn deliveries(&self, message: &Routable<'_>) -> Vec<NewDelivery> {
-        let topics = topics::matching(&message.happening);
-        if topics.is_empty() {
+        let found = self.topics.iter().map(|topic| (topic.name(), topic.focus(&message.happening)));
+        let found: Vec<(&str, Vec<&Touched<'_>>)> = found.filter(|(_, focus)| !focus.is_empty()).collect();
+        if found.is_empty() {
             return Vec::new();
         }
         let mut decision = None;
         let listening = self.subscriptions.iter().filter(|s| policy::listens(s, message.sender));
         listening
             .filter_map(|subscription| {
-                let matched: Vec<String> = topics
+                let asked = found
                     .iter()
-                    .filter(|topic| subscription.topics.iter().any(|listed| listed == *topic))
-                    .map(|topic| (*topic).to_owned())
-                    .collect();
+                    .filter(|(topic, _)| subscription.topics.iter().any(|listed| listed == topic));
+                let passes = |focus: &[&Touched<'_>]| {
+                    subscription.filters.iter().all(|filter| filter.passes(focus, &message.happening))
+                };
+                let matched: Vec<String> =
+                    asked.filter(|(_, focus)| passes(focus)).map(|(topic, _)| (*topic).to_owned()).collect();
                 if matched.is_empty() {
                     return None;
                 }

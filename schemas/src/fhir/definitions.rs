@@ -270,6 +270,11 @@ impl R4 {
         self.value_sets.get(name)
     }
 
+    /// Whether a code is one of a system, as far as required bindings list it.
+    pub fn is_coded(&self, system: &str, code: &str) -> bool {
+        self.value_sets.values().any(|set| set.has_coding(system, code))
+    }
+
     /// The codes that an element must have, if it is bound to a list of them.
     pub fn codes(&self, element: &ElementDef) -> Option<&ValueSet> {
         self.value_set(element.binding?)

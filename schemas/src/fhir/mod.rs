@@ -3,6 +3,7 @@
 mod definitions;
 mod invariants;
 mod primitive;
+pub mod search;
 #[cfg(feature = "typed")]
 pub mod typed;
 mod validate;

@@ -126,8 +126,8 @@ impl<'a> Run<'_, 'a> {
     }
 
     fn variable(&mut self, name: &str, at: usize) -> Result<Items<'a>, Fault> {
-        if let Some((_, node)) = self.scope.variables.iter().find(|(known, _)| *known == name) {
-            return Ok(node.map(Item::Node).into_iter().collect());
+        if let Some((_, item)) = self.scope.variables.iter().find(|(known, _)| *known == name) {
+            return Ok(item.iter().cloned().collect());
         }
         let url = match name {
             "resource" => return Ok(smallvec![Item::Node(self.scope.resource)]),

@@ -355,7 +355,7 @@ impl Value<'_> {
     }
 
     /// A number as a decimal.
-    pub(super) fn number(&self) -> Option<Decimal> {
+    pub fn number(&self) -> Option<Decimal> {
         match self {
             Value::Integer(value) => Some(Decimal::from(*value)),
             Value::Decimal(value) => Some(*value),
@@ -411,6 +411,18 @@ impl<'a> From<i64> for Item<'a> {
 impl<'a> From<String> for Item<'a> {
     fn from(value: String) -> Item<'a> {
         Item::Value(Value::String(Cow::Owned(value)))
+    }
+}
+
+impl<'a> From<&'a str> for Item<'a> {
+    fn from(value: &'a str) -> Item<'a> {
+        Item::Value(Value::String(Cow::Borrowed(value)))
+    }
+}
+
+impl<'a> From<Node<'a>> for Item<'a> {
+    fn from(node: Node<'a>) -> Item<'a> {
+        Item::Node(node)
     }
 }
 

@@ -83,8 +83,8 @@ pub struct Scope<'a> {
     pub resource: Node<'a>,
     /// The resource that contains that one, or that one itself: `%rootResource`.
     pub root: Node<'a>,
-    /// Further variables by their names without `%`; one without a node is empty.
-    pub variables: &'a [(&'a str, Option<Node<'a>>)],
+    /// Further variables by their names without `%`; one without an item is empty.
+    pub variables: &'a [(&'a str, Option<Item<'a>>)],
     /// Finds what a reference points at. What it does not find is known by its type alone (`Patient/1`).
     pub resolve: Option<&'a Resolve<'a>>,
     /// What `now()` is.
@@ -163,7 +163,7 @@ impl fmt::Display for Path {
 }
 
 /// ` (did you mean x?)`, if a known name is near.
-fn nearest<'n>(name: &str, known: impl Iterator<Item = &'n str>) -> String {
+pub(crate) fn nearest<'n>(name: &str, known: impl Iterator<Item = &'n str>) -> String {
     known
         .map(|known| (strsim::osa_distance(name, known), known))
         .filter(|(distance, known)| *distance <= 1 + known.len() / 4)

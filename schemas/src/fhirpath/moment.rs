@@ -9,6 +9,7 @@ use rust_decimal::Decimal;
 use rust_decimal::prelude::ToPrimitive;
 use std::cmp::Ordering;
 use std::fmt;
+use std::ops::Range;
 
 /// What a moment is a value of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -148,6 +149,28 @@ impl Moment {
         let millis = civil.subsec_nanosecond() / 1_000_000 * 1_000_000;
         let civil = civil.with().subsec_nanosecond(millis).build().unwrap_or(civil);
         Moment { kind: Kind::DateTime, civil, precision: Precision::Second, digits: 3, offset: Some(0) }
+    }
+
+    /// A date, or a date with a time, as FHIR writes them.
+    pub fn of_text(text: &str) -> Option<Moment> {
+        Moment::date_time(text)
+    }
+
+    /// From the first instant that it may mean to just after the last; without an offset it is taken as UTC. `None` of a
+    /// time without a date.
+    pub fn span(&self) -> Option<Range<Timestamp>> {
+        if self.kind == Kind::Time {
+            return None;
+        }
+        let offset = SignedDuration::from_mins(i64::from(self.offset.unwrap_or(0)));
+        let instant = |civil: DateTime| {
+            let at = civil.to_zoned(jiff::tz::TimeZone::UTC).ok()?.timestamp();
+            at.checked_sub(offset).ok()
+        };
+        Some(
+            instant(self.civil)?
+                ..instant(self.last_within()?)?.checked_add(SignedDuration::from_nanos(1)).ok()?,
+        )
     }
 
     pub(super) fn kind(&self) -> Kind {

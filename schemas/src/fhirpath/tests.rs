@@ -256,13 +256,15 @@ fn variables_and_what_references_point_at_come_from_outside() {
     );
     let practitioner = json!({"resourceType": "Practitioner", "id": "7", "active": false});
     let resolve = |reference: &str| (reference == "Practitioner/7").then_some(&practitioner);
-    let variables = [("previous", Some(Node::resource(&before))), ("none", None)];
+    let variables =
+        [("previous", Some(Node::resource(&before).into())), ("event", Some("A03".into())), ("none", None)];
     let scope = Scope {
         variables: &variables,
         resolve: Some(&resolve),
         ..Scope::of(&now, NOW.parse().expect("a time"))
     };
-    let text = "%previous.status != 'finished' and status = 'finished' and %none.empty()";
+    let text =
+        "%previous.status != 'finished' and status = 'finished' and %event in ('A03') and %none.empty()";
     let path = Path::compile(text, "Encounter", Dialect::Standard).expect("compiles");
     assert_eq!(path.holds(&scope), Ok(true));
     let patient = patient();

@@ -4,12 +4,11 @@
 //! which has no visit of its own in R4, when everything moves that refers to it. What is about nobody (a ward, a doctor) stays.
 
 use super::{Changed, Current, Merge, Prepared, Taken};
-use crate::route::topics::{Touched, watches};
+use crate::route::topics::Touched;
 use crate::store::{RecordTx, StoreError, StoredResource};
 use mappings::Effect;
 use mappings::resource::State;
 use schemas::issue::{Issue, Severity};
-use std::borrow::Cow;
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeSet, HashMap, HashSet};
 use uuid::Uuid;
@@ -43,7 +42,7 @@ impl Moving {
     }
 }
 
-impl Merge {
+impl Merge<'_> {
     /// Reads what goes along with what a message moves.
     pub(super) async fn find_moves(
         &mut self,
@@ -137,7 +136,7 @@ impl Merge {
             // All of it was found under the patient or somebody who was merged into this one.
             let Some(current) = self.resources.get_mut(&id) else { continue };
             let Some(patient) = current.state.patient().filter(|patient| *patient != into) else { continue };
-            let watched = watches(&current.resource_type);
+            let watched = self.router.watches(&current.resource_type);
             let before = watched.then(|| current.state.render(&current.resource_type, id).json);
             if !current.state.relink(&[(patient, into)]) {
                 continue;
@@ -155,11 +154,8 @@ impl Merge {
                 created: false,
             });
             if let Some(before) = before {
-                taken.touched.push(Touched {
-                    resource_type: Cow::Owned(current.resource_type.clone()),
-                    before: Some(Cow::Owned(before)),
-                    now: Cow::Owned(current.state.render(&current.resource_type, id).json),
-                });
+                let now = current.state.render(&current.resource_type, id).json;
+                taken.touched.push(Touched::new(current.resource_type.clone(), Some(before), now));
             }
             ids.push(id);
         }
