@@ -149,6 +149,12 @@ pub const SENDER: &[Setting] = &[
         "the IANA zone of its times without an offset; goes before the source's",
     ),
     row("systems", Kind::Text, Fallback::Absent, "a map from its assigning authorities to URIs"),
+    row(
+        "reads",
+        Kind::Text,
+        Fallback::Absent,
+        "the resource types that it may read over `/fhir`, one or a list; `*` for any; none if left out",
+    ),
 ];
 
 /// The keys of every subscription, beside `destination` with those of its adapter.
@@ -159,7 +165,7 @@ pub const SUBSCRIPTION: &[Setting] = &[
         "filters",
         Kind::Text,
         Fallback::Absent,
-        "a list of search conditions, such as `Encounter?class=IMP`, that the resources of a topic must all meet",
+        "a list of search conditions, such as `Encounter?class=IMP`: a topic counts if a resource that it is about meets those of its type",
     ),
     row("senders", Kind::Text, Fallback::Required, "a list of senders; `*` for any"),
     row("destination", Kind::Text, Fallback::Required, "a map: `adapter` and the keys of that adapter"),
@@ -339,6 +345,8 @@ pub struct Sender {
     pub systems: Vec<(String, String)>,
     /// Message types it may send, such as `ADT` or `ADT^A01`; empty allows every one that has a mapping.
     pub types: Vec<String>,
+    /// Resource types that it may read over `/fhir`; `*` for any, empty for none.
+    pub reads: Vec<String>,
 }
 
 /// Who is told of what.
@@ -556,6 +564,7 @@ fn sender(node: &Node, path: &str, folder: &Path, mistakes: &mut Vec<Mistake>) -
         certificates: owned(fields.take_texts("certificate")),
         sources: owned(fields.take_texts("sources")),
         types: owned(fields.take_texts("types")),
+        reads: owned(reads(&mut fields, node)),
         zone: zone(&mut fields),
         token,
         systems,
@@ -571,6 +580,21 @@ fn sender(node: &Node, path: &str, folder: &Path, mistakes: &mut Vec<Mistake>) -
     }
     fields.finish();
     Some(sender)
+}
+
+/// The resource types that a sender may read.
+fn reads<'n>(fields: &mut Fields<'n, '_>, node: &Node) -> Vec<&'n str> {
+    let types = fields.take_texts("reads");
+    let known: Vec<&str> = schemas::fhir::r4()
+        .types()
+        .filter(|of| of.kind == schemas::fhir::Kind::Resource)
+        .map(|of| of.name)
+        .collect();
+    for of in types.iter().filter(|of| **of != "*" && !known.contains(of)) {
+        let place = place_of(node.get("reads"), of).unwrap_or(fields.place());
+        fields.wrong(place, "reads", format!("no resource type of R4; {}", hint(of, &known)));
+    }
+    types
 }
 
 fn subscription(node: &Node, path: &str, folder: &Path, mistakes: &mut Vec<Mistake>) -> Option<Subscription> {
@@ -625,8 +649,8 @@ fn subscription(node: &Node, path: &str, folder: &Path, mistakes: &mut Vec<Mista
     })
 }
 
-/// `write:` and what goes with it.
-/// What narrows the topics of a subscription; each must be one that every topic takes.
+/// What narrows the topics of a subscription; each must be one that every topic takes, and every type that a topic is about
+/// must have one.
 fn filters(fields: &mut Fields<'_, '_>, node: &Node, topics: &[&str]) -> Vec<Filter> {
     let topics: Vec<_> = topics.iter().filter_map(|name| crate::route::topics::find(name)).collect();
     let mut filters = Vec::new();
@@ -639,9 +663,18 @@ fn filters(fields: &mut Fields<'_, '_>, node: &Node, topics: &[&str]) -> Vec<Fil
             }
         }
     }
+    // What no filter is about would be sent to everybody, or to nobody: neither is what was meant.
+    for topic in topics.iter().filter(|_| !filters.is_empty()) {
+        if let Some(of) = topic.types().find(|of| !filters.iter().any(|filter| filter.resource() == *of)) {
+            let place = node.get("filters").map_or(fields.place(), |node| node.place);
+            let text = format!("topic {} is about {of} too: filter these as well", topic.name());
+            fields.wrong(place, "filters", text);
+        }
+    }
     filters
 }
 
+/// `write:` and what goes with it.
 fn writes(fields: &mut Fields<'_, '_>, node: &Node, topics: &[&str]) -> Option<Writes> {
     let systems = systems(fields);
     let mut text = |key: &'static str| fields.take_text(key).map(str::to_owned);
@@ -922,6 +955,15 @@ subscriptions:
                 "12:15: subscriptions[0].filters: topic encounter-start takes filters by: Encounter?class, Encounter?type, \
                  Encounter?patient, Encounter?service-provider, Encounter?location",
                 "12:38: subscriptions[0].filters: class: modifier :is is not taken; those taken are :not and :missing",
+            ]
+        );
+        let orders =
+            |filters: &str| with(filters).replace("[encounter-start, encounter-end]", "[order-placed]");
+        let one = mistakes(&orders("['ServiceRequest?priority=stat']"));
+        assert_eq!(
+            one,
+            [
+                "12:14: subscriptions[0].filters: topic order-placed is about NutritionOrder too: filter these as well"
             ]
         );
     }

@@ -207,7 +207,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         at_work,
         shutdown_wait: config.shutdown_wait,
     };
-    let opened = match listen(config.http, &ingest, waiters, &bus, &mut running).await {
+    let opened = match listen(config.http, &ingest, waiters, store.clone(), &bus, &mut running).await {
         Ok(()) => sources(config.sources, &ingest, &mut running).await,
         Err(error) => Err(error),
     };
@@ -389,6 +389,7 @@ async fn listen(
     http: crate::config::Http,
     ingest: &Arc<Ingest>,
     waiters: Arc<Waiters>,
+    store: Arc<dyn Store>,
     bus: &Arc<dyn Bus>,
     running: &mut Running,
 ) -> Result<(), StartError> {
@@ -401,6 +402,7 @@ async fn listen(
     let api = Arc::new(Api {
         ingest: ingest.clone(),
         waiters,
+        store,
         http,
         metrics: Box::new(move || metrics.text()),
         ready: Box::new(move || health.readyz(&*bus)),

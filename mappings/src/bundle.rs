@@ -49,6 +49,13 @@ pub struct Rendered<'r> {
     lacking: Option<&'static str>,
 }
 
+impl Rendered<'_> {
+    /// The first required element that it lacks.
+    pub fn lacks(&self) -> Option<&'static str> {
+        self.lacking
+    }
+}
+
 /// Shows who and how long; what stands there is a patient's.
 impl fmt::Debug for Rendered<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

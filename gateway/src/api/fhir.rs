@@ -11,6 +11,7 @@ use bytes::Bytes;
 use hyper::http::request::Parts;
 use hyper::{Method, StatusCode, header};
 use schemas::fhir;
+use schemas::fhir::search::{self, Kind};
 use schemas::issue::{Issue, Severity};
 use schemas::message::MessageId;
 use serde_json::{Value, json};
@@ -449,11 +450,22 @@ fn keys(resource: &Value, sender: &str) -> Keys {
 
 /// What this server can do, and nothing else.
 pub fn metadata() -> Answer {
+    let parameters = |of: &str| -> Vec<Value> {
+        let searched =
+            search::parameters(of).filter(|one| !matches!(one.kind, Kind::Composite | Kind::Special));
+        searched.map(|one| json!({"name": one.code, "type": one.kind.name()})).collect()
+    };
+    let interactions = ["create", "update", "read", "search-type"].map(|code| json!({"code": code}));
     let resources: Vec<Value> = fhir::r4()
         .types()
         .filter(|one| one.kind == fhir::Kind::Resource)
         .filter(|one| !matches!(one.name, "Bundle" | "Parameters" | "OperationOutcome"))
-        .map(|one| json!({"type": one.name, "interaction": [{"code": "create"}, {"code": "update"}], "versioning": "versioned", "updateCreate": true}))
+        .map(|one| {
+            json!({
+                "type": one.name, "interaction": interactions, "versioning": "versioned", "readHistory": false,
+                "updateCreate": true, "searchParam": parameters(one.name),
+            })
+        })
         .collect();
     outcome::resource(
         StatusCode::OK,
@@ -465,9 +477,11 @@ pub fn metadata() -> Answer {
             "fhirVersion": "4.0.1",
             "format": ["application/fhir+json"],
             "software": {"name": "Pons", "version": env!("CARGO_PKG_VERSION")},
-            "implementation": {"description": "Pons, a health information exchange gateway: takes writes and sends them on to subscribers"},
+            "implementation": {"description": "Pons, a health information exchange gateway: takes writes, sends them on to subscribers, and shows what is known now"},
             "rest": [{
                 "mode": "server",
+                "documentation": "Who may read which types stands in the configuration. A search names whom it is about: _id, patient \
+                                  (or subject), patient.identifier as system|value, of a Patient its identifier.",
                 "resource": resources,
                 "interaction": [{"code": "transaction"}, {"code": "batch"}],
             }],

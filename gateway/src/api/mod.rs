@@ -1,14 +1,16 @@
-//! The HTTP listener: FHIR in, metrics and health. Pure HTTP here; what a request means lies below.
+//! The HTTP listener: FHIR in and out, metrics and health. Pure HTTP here; what a request means lies below.
 //!
 //! Invariant: who asks is decided from the head alone, before a byte of any body is read, in one place ([`auth`]).
 
 pub mod auth;
 pub mod fhir;
 pub mod outcome;
+pub mod read;
 
 use crate::config::Http;
 use crate::ingest::Ingest;
 use crate::normalize::waiters::Waiters;
+use crate::store::Store;
 use adapters::tls::{ServerTls, client_names};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
@@ -34,6 +36,8 @@ pub struct Api {
     pub ingest: Arc<Ingest>,
     /// Those who wait for a result.
     pub waiters: Arc<Waiters>,
+    /// What readers are answered from.
+    pub store: Arc<dyn Store>,
     /// Settings.
     pub http: Http,
     /// The text of `/metrics`.
@@ -143,15 +147,21 @@ async fn answer(api: &Api, request: Request<Incoming>, peer: SocketAddr, names: 
     match (&head.method, path) {
         (&Method::GET, "/metrics") => text(StatusCode::OK, &(api.metrics)()),
         (_, path) if path == "/fhir" || path.starts_with("/fhir/") => {
+            if let Some(ask) = read::ask(&head.method, path) {
+                return read::answer(&*api.store, &client, &head, ask).await;
+            }
             let Some(interaction) = fhir::interaction(&head.method, path) else {
                 let mut answer = outcome::answer(
                     StatusCode::METHOD_NOT_ALLOWED,
                     "not-supported",
-                    "this server takes POST /fhir, POST /fhir/[type] and PUT /fhir/[type]/[id]",
+                    "this server takes POST /fhir, POST /fhir/[type], PUT and GET /fhir/[type]/[id] and GET /fhir/[type]?...",
                 );
                 // RFC 9110, section 15.5.6: a 405 names what is allowed there.
-                let of_instance = path.trim_end_matches('/').matches('/').count() > 2;
-                let allowed = if of_instance { "PUT" } else { "POST" };
+                let allowed = match path.trim_end_matches('/').matches('/').count() {
+                    0 | 1 => "POST",
+                    2 => "GET, POST",
+                    _ => "GET, PUT",
+                };
                 answer.headers_mut().insert(header::ALLOW, header::HeaderValue::from_static(allowed));
                 return answer;
             };

@@ -21,6 +21,7 @@ pub struct Known {
     pub production: bool,
     zone: Option<Zone>,
     types: Vec<String>,
+    reads: Vec<String>,
 }
 
 /// Why a sender was not recognised. What it claimed is not repeated.
@@ -84,6 +85,7 @@ impl Senders {
                 production,
                 zone: source_zone,
                 types: Vec::new(),
+                reads: Vec::new(),
             });
         }
         let mut nearest = Stranger::Unlisted;
@@ -114,6 +116,7 @@ impl Senders {
                 production,
                 zone: sender.zone.clone().or(source_zone),
                 types: sender.types.clone(),
+                reads: sender.reads.clone(),
             });
         }
         Err(nearest)
@@ -163,12 +166,18 @@ impl Known {
             production: true,
             zone: sender.zone.clone(),
             types: sender.types.clone(),
+            reads: sender.reads.clone(),
         }
     }
 
     /// A client on loopback of a gateway without configured senders.
     pub fn local() -> Self {
-        Known { name: "local".into(), production: true, zone: None, types: Vec::new() }
+        Known { name: "local".into(), production: true, zone: None, types: Vec::new(), reads: Vec::new() }
+    }
+
+    /// Whether the configuration lets it read resources of this type.
+    pub fn may_read(&self, resource_type: &str) -> bool {
+        self.reads.iter().any(|listed| listed == "*" || listed == resource_type)
     }
 
     /// Whether the configuration lets it send this type.

@@ -12,7 +12,7 @@ use crate::store::NewDelivery;
 use policy::Decision;
 use schemas::message::{DeliveryId, MessageId, OrderKey, Seq};
 use std::collections::HashSet;
-use topics::{Happening, Topic, Touched};
+use topics::{Filter, Happening, Topic, Touched};
 use uuid::Uuid;
 
 /// The subscriptions, ready to be asked.
@@ -22,7 +22,7 @@ pub struct Router {
     namespace: Uuid,
     /// The topics that somebody subscribes to: no other is looked at.
     topics: Vec<&'static Topic>,
-    /// The resource types that one of them, or a filter, looks at.
+    /// The resource types that one of them looks at.
     watched: HashSet<String>,
 }
 
@@ -54,14 +54,11 @@ impl Router {
                 topics.push(topic);
             }
         }
-        let types = topics.iter().flat_map(|topic| topic.types()).map(str::to_owned);
-        let filtered =
-            subscriptions.iter().flat_map(|s| &s.filters).map(|filter| filter.resource().to_owned());
-        let watched = types.chain(filtered).collect();
+        let watched = topics.iter().flat_map(|topic| topic.types()).map(str::to_owned).collect();
         Router { subscriptions, namespace, topics, watched }
     }
 
-    /// Whether anybody's topic or filter looks at resources of a type.
+    /// Whether anybody's topic looks at resources of a type.
     pub fn watches(&self, resource_type: &str) -> bool {
         self.watched.contains(resource_type)
     }
@@ -85,8 +82,9 @@ impl Router {
                 let asked = found
                     .iter()
                     .filter(|(topic, _)| subscription.topics.iter().any(|listed| listed == topic));
+                let now = message.happening.now;
                 let passes = |focus: &[&Touched<'_>]| {
-                    subscription.filters.iter().all(|filter| filter.passes(focus, &message.happening))
+                    focus.iter().any(|touched| Filter::pass(&subscription.filters, touched, now))
                 };
                 let matched: Vec<String> =
                     asked.filter(|(_, focus)| passes(focus)).map(|(topic, _)| (*topic).to_owned()).collect();

@@ -31,7 +31,12 @@ pub fn at_delivery(bundle: &[u8]) -> Decision {
     labels(bundle)
 }
 
-/// Withholds a Bundle that holds a resource labelled `R` or `V` (v3-Confidentiality).
+/// Decides when a client reads a resource.
+pub fn at_reading(resource: &[u8]) -> Decision {
+    labels(resource)
+}
+
+/// Withholds a resource, or a Bundle that holds one, labelled `R` or `V` (v3-Confidentiality).
 fn labels(bundle: &[u8]) -> Decision {
     // Nearly no message carries labels: look for the word before parsing.
     if memchr::memmem::find(bundle, b"\"security\"").is_none() {

@@ -164,6 +164,15 @@ pub struct StoredResource {
     pub replaced_by: Option<Uuid>,
 }
 
+/// The current version of a resource, as somebody reads it.
+#[derive(Clone, Debug)]
+pub struct Held {
+    /// It.
+    pub resource: StoredResource,
+    /// The message that changed it last; its id tells when that was received.
+    pub changed_by: MessageId,
+}
+
 /// A new current version of a resource.
 #[derive(Clone, Debug)]
 pub struct ResourceWrite {
@@ -704,6 +713,21 @@ pub trait Store: Send + Sync + 'static {
 
     /// Finds messages.
     async fn search(&self, query: &Query) -> Result<Vec<Summary>, StoreError>;
+
+    /// The resources that identifiers name, in no order.
+    async fn named(&self, aliases: &[Alias]) -> Result<Vec<Uuid>, StoreError>;
+
+    /// The current versions of these resources, in order of their ids.
+    async fn held(&self, ids: &[Uuid]) -> Result<Vec<Held>, StoreError>;
+
+    /// What of a type is about a patient, or about those who were merged into this one: in order of ids, beyond `after`.
+    async fn held_of_patient(
+        &self,
+        patient: Uuid,
+        resource_type: &str,
+        after: Option<Uuid>,
+        limit: usize,
+    ) -> Result<Vec<Held>, StoreError>;
 
     /// Everything about one message.
     async fn timeline(&self, id: MessageId) -> Result<Option<Timeline>, StoreError>;

@@ -57,14 +57,24 @@ pub(super) fn alias_id(alias: &Alias) -> Uuid {
     Uuid::new_v5(&Uuid::NAMESPACE_OID, &name)
 }
 
-/// Everybody who was merged into the patient given, and the patient; then what is about one of them.
-macro_rules! about {
+/// Everybody who was merged into the patient given, and the patient, as the table `same`.
+macro_rules! same {
     ($patient:literal) => {
         concat!(
             "WITH RECURSIVE same (id) AS (SELECT ",
             $patient,
-            " UNION SELECT merged.id FROM resource AS merged JOIN same ON merged.replaced_by = same.id)
-            SELECT resource.id FROM resource JOIN same ON resource.patient = same.id ORDER BY resource.id"
+            " UNION SELECT merged.id FROM resource AS merged JOIN same ON merged.replaced_by = same.id)"
+        )
+    };
+}
+pub(super) use same;
+
+/// What is about one of those.
+macro_rules! about {
+    ($patient:literal) => {
+        concat!(
+            crate::store::recording::same!($patient),
+            " SELECT resource.id FROM resource JOIN same ON resource.patient = same.id ORDER BY resource.id"
         )
     };
 }

@@ -48,6 +48,18 @@ def type_code(kind):
     return next(x.get("valueUrl") or x.get("valueUri") for x in kind["extension"] if "fhir-type" in x["url"])
 
 
+def union(text):
+    """The parts of an expression between its outermost |."""
+    parts, depth = [""], 0
+    for c in text:
+        depth += (c == "(") - (c == ")")
+        if c == "|" and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += c
+    return [p.strip() for p in parts]
+
+
 def capital(text):
     return text[:1].upper() + text[1:]
 
@@ -182,7 +194,8 @@ class Writer:
 
     def search_parameters(self):
         lines = [
-            "# The search parameters: code, type, resources it is for, targets of a reference (- for any), expression.",
+            "# The search parameters: code, type, the resource it is for, targets of a reference (- for any), expression.",
+            "# Where HL7 has one expression for several resources, each has the parts that begin with its type.",
             "# Those without an expression (_text, _content, _query) are not here.",
         ]
         for r in entries("search-parameters.json"):
@@ -193,7 +206,10 @@ class Writer:
             targets = [t for t in r.get("target", []) if t in self.definitions]
             targets = "|".join(targets) if 0 < len(targets) < 100 else "-"
             text = " ".join(r["expression"].split())
-            lines.append(f"{r['code']} {r['type']} {'|'.join(bases)} {targets} {text}")
+            parts = union(text)
+            for base in bases:
+                own = [p for p in parts if p.lstrip("(").split(".")[0].split(" ")[0].rstrip(")") == base]
+                lines.append(f"{r['code']} {r['type']} {base} {targets} {' | '.join(own or parts)}")
         (HERE / "search.txt").write_text("\n".join(lines) + "\n")
 
     def definition(self, r):

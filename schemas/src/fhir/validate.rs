@@ -23,7 +23,7 @@ use super::primitive;
 use crate::issue::{Issue, Severity};
 use serde_json::{Map, Value};
 use smallvec::SmallVec;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 
 /// The deepest nesting of objects that is looked into.
@@ -128,9 +128,32 @@ impl<'v> Walk<'v> {
         {
             self.say(place, "invariant", "dom-4: a contained resource has no version and no time of change");
         }
+        if container.is_none() && object.contains_key("contained") {
+            self.unreferred(value, object, place);
+        }
         let around = std::mem::replace(&mut self.resource, value);
         self.object(of, value, object, place, container.or(Some(value)));
         self.resource = around;
+    }
+
+    /// dom-3: what is contained is referred to from the resource, or refers to it.
+    fn unreferred(&mut self, value: &'v Value, object: &'v Map<String, Value>, place: &Place<'_>) {
+        let contained = object.get("contained").and_then(Value::as_array);
+        let mut referred = HashSet::new();
+        texts(value, &mut referred);
+        for (index, one) in contained.into_iter().flatten().enumerate() {
+            let mut own = HashSet::new();
+            texts(one, &mut own);
+            let is_referred = one.get("id").and_then(Value::as_str).is_some_and(|id| referred.contains(id));
+            if !is_referred && !own.contains("") {
+                let place = place.child("contained", Some(index));
+                self.say(
+                    &place,
+                    "invariant",
+                    "dom-3: a contained resource must be referred to, or refer to its container",
+                );
+            }
+        }
     }
 
     /// The elements of an object.
@@ -393,6 +416,16 @@ impl<'v> Walk<'v> {
                 self.say(&place.child("reference", None), "bad-format", text);
             }
         }
+    }
+}
+
+/// What follows the `#` of each text that begins with one.
+fn texts<'a>(value: &'a Value, into: &mut HashSet<&'a str>) {
+    match value {
+        Value::String(text) => into.extend(text.strip_prefix('#')),
+        Value::Array(items) => items.iter().for_each(|item| texts(item, into)),
+        Value::Object(members) => members.values().for_each(|member| texts(member, into)),
+        _ => {}
     }
 }
 

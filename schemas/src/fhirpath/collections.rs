@@ -405,7 +405,15 @@ impl<'a> Run<'_, 'a> {
                 }
                 (None, None) => None,
             };
-            let Some(reference) = reference else { continue };
+            let Some(reference) = reference else {
+                // An identifier instead of an address: the type may be told beside it.
+                let named =
+                    item.node().and_then(Node::json).and_then(|json| json.get("type")).and_then(Json::as_str);
+                let of =
+                    named.and_then(|name| r4().type_def(name)).filter(|of| of.kind == fhir::Kind::Resource);
+                found.extend(of.map(|of| Item::Node(Node::of_type(of))));
+                continue;
+            };
             if let Some(id) = reference.strip_prefix('#') {
                 found.extend(contained(&self.scope.root, id).map(Item::Node));
                 continue;

@@ -81,7 +81,7 @@ fn integer(value: &Value<'_>) -> Option<i64> {
     match value {
         Value::Integer(value) => Some(*value),
         Value::Boolean(value) => Some(i64::from(*value)),
-        Value::String(text) => text.strip_prefix('+').unwrap_or(text).parse().ok(),
+        Value::String(text) if is_number(text) => text.strip_prefix('+').unwrap_or(text).parse().ok(),
         _ => None,
     }
 }

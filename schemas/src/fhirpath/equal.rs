@@ -44,8 +44,14 @@ pub(super) fn equivalent(a: &Item<'_>, b: &Item<'_>) -> bool {
     }
 }
 
-/// Two elements with elements of their own; a Quantity beside a literal is compared as a value.
+/// Two elements with elements of their own; amounts that can be brought to one unit are compared as values.
 fn both_complex<'a>(a: &Item<'a>, b: &Item<'a>) -> Option<(&'a Json, &'a Json)> {
+    if let (Some(Cow::Owned(Value::Quantity(a))), Some(Cow::Owned(Value::Quantity(b)))) =
+        (a.value(), b.value())
+        && a.comparable(&b)
+    {
+        return None;
+    }
     let complex = |item: &Item<'a>| item.node().and_then(Node::json).filter(|json| json.is_object());
     Some((complex(a)?, complex(b)?))
 }
@@ -106,6 +112,21 @@ fn like_text(a: &str, b: &str) -> bool {
     a == b || words(a) == words(b)
 }
 
+/// How many values a comparison of two items looks at.
+pub(super) fn cost(a: &Item<'_>, b: &Item<'_>) -> usize {
+    let weight = |item: &Item<'_>| item.node().and_then(Node::json).map_or(1, weight);
+    weight(a).min(weight(b))
+}
+
+/// How many values an element holds.
+pub(super) fn weight(json: &Json) -> usize {
+    match json {
+        Json::Array(items) => 1 + items.iter().map(weight).sum::<usize>(),
+        Json::Object(members) => 1 + members.values().map(weight).sum::<usize>(),
+        _ => 1,
+    }
+}
+
 /// Items of which each is there once, in the order in which they came.
 #[derive(Default)]
 pub(super) struct Set<'a> {
@@ -124,8 +145,9 @@ impl<'a> Set<'a> {
             }
             return 1;
         }
+        // A date is read anew for each comparison, an element is walked through.
+        let compared = self.others.len().saturating_mul(8 + cost(&item, &item));
         let known = self.others.iter().any(|index| equal(&self.items[*index], &item) == Some(true));
-        let compared = self.others.len();
         if !known {
             self.others.push(self.items.len());
             self.items.push(item);

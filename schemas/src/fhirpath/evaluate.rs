@@ -73,11 +73,11 @@ impl<'a> Run<'_, 'a> {
         frame: &Frame<'a>,
     ) -> Result<Items<'a>, Fault> {
         let at = expr.at;
-        let of = left.unwrap_or_else(|| frame.this.clone());
+        let of = || left.unwrap_or_else(|| frame.this.clone());
         match &expr.what {
             What::Empty => Ok(Items::new()),
             What::Literal(value) => Ok(smallvec![Item::Value(borrowed(value))]),
-            What::This => Ok(of),
+            What::This => Ok(of()),
             What::Index => Ok(frame
                 .index
                 .and_then(|index| i64::try_from(index).ok())
@@ -88,7 +88,7 @@ impl<'a> Run<'_, 'a> {
             What::Variable(name) => self.variable(name, at),
             What::Start(name) => {
                 let mut found = Items::new();
-                for item in of {
+                for item in of() {
                     if starts_with_type(&item, name) {
                         found.push(item);
                     } else {
@@ -100,7 +100,7 @@ impl<'a> Run<'_, 'a> {
             }
             What::Member(_, name) => {
                 let mut found = Items::new();
-                for item in &of {
+                for item in &of() {
                     member(item, name, &mut found);
                 }
                 self.step(at, found.len())?;
@@ -109,19 +109,20 @@ impl<'a> Run<'_, 'a> {
             What::At(_, index) => {
                 let index = self.eval(index, frame)?;
                 let index = integer(&index, at)?.and_then(|index| usize::try_from(index).ok());
-                Ok(index.and_then(|index| of.get(index).cloned()).into_iter().collect())
+                Ok(index.and_then(|index| of().get(index).cloned()).into_iter().collect())
             }
             What::Call { function, arguments, pattern, .. } => {
                 let call = Call { at, function: *function, arguments, pattern: pattern.as_deref() };
-                self.call(&call, of, frame)
+                self.call(&call, of(), frame)
             }
-            What::Typed { by, name, .. } => self.typed(of, *by, *name, at),
-            What::Negative(_) => arithmetic::negative(&of, at),
+            What::Typed { by, name, .. } => self.typed(of(), *by, *name, at),
+            What::Negative(_) => arithmetic::negative(&of(), at),
             What::Positive(_) => {
+                let of = of();
                 arithmetic::negative(&of, at)?;
                 Ok(of)
             }
-            What::Binary(operator, _, right) => self.binary(*operator, &of, right, frame, at),
+            What::Binary(operator, _, right) => self.binary(*operator, &of(), right, frame, at),
         }
     }
 
@@ -243,6 +244,7 @@ impl<'a> Run<'_, 'a> {
         }
         let mut known = true;
         for (a, b) in a.iter().zip(b) {
+            self.step(at, equal::cost(a, b))?;
             match equal::equal(a, b) {
                 Some(true) => {}
                 Some(false) => return Ok(Some(false)),
@@ -257,7 +259,9 @@ impl<'a> Run<'_, 'a> {
         if a.len() != b.len() {
             return Ok(false);
         }
-        self.step(at, a.len().saturating_mul(b.len()))?;
+        // Each of one list may be compared with each of the other, and so may the lists within them.
+        let weight = |items: &Items<'a>| items.iter().map(|item| equal::cost(item, item)).sum::<usize>();
+        self.step(at, weight(a).saturating_mul(weight(b)) / 4)?;
         Ok(equal::in_any_order(a, b, equal::equivalent))
     }
 

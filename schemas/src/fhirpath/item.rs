@@ -13,8 +13,8 @@ use std::fmt;
 /// A list of items, in order.
 pub type Items<'a> = SmallVec<[Item<'a>; 1]>;
 
-/// One thing that an expression found.
-#[derive(Clone, Debug)]
+/// One thing that an expression found. What it shows of itself for debugging is its type: the rest may be a patient's.
+#[derive(Clone)]
 pub enum Item<'a> {
     /// A resource or an element of one.
     Node(Node<'a>),
@@ -23,7 +23,7 @@ pub enum Item<'a> {
 }
 
 /// A resource or an element of one.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 pub struct Node<'a> {
     /// Its JSON; `None` where a primitive has extensions alone.
     json: Option<&'a Json>,
@@ -63,6 +63,21 @@ pub enum Type {
 /// FHIRPath's own types.
 pub(super) const SYSTEM: [&str; 8] =
     ["Boolean", "Integer", "Decimal", "String", "Date", "DateTime", "Time", "Quantity"];
+
+impl fmt::Debug for Item<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.type_of() {
+            Some(of) => write!(f, "{}.{}", of.namespace(), of.name()),
+            None => f.write_str("an untyped element"),
+        }
+    }
+}
+
+impl fmt::Debug for Node<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.of.map_or("an untyped element", |of| of.name))
+    }
+}
 
 impl PartialEq for Type {
     fn eq(&self, other: &Type) -> bool {
@@ -213,10 +228,11 @@ impl<'a> Node<'a> {
     fn quantity(&self) -> Option<Value<'a>> {
         let json = self.json?;
         let value = decimal(json.get("value")?.as_number()?.as_str())?;
-        let code = json.get("code").and_then(Json::as_str);
-        let unit = match json.get("system").and_then(Json::as_str) {
-            Some("http://unitsofmeasure.org") => Unit::Ucum(code.unwrap_or("1").to_owned()),
-            _ => Unit::Ucum(code.or_else(|| json.get("unit")?.as_str()).unwrap_or("1").to_owned()),
+        let text = |name: &str| json.get(name).and_then(Json::as_str);
+        let unit = match (text("system"), text("code"), text("unit")) {
+            (Some("http://unitsofmeasure.org"), Some(code), _) => Unit::Ucum(code.to_owned()),
+            (None, None, None) => Unit::Ucum("1".to_owned()),
+            (_, code, unit) => Unit::Other(code.or(unit).unwrap_or_default().to_owned()),
         };
         Some(Value::Quantity(Box::new(Quantity { value, unit })))
     }

@@ -163,14 +163,12 @@ impl Moment {
             return None;
         }
         let offset = SignedDuration::from_mins(i64::from(self.offset.unwrap_or(0)));
-        let instant = |civil: DateTime| {
-            let at = civil.to_zoned(jiff::tz::TimeZone::UTC).ok()?.timestamp();
-            at.checked_sub(offset).ok()
+        let instant = |civil: DateTime| -> Timestamp {
+            let at = jiff::tz::TimeZone::UTC.to_ambiguous_timestamp(civil).compatible();
+            at.and_then(|at| at.checked_sub(offset)).unwrap_or(Timestamp::MAX)
         };
-        Some(
-            instant(self.civil)?
-                ..instant(self.last_within()?)?.checked_add(SignedDuration::from_nanos(1)).ok()?,
-        )
+        let end = instant(self.last_within()?);
+        Some(instant(self.civil)..end.checked_add(SignedDuration::from_nanos(1)).unwrap_or(end))
     }
 
     pub(super) fn kind(&self) -> Kind {
@@ -339,7 +337,12 @@ impl Moment {
                 1_000_000_000_i64.checked_div(10_i64.pow(u32::from(self.digits)))?.nanoseconds()
             }
         };
-        self.civil.checked_add(next).ok()?.checked_sub(1.nanosecond()).ok()
+        // The last moment of all is the last of its year, and of its day.
+        Some(
+            self.civil
+                .checked_add(next)
+                .map_or(DateTime::MAX, |end| end.checked_sub(1.nanosecond()).unwrap_or(end)),
+        )
     }
 }
 

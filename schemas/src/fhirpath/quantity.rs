@@ -21,6 +21,8 @@ pub(super) enum Unit {
     Ucum(String),
     /// A word of the calendar.
     Calendar(Calendar, String),
+    /// A unit of nobody's list: it is itself and nothing else.
+    Other(String),
 }
 
 impl Unit {
@@ -37,6 +39,7 @@ impl Unit {
         match self {
             Unit::Ucum(code) => Some(code),
             Unit::Calendar(unit, _) => unit.ucum(),
+            Unit::Other(_) => None,
         }
     }
 
@@ -45,6 +48,7 @@ impl Unit {
         match self {
             Unit::Ucum(code) => Calendar::of_ucum(code),
             Unit::Calendar(unit, _) => Some(*unit),
+            Unit::Other(_) => None,
         }
     }
 }
@@ -112,8 +116,12 @@ impl Quantity {
         if self.unit == unit {
             return Some(self.clone());
         }
-        let value = self.number_in(&Quantity { value: Decimal::ONE, unit: unit.clone() })?;
-        Some(Quantity { value, unit })
+        let one = Quantity { value: Decimal::ONE, unit };
+        let value = match (self.months(), one.months()) {
+            (Some(months), Some(of_one)) => months.checked_div(of_one)?,
+            _ => self.number_in(&one)?,
+        };
+        Some(Quantity { value, ..one })
     }
 
     /// Whether one can be told in the other's unit.
@@ -184,7 +192,7 @@ impl fmt::Display for Quantity {
     /// `4.5 'mg'`, `4 days`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.unit {
-            Unit::Ucum(code) => write!(f, "{} '{code}'", self.value),
+            Unit::Ucum(code) | Unit::Other(code) => write!(f, "{} '{code}'", self.value),
             Unit::Calendar(_, word) => write!(f, "{} {word}", self.value),
         }
     }

@@ -79,10 +79,10 @@ pub(super) fn call<'a>(
                 return Ok(one(Value::String(of)));
             }
             bound(run, call, &of, with.len())?;
-            let pattern = compiled(call, &argument)?;
-            run.made(call.at, pattern.replace_all(&of, &*with).into_owned())
+            let pattern = compiled(run, call, &argument)?;
+            run.made(call.at, pattern.replace_all(&of, groups(&with)).into_owned())
         }
-        _ => Ok(one(compiled(call, &argument)?.is_match(&of))),
+        _ => Ok(one(compiled(run, call, &argument)?.is_match(&of))),
     }
 }
 
@@ -91,11 +91,36 @@ fn bound(run: &mut Run<'_, '_>, call: &Call<'_>, of: &str, with: usize) -> Resul
     run.step(call.at, of.len().saturating_add(1).saturating_mul(with) / 64)
 }
 
-fn compiled<'c>(call: &Call<'c>, argument: &str) -> Result<Cow<'c, Regex>, Fault> {
+/// A pattern that stands in the expression was read with it; another is read now, which is much work.
+fn compiled<'c>(run: &mut Run<'_, '_>, call: &Call<'c>, argument: &str) -> Result<Cow<'c, Regex>, Fault> {
+    if call.pattern.is_none() {
+        run.step(call.at, 1_000 + 10 * argument.len())?;
+    }
     match call.pattern {
         Some(pattern) => Ok(Cow::Borrowed(pattern)),
         None => pattern(argument, call.function).map(Cow::Owned).map_err(|why| call.fault(&why)),
     }
+}
+
+/// What stands for a group is its number: `$1x` is the first group and an x.
+fn groups(with: &str) -> String {
+    let mut found = String::with_capacity(with.len() + 8);
+    let mut rest = with;
+    while let Some(at) = rest.find('$') {
+        found.push_str(&rest[..at]);
+        let digits = rest[at + 1..].bytes().take_while(u8::is_ascii_digit).count();
+        match digits {
+            0 => found.push('$'),
+            _ => {
+                found.push_str("${");
+                found.push_str(&rest[at + 1..at + 1 + digits]);
+                found.push('}');
+            }
+        }
+        rest = &rest[at + 1 + digits..];
+    }
+    found.push_str(rest);
+    found
 }
 
 fn count(text: &str) -> i64 {
@@ -110,7 +135,9 @@ fn join<'a>(
 ) -> Result<Items<'a>, Fault> {
     let between = run.argument(call, 0, frame)?;
     let between = text(&between, call.at)?.unwrap_or_default();
-    let parts: Option<Vec<_>> = input.iter().map(Item::text).collect();
+    // A primitive with extensions alone has no text to join.
+    let valued = input.iter().filter(|item| item.value().is_some());
+    let parts: Option<Vec<_>> = valued.map(Item::text).collect();
     let parts = parts.ok_or_else(|| call.fault("wants texts"))?;
     let length: usize = parts.iter().map(|part| part.len() + between.len()).sum();
     run.step(call.at, length / 64)?;

@@ -3,6 +3,7 @@
 use super::functions::Function;
 use super::item::{Type, Value};
 use regex::Regex;
+use smallvec::SmallVec;
 
 /// An expression, or a part of one, with where it stands in the text.
 #[derive(Debug)]
@@ -72,7 +73,7 @@ impl Expr {
 
     /// This part and those on its left, the outermost first: a row of signs or points is as deep as it is long, so it is
     /// walked in a loop.
-    pub(super) fn spine(&self) -> Vec<&Expr> {
+    pub(super) fn spine(&self) -> SmallVec<[&Expr; 8]> {
         std::iter::successors(Some(self), |expr| expr.left()).collect()
     }
 }

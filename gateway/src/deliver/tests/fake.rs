@@ -290,6 +290,9 @@ not_a_delivery! {
     begin_record(leases: &[Lease]) -> Box<dyn RecordTx>;
     heartbeat(replica: Uuid, ttl: Duration) -> u32;
     search(query: &Query) -> Vec<Summary>;
+    named(aliases: &[Alias]) -> Vec<Uuid>;
+    held(ids: &[Uuid]) -> Vec<Held>;
+    held_of_patient(patient: Uuid, resource_type: &str, after: Option<Uuid>, limit: usize) -> Vec<Held>;
     timeline(id: MessageId) -> Option<Timeline>;
     request(who: &str, requests: &[Request]) -> ();
     carry_out_requests(limit: usize) -> usize;

@@ -1,6 +1,7 @@
 //! What a subscription narrows its topics to: `Encounter?class=IMP`.
 
-use super::{Happening, Topic, Touched};
+use super::{Topic, Touched};
+use jiff::Timestamp;
 use schemas::fhir::search::{Query, Refused};
 use std::fmt;
 use std::sync::Arc;
@@ -36,17 +37,10 @@ impl Filter {
         Ok(Filter { text: text.into(), resource: resource.into(), query: Arc::new(query) })
     }
 
-    /// Whether what a topic found is what is asked for: one of the resources that it is about, or, if these are of another
-    /// type, one of those that the message touched beside them. What cannot be asked lets it pass.
-    pub fn passes(&self, focus: &[&Touched<'_>], happening: &Happening<'_>) -> bool {
-        let holds = |touched: &Touched<'_>| {
-            *touched.resource_type == *self.resource
-                && self.query.holds(touched.now.json(), happening.now).unwrap_or(true)
-        };
-        if focus.iter().any(|touched| *touched.resource_type == *self.resource) {
-            return focus.iter().any(|touched| holds(touched));
-        }
-        happening.resources.iter().any(holds)
+    /// Whether a resource that a topic is about meets every filter of its type. What cannot be asked lets it pass.
+    pub fn pass(filters: &[Filter], touched: &Touched<'_>, now: Timestamp) -> bool {
+        let mut own = filters.iter().filter(|filter| *filter.resource == *touched.resource_type);
+        own.all(|filter| filter.query.holds(touched.now.json(), now).unwrap_or(true))
     }
 
     /// The type that it asks of.

@@ -19,6 +19,7 @@ use schemas::fhirpath::{Fault, Item, Node, Path, Scope};
 use serde_json::Value;
 use std::borrow::Cow;
 use std::cell::OnceCell;
+use std::fmt;
 use std::sync::LazyLock;
 
 include!(concat!(env!("OUT_DIR"), "/topics.rs"));
@@ -60,10 +61,17 @@ pub struct Touched<'h> {
 }
 
 /// A resource in JSON, read when somebody first looks into it.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 struct Read<'h> {
     text: Cow<'h, str>,
     json: OnceCell<Value>,
+}
+
+/// How long it is; what stands there is a patient's.
+impl fmt::Debug for Read<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "[{} bytes]", self.text.len())
+    }
 }
 
 impl Read<'_> {

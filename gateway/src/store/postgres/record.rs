@@ -154,7 +154,10 @@ impl RecordTx for Recorder {
     }
 }
 
-async fn named(conn: &mut PgConnection, ids: Vec<Uuid>) -> Result<HashMap<Uuid, Uuid>, StoreError> {
+pub(super) async fn named(
+    conn: &mut PgConnection,
+    ids: Vec<Uuid>,
+) -> Result<HashMap<Uuid, Uuid>, StoreError> {
     let rows =
         sqlx::query("SELECT id, resource FROM alias WHERE id = ANY($1)").bind(ids).fetch_all(conn).await?;
     rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect()

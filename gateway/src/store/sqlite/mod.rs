@@ -8,13 +8,15 @@ mod codes;
 mod deliver;
 mod desk;
 mod record;
+mod resources;
 mod rows;
 
 use crate::store::migrate::{self, Applied};
 use crate::store::recent::Recent;
 use crate::store::{
-    Appended, Books, Content, DeadLetter, DeliveryChange, Lease, NewMessage, OpenDelivery, OpenMessage,
-    Query, RecordTx, Request, Retention, Role, Store, StoreError, Summary, Timeline, UnmappedSeen, pack,
+    Alias, Appended, Books, Content, DeadLetter, DeliveryChange, Held, Lease, NewMessage, OpenDelivery,
+    OpenMessage, Query, RecordTx, Request, Retention, Role, Store, StoreError, Summary, Timeline,
+    UnmappedSeen, pack,
 };
 use async_trait::async_trait;
 use jiff::Timestamp;
@@ -428,6 +430,24 @@ impl Store for Sqlite {
 
     async fn search(&self, query: &Query) -> Result<Vec<Summary>, StoreError> {
         self.find(query).await
+    }
+
+    async fn named(&self, aliases: &[Alias]) -> Result<Vec<Uuid>, StoreError> {
+        self.read_named(aliases).await
+    }
+
+    async fn held(&self, ids: &[Uuid]) -> Result<Vec<Held>, StoreError> {
+        self.read_held(ids).await
+    }
+
+    async fn held_of_patient(
+        &self,
+        patient: Uuid,
+        resource_type: &str,
+        after: Option<Uuid>,
+        limit: usize,
+    ) -> Result<Vec<Held>, StoreError> {
+        self.read_of_patient(patient, resource_type, after, limit).await
     }
 
     async fn timeline(&self, id: MessageId) -> Result<Option<Timeline>, StoreError> {

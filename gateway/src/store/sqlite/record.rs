@@ -105,7 +105,10 @@ impl RecordTx for Recorder {
     }
 }
 
-async fn named(conn: &mut SqliteConnection, ids: &[Uuid]) -> Result<HashMap<Uuid, Uuid>, StoreError> {
+pub(super) async fn named(
+    conn: &mut SqliteConnection,
+    ids: &[Uuid],
+) -> Result<HashMap<Uuid, Uuid>, StoreError> {
     let head = "SELECT id, resource FROM alias WHERE id IN (";
     let rows = Rows::new(ids).one_each(conn, head, ")", |query, id| query.bind(id)).await?;
     rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect()

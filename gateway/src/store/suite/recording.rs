@@ -10,6 +10,7 @@ behaviours! {
     replicas_that_live_are_counted,
     a_resource_that_changed_meanwhile_is_a_conflict,
     what_is_about_a_patient_is_found_after_merges_too,
+    what_is_held_is_read_by_id_by_identifier_and_of_a_patient,
     an_alias_is_made_once_and_moves_by_a_merge,
     event_numbers_are_dense_over_replicas,
     quarantine_flags_the_keys_until_it_is_resolved,
@@ -202,6 +203,39 @@ async fn what_is_about_a_patient_is_found_after_merges_too(place: Place) {
     write(vec![one(11, 1, Some(4))]).await;
     assert_eq!((about(3).await, about(4).await), (vec![12, 13], vec![11, 14]));
     assert!(about(77_777).await.is_empty());
+}
+
+async fn what_is_held_is_read_by_id_by_identifier_and_of_a_patient(place: Place) {
+    let store = place.open().await;
+    let one = |id: u128, patient: Option<u128>| ResourceWrite {
+        patient: patient.map(Uuid::from_u128),
+        message: MessageId(Uuid::from_u128(id + 900)),
+        ..resource(id, 0, "state")
+    };
+    let merged = ResourceWrite { replaced_by: Some(Uuid::from_u128(2)), ..one(1, None) };
+    let resources =
+        vec![merged, one(2, None), one(11, Some(1)), one(12, Some(2)), one(13, Some(2)), one(14, Some(3))];
+    let aliases = vec![(alias("MRN1"), Uuid::from_u128(2))];
+    record(&store, Recording { resources, aliases, ..Recording::default() }).await.unwrap();
+    let ids = |held: Vec<Held>| held.iter().map(|held| held.resource.id.as_u128()).collect::<Vec<_>>();
+    let held = store.held(&[Uuid::from_u128(12), Uuid::from_u128(1), Uuid::from_u128(77)]).await.unwrap();
+    assert_eq!((&held[1].resource.state, held[1].resource.version), (&resource(12, 0, "state").state, 1));
+    assert_eq!(
+        (held[1].changed_by.0.as_u128(), held[0].resource.replaced_by),
+        (912, Some(Uuid::from_u128(2)))
+    );
+    assert_eq!(ids(held), [1, 12]);
+    assert!(store.held(&[]).await.unwrap().is_empty());
+    assert_eq!(store.named(&[alias("MRN1"), alias("MRN9")]).await.unwrap(), [Uuid::from_u128(2)]);
+    let of = async |patient: u128, kind: &str, after: Option<u128>, limit: usize| {
+        let after = after.map(Uuid::from_u128);
+        ids(store.held_of_patient(Uuid::from_u128(patient), kind, after, limit).await.unwrap())
+    };
+    let kind = resource(1, 0, "").resource_type;
+    assert_eq!(of(2, &kind, None, 10).await, [11, 12, 13], "what came under the merged number too");
+    assert_eq!(of(2, &kind, None, 2).await, [11, 12]);
+    assert_eq!(of(2, &kind, Some(12), 10).await, [13]);
+    assert_eq!(of(2, "Nothing", None, 10).await, [] as [u128; 0]);
 }
 
 async fn an_alias_is_made_once_and_moves_by_a_merge(place: Place) {

@@ -101,6 +101,11 @@ impl Query {
         Ok(Query { conditions: conditions.collect::<Result<_, _>>()? })
     }
 
+    /// Everything that several queries ask for.
+    pub fn all(queries: Vec<Query>) -> Query {
+        Query { conditions: queries.into_iter().flat_map(|query| query.conditions).collect() }
+    }
+
     /// Whether a resource is what is asked for; `now` is what the time is.
     ///
     /// # Errors

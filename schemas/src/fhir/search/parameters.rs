@@ -14,6 +14,7 @@ pub struct Parameter {
     pub kind: Kind,
     /// The types that a reference may point at; empty for any.
     pub targets: Vec<&'static str>,
+    of: &'static str,
     expression: &'static str,
     path: OnceLock<Path>,
 }
@@ -64,7 +65,7 @@ impl Parameter {
     /// What it looks at, compiled at the first call.
     pub(super) fn path(&self) -> &Path {
         self.path.get_or_init(|| {
-            Path::compile(self.expression, "Resource", Dialect::R4).expect("a test compiles each of R4's")
+            Path::compile(self.expression, self.of, Dialect::R4).expect("a test compiles each of R4's")
         })
     }
 }
@@ -95,13 +96,11 @@ fn known() -> &'static Known {
         for line in text.lines().filter(|line| !line.starts_with('#')) {
             let mut parts = line.splitn(5, ' ');
             let mut part = || parts.next().expect("generate.py writes five parts");
-            let (code, kind, bases, targets, expression) = (part(), part(), part(), part(), part());
+            let (code, kind, of, targets, expression) = (part(), part(), part(), part(), part());
             let (_, kind) = *KINDS.iter().find(|(name, _)| *name == kind).expect("a kind of R4");
             let targets = targets.split('|').filter(|target| *target != "-").collect();
-            for base in bases.split('|') {
-                known.of.entry(base).or_default().push(known.all.len());
-            }
-            known.all.push(Parameter { code, kind, targets, expression, path: OnceLock::new() });
+            known.of.entry(of).or_default().push(known.all.len());
+            known.all.push(Parameter { code, kind, targets, of, expression, path: OnceLock::new() });
         }
         known
     })

@@ -61,6 +61,9 @@ fn a_condition_holds_or_not() {
         ("subject:Group=p1", false),
         ("patient=Patient/p1", true),
         ("patient=Patient/p10", false),
+        ("patient=Patient/p1/_history/2", true),
+        ("subject:Patient=Patient/p1", true),
+        ("status=|in-progress", false),
         ("patient:identifier=urn:mrn|7", true),
         ("patient:identifier=urn:mrn|8", false),
         ("part-of:missing=true", true),
@@ -81,6 +84,8 @@ fn a_condition_holds_or_not() {
         ("length=gt2||min", false),
         ("length=ap2.6", true),
         ("length=ap2.9", false),
+        ("length=3e0", true),
+        ("length=3e-1", false),
         ("status=in-progress&class=AMB", false),
         ("status=in-progress&class=IMP", true),
     ] {
@@ -111,6 +116,30 @@ fn names_are_found_without_case_and_accents() {
 }
 
 #[test]
+fn what_is_elsewhere_or_goes_on_is_found() {
+    let subject = |reference: Value| json!({"resourceType": "Encounter", "subject": reference});
+    let elsewhere = subject(json!({"reference": "http://x.org/fhir/Patient/p1"}));
+    for (query, expected) in [
+        ("subject=p1", true),
+        ("subject=Patient/p1", true),
+        ("subject=http://x.org/fhir/Patient/p1", true),
+        ("subject=http://y.org/fhir/Patient/p1", false),
+        ("subject=Group/p1", false),
+    ] {
+        assert_eq!(holds(query, &elsewhere), expected, "{query}");
+    }
+    let logical = subject(json!({"type": "Patient", "identifier": {"system": "urn:mrn", "value": "7"}}));
+    assert!(holds("patient:identifier=urn:mrn|7", &logical) && !holds("patient:missing=true", &logical));
+    let timing = json!({"resourceType": "ServiceRequest",
+        "occurrenceTiming": {"event": ["2026-03-01"], "repeat": {"boundsPeriod": {"start": "2026-02-01", "end": "2026-12-31"}}}});
+    assert!(holds("occurrence=ge2026-02-01", &timing) && holds("occurrence=2026", &timing));
+    assert!(!holds("occurrence=2026-03-01", &timing));
+    let forever =
+        json!({"resourceType": "Encounter", "period": {"start": "2026-01-01", "end": "9999-12-31"}});
+    assert!(holds("date=lt9999-12-31", &forever) && holds("date=ge2026", &forever));
+}
+
+#[test]
 fn what_cannot_be_asked_is_refused_with_what_can() {
     for (query, expected) in [
         ("statuss=finished", "Encounter has no search parameter statuss (did you mean status?)"),
@@ -120,10 +149,12 @@ fn what_cannot_be_asked_is_refused_with_what_can() {
         ("status=", "status: a value is wanted"),
         ("date=yesterday", "date: a date or a time, such as 2026-03-01 is wanted"),
         ("length=long", "length: a number, or number|system|code is wanted"),
+        ("subject=Patient/", "subject: an id, Type/id or a URL is wanted"),
+        ("length=ap75000000000000000000000000000", "length: a smaller number is wanted"),
         ("length=1|x", "length: a number, or number|system|code is wanted"),
         ("date:exact=2026", "date: modifier :exact is not taken; only :missing is taken"),
         ("subject.name=x", "Encounter has no search parameter subject.name"),
-        ("_has:Observation:patient:code=1", "Encounter has no search parameter _has"),
+        ("_has:Observation:patient:code=1", "Encounter has no search parameter _has (did you mean _tag?)"),
     ] {
         let refused = Query::compile("Encounter", query).expect_err(query);
         assert_eq!(refused.to_string(), expected, "{query}");

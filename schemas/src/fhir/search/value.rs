@@ -153,7 +153,11 @@ impl Wanted {
                     Some(_) => return refuse("those taken are :exact, :contains and :missing"),
                 };
                 let text = plain(text);
-                Ok(Wanted::Text { text: if how == Match::Exact { text } else { folded(&text) }, how })
+                let text = if how == Match::Exact { text } else { folded(&text) };
+                if text.is_empty() {
+                    return Err(wrong("a letter or a digit"));
+                }
+                Ok(Wanted::Text { text, how })
             }
             (Kind::Uri, how) => {
                 let how = match how {
@@ -173,7 +177,8 @@ impl Wanted {
             (Kind::Number, None) => {
                 let (prefix, text) = prefixed(text);
                 let (exact, span) = number(text).ok_or_else(|| wrong("a number"))?;
-                Ok(Wanted::Number { prefix, span: about(prefix, exact, span), exact })
+                let span = about(prefix, exact, span).ok_or_else(|| wrong("a smaller number"))?;
+                Ok(Wanted::Number { prefix, span, exact })
             }
             (Kind::Quantity, None) => {
                 let parts = unescaped(text, '|');
@@ -186,23 +191,31 @@ impl Wanted {
                     }
                     _ => return Err(wrong("a number, or number|system|code")),
                 };
-                Ok(Wanted::Quantity { prefix, span: about(prefix, exact, span), exact, unit })
+                let span = about(prefix, exact, span).ok_or_else(|| wrong("a smaller number"))?;
+                Ok(Wanted::Quantity { prefix, span, exact, unit })
             }
             (Kind::Reference, None) => {
                 let text = plain(text);
-                let of = text.rsplit_once('/').map(|(of, _)| of.to_owned());
-                let id = text.rsplit('/').next().unwrap_or_default().to_owned();
+                let (of, id) = target(&text);
+                if id.is_empty() {
+                    return Err(wrong("an id, Type/id or a URL"));
+                }
+                let (of, id) = (of.map(str::to_owned), id.to_owned());
                 Ok(Wanted::Reference { of, id, targets: &parameter.targets })
             }
             (Kind::Reference, Some("identifier")) => {
                 let (system, code) = token(text);
                 Ok(Wanted::Identified { system, code })
             }
-            (Kind::Reference, Some(of)) if r4().is_resource(of) => Ok(Wanted::Reference {
-                of: Some(of.to_owned()),
-                id: plain(text),
-                targets: &parameter.targets,
-            }),
+            (Kind::Reference, Some(of)) if r4().is_resource(of) => {
+                let text = plain(text);
+                let id = text.strip_prefix(of).and_then(|rest| rest.strip_prefix('/')).unwrap_or(&text);
+                Ok(Wanted::Reference {
+                    of: Some(of.to_owned()),
+                    id: id.to_owned(),
+                    targets: &parameter.targets,
+                })
+            }
             (Kind::Reference, Some(_)) => refuse("those taken are a resource type, :identifier and :missing"),
             (Kind::Date | Kind::Number | Kind::Quantity, Some(_)) => refuse("only :missing is taken"),
             (Kind::Composite | Kind::Special, _) => {
@@ -244,14 +257,17 @@ impl Wanted {
                 fits && value.is_some_and(|found| is_number(*prefix, found, span, *exact))
             }
             Wanted::Reference { of, id, targets } => reference(item).is_some_and(|found| {
-                let found = found.split_once("/_history/").map_or(found.as_str(), |(found, _)| found);
-                match of {
-                    Some(of) => found == format!("{of}/{id}"),
-                    None => match found.rsplit_once('/') {
-                        Some((of, found)) => found == id && (targets.is_empty() || targets.contains(&of)),
-                        None => found == id,
-                    },
-                }
+                let (found_of, found_id) = target(&found);
+                let kind = |of: &str| of.rsplit('/').next().unwrap_or_default().to_owned();
+                found_id == id
+                    && match (of, found_of) {
+                        // A relative reference is one to any server's resource of that type and id.
+                        (Some(of), Some(found)) if of.contains('/') => *of == found,
+                        (Some(of), Some(found)) => *of == kind(found),
+                        (Some(_), None) => false,
+                        (None, Some(found)) => targets.is_empty() || targets.contains(&kind(found).as_str()),
+                        (None, None) => true,
+                    }
             }),
             Wanted::Identified { system, code } => {
                 let identifier = item.node().and_then(Node::json).and_then(|json| json.get("identifier"));
@@ -316,7 +332,8 @@ fn is_token(system: &System, code: Option<&str>, found: &Found) -> bool {
     let code_fits = code.is_none_or(|code| found.code.as_deref() == Some(code));
     let system_fits = match system {
         System::Any => true,
-        System::None => found.system.is_none(),
+        // A bare code has the system that its definition says.
+        System::None => found.system.is_none() && !found.bare,
         System::Of(system) if found.bare => {
             found.code.as_deref().is_some_and(|code| r4().is_coded(system, code))
         }
@@ -370,9 +387,14 @@ fn spans(item: &Item<'_>) -> Vec<Range<Timestamp>> {
             vec![start..end.map_or(Timestamp::MAX, |span| span.end)]
         }
         Some("Timing") => {
+            // From the first to the last that it tells.
             let events = json.get("event").and_then(Json::as_array);
-            let times = events.into_iter().flatten().filter_map(Json::as_str);
-            times.filter_map(Moment::of_text).filter_map(|moment| moment.span()).collect()
+            let events = events.into_iter().flatten().filter_map(Json::as_str);
+            let bounds = json.get("repeat").and_then(|repeat| repeat.get("boundsPeriod"));
+            let bounds = ["start", "end"].into_iter().filter_map(|end| bounds?.get(end)?.as_str());
+            let spans = events.chain(bounds).filter_map(Moment::of_text).filter_map(|moment| moment.span());
+            let outer = spans.reduce(|a, b| a.start.min(b.start)..a.end.max(b.end));
+            outer.into_iter().collect()
         }
         _ => Vec::new(),
     }
@@ -381,17 +403,23 @@ fn spans(item: &Item<'_>) -> Vec<Range<Timestamp>> {
 /// A number, and what is written like it once it is rounded to its digits.
 fn number(text: &str) -> Option<(Decimal, Range<Decimal>)> {
     let exact = Decimal::from_str_exact(text).ok().or_else(|| Decimal::from_scientific(text).ok())?;
-    let half = Decimal::try_new(5, exact.scale() + 1).ok()?;
+    // Half of the last digit that was written: 100 is written to the one, 1e2 to the hundred.
+    let (mantissa, exponent) = text.split_once(['e', 'E']).unwrap_or((text, "0"));
+    let exponent = exponent.parse::<i32>().ok()?;
+    let written =
+        mantissa.split_once('.').map_or(0, |(_, fraction)| i32::try_from(fraction.len()).unwrap_or(i32::MAX));
+    let half =
+        Decimal::from_scientific(&format!("5e{}", exponent.checked_sub(written)?.checked_sub(1)?)).ok()?;
     Some((exact, exact.checked_sub(half)?..exact.checked_add(half)?))
 }
 
 /// `ap` asks for what is within a tenth.
-fn about(prefix: Prefix, exact: Decimal, span: Range<Decimal>) -> Range<Decimal> {
+fn about(prefix: Prefix, exact: Decimal, span: Range<Decimal>) -> Option<Range<Decimal>> {
     if prefix != Prefix::Approximately {
-        return span;
+        return Some(span);
     }
-    let tenth = (exact / Decimal::TEN).abs();
-    exact - tenth..exact + tenth
+    let tenth = exact.abs().checked_div(Decimal::TEN)?;
+    Some(exact.checked_sub(tenth)?..exact.checked_add(tenth)?)
 }
 
 /// Equality is by the digits that were written; order is exact.
@@ -404,6 +432,16 @@ fn is_number(prefix: Prefix, found: Decimal, span: &Range<Decimal>, exact: Decim
         Prefix::Ge => found >= exact,
         Prefix::Le => found <= exact,
         Prefix::Approximately => span.start <= found && found <= span.end,
+    }
+}
+
+/// A reference as what stands before its id, and the id; the version is left out.
+fn target(reference: &str) -> (Option<&str>, &str) {
+    let text = reference.split_once("/_history/").map_or(reference, |(text, _)| text);
+    let text = text.split_once('|').map_or(text, |(text, _)| text);
+    match text.rsplit_once('/') {
+        Some((of, id)) => (Some(of), id),
+        None => (None, text),
     }
 }
 

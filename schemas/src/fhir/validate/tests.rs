@@ -133,6 +133,39 @@ fn formats_and_codes_are_checked() {
 }
 
 #[test]
+fn a_period_is_compared_as_far_as_it_is_known() {
+    for (start, end, right) in [
+        ("2026-03-01", "2026-03-01T10:00:00Z", true),
+        ("2026-03-01T10:00:00Z", "2026-03-01", true),
+        ("2026", "2026-05", true),
+        ("2026-05-01", "2026", true),
+        ("2026-05-01", "2026-04", false),
+        ("2026-03-01T10:00:00Z", "2026-03-01T11:30:00+02:00", false),
+    ] {
+        let resource = json!({"resourceType": "Encounter", "status": "finished", "class": {"code": "AMB"},
+            "period": {"start": start, "end": end}});
+        assert_eq!(validate(&resource).is_empty(), right, "{start} to {end}");
+    }
+}
+
+#[test]
+fn a_resource_with_much_in_it_is_checked() {
+    let contained: Vec<Value> = (0..300)
+        .map(|index| json!({"resourceType": "Observation", "id": format!("o{index}"), "status": "final", "code": {"text": "a"}}))
+        .collect();
+    let references: Vec<Value> = (0..300).map(|index| json!({"reference": format!("#o{index}")})).collect();
+    let mut report = json!({"resourceType": "DiagnosticReport", "status": "final", "code": {"text": "a"},
+        "contained": contained, "result": references});
+    assert_eq!(validate(&report), []);
+    report["result"][7] = json!({"reference": "#o8"});
+    let found = validate(&report);
+    assert_eq!(
+        found.iter().map(|issue| issue.path.as_str()).collect::<Vec<_>>(),
+        ["DiagnosticReport.contained[7]"]
+    );
+}
+
+#[test]
 fn references_are_followed() {
     const SUBJECT: &str = "/entry/2/resource/subject/reference";
     const AT: &str = "Bundle.entry[2].resource.subject";
@@ -142,8 +175,8 @@ fn references_are_followed() {
     let mut dangling = bundle();
     dangling["entry"][0]["resource"]["contained"][0]["id"] = json!("other");
     let found: Vec<_> = validate(&dangling).into_iter().map(|issue| (issue.path, issue.text)).collect();
-    assert_eq!(found[0].0, "Bundle.entry[0].resource.generalPractitioner[0].reference");
-    assert!(found[1].1.starts_with("dom-3: "), "what is contained and not referred to: {found:?}");
+    assert_eq!(found[1].0, "Bundle.entry[0].resource.generalPractitioner[0].reference");
+    assert!(found[0].1.starts_with("dom-3: "), "what is contained and not referred to: {found:?}");
     for wrong in [
         ORGANIZATION,
         "Organization/1",

@@ -1,4 +1,4 @@
-//! FHIR over HTTP as a client sees it: what is taken and with which answer, what is refused and how it says so.
+//! FHIR over HTTP as a client sees it: what is taken and with which answer, what is shown, what is refused and how it says so.
 
 #![expect(clippy::unwrap_used, reason = "a test may fail anywhere")]
 
@@ -89,7 +89,7 @@ async fn post(gateway: &Gateway, request: &str, resource: &Value) -> Answer {
 async fn start(setup: &Setup) -> Gateway {
     let mut gateway = Gateway::configure(setup).unwrap();
     let yaml = std::fs::read_to_string(gateway.config()).unwrap();
-    let portal = "senders:\n  - {name: portal, token: {file: portal.token}}\n";
+    let portal = "senders:\n  - {name: portal, token: {file: portal.token}, reads: [Patient, Encounter]}\n";
     let yaml = yaml.replacen("senders:\n", portal, 1).replace("senders: [genhosp]", "senders: [portal]");
     std::fs::write(gateway.config(), yaml).unwrap();
     std::fs::write(gateway.config().with_file_name("portal.token"), TOKEN).unwrap();
@@ -383,9 +383,130 @@ async fn the_capability_statement_tells_the_truth() {
     };
     assert_eq!(codes(&rest["interaction"]), ["transaction", "batch"]);
     let patient = rest["resource"].as_array().unwrap().iter().find(|one| one["type"] == "Patient").unwrap();
-    assert_eq!(codes(&patient["interaction"]), ["create", "update"]);
+    assert_eq!(codes(&patient["interaction"]), ["create", "update", "read", "search-type"]);
+    let names: Vec<&str> =
+        patient["searchParam"].as_array().unwrap().iter().map(|one| one["name"].as_str().unwrap()).collect();
+    assert!(names.contains(&"birthdate") && names.contains(&"_lastUpdated"), "{names:?}");
     // What it does not name is not there.
-    ask(&gateway, "GET /fhir/Patient?name=x", &[], b"").await.outcome(405);
+    for request in
+        ["GET /fhir/Patient/1/_history", "GET /fhir", "DELETE /fhir/Patient/1", "POST /fhir/Patient/_search"]
+    {
+        ask(&gateway, request, &[JSON], b"").await.outcome(405);
+    }
+}
+
+#[tokio::test]
+async fn what_is_known_can_be_read_and_searched() {
+    let gateway = start(&Setup::default()).await;
+    let made = post(&gateway, "POST /fhir", &transaction("transaction")).await.json();
+    let id = |index: usize| {
+        let location = made["entry"][index]["response"]["location"].as_str().unwrap();
+        location.split('/').nth(1).unwrap().to_owned()
+    };
+    let (patient_id, encounter_id) = (id(0), id(1));
+    let get = async |what: &str| ask(&gateway, &format!("GET /fhir/{what}"), &[], b"").await;
+
+    let read = get(&format!("Patient/{patient_id}")).await;
+    assert_eq!((read.status, read.header("etag")), (200, Some("W/\"1\"")));
+    let resource = read.json();
+    assert_eq!(schemas::fhir::validate(&resource), []);
+    assert_eq!((&resource["name"][0]["family"], &resource["meta"]["versionId"]), (&json!(NAME), &json!("1")));
+    let updated: jiff::Timestamp = resource["meta"]["lastUpdated"].as_str().unwrap().parse().unwrap();
+    assert!(jiff::Timestamp::now().duration_since(updated).abs() < jiff::SignedDuration::from_mins(5));
+    let same = [("if-none-match", "W/\"1\"")];
+    let unchanged = ask(&gateway, &format!("GET /fhir/Patient/{patient_id}"), &same, b"").await;
+    assert_eq!((unchanged.status, unchanged.body.as_str()), (304, ""));
+    get(&format!("Encounter/{patient_id}")).await.outcome(404);
+    get("Patient/T1").await.outcome(404);
+    get("Patient/00000000-0000-0000-0000-000000000000").await.outcome(404);
+
+    let found = async |what: &str| -> Vec<String> {
+        let bundle = get(what).await.json();
+        assert_eq!(schemas::fhir::validate(&bundle), [], "{what}: {bundle}");
+        assert_eq!(bundle["type"], "searchset", "{what}: {bundle}");
+        let entries = bundle["entry"].as_array().cloned().unwrap_or_default();
+        entries.iter().map(|entry| entry["resource"]["id"].as_str().unwrap().to_owned()).collect()
+    };
+    for (what, expected) in [
+        (format!("Patient?_id={patient_id}"), Some(&patient_id)),
+        ("Patient?identifier=urn:oid:2.999.1|T1".to_owned(), Some(&patient_id)),
+        ("Patient?identifier=urn:oid:2.999.1%7CT1&birthdate=1970".to_owned(), Some(&patient_id)),
+        ("Patient?identifier=urn:oid:2.999.1|T1&birthdate=1971".to_owned(), None),
+        ("Patient?identifier=urn:oid:2.999.1|T2".to_owned(), None),
+        (format!("Encounter?patient={patient_id}"), Some(&encounter_id)),
+        (format!("Encounter?subject=Patient/{patient_id}&status=in-progress&class=IMP"), Some(&encounter_id)),
+        (format!("Encounter?patient={patient_id}&status=finished"), None),
+        (format!("Encounter?patient={encounter_id}"), None),
+        ("Encounter?patient.identifier=urn:oid:2.999.1|T1".to_owned(), Some(&encounter_id)),
+        ("Encounter?patient.identifier=urn:oid:2.999.1|T9".to_owned(), None),
+        (format!("Encounter?patient={patient_id}&_lastUpdated=gt2020-01-01"), Some(&encounter_id)),
+        (format!("Encounter?patient={patient_id}&_lastUpdated=lt2020-01-01"), None),
+    ] {
+        assert_eq!(found(&what).await, expected.into_iter().cloned().collect::<Vec<_>>(), "{what}");
+    }
+
+    // Nothing is shown to who may not see it, nor to who does not say whom he asks about.
+    let all = get("Encounter?status=in-progress").await.outcome(400);
+    assert!(all.contains("a search names whom it is about"), "{all}");
+    let unknown = get(&format!("Encounter?patient={patient_id}&colour=red")).await.outcome(400);
+    assert!(unknown.contains("no search parameter colour"), "{unknown}");
+    let lenient = [("prefer", "handling=lenient")];
+    let lenient =
+        ask(&gateway, &format!("GET /fhir/Encounter?patient={patient_id}&colour=red"), &lenient, b"").await;
+    assert_eq!(lenient.json()["entry"][1]["search"]["mode"], "outcome", "{}", lenient.body);
+    get(&format!("Observation?patient={patient_id}")).await.outcome(403);
+    get("Nobody/1").await.outcome(404);
+    exchange(&gateway, &format!("GET /fhir/Patient/{patient_id}"), &[], b"", 0).await.outcome(401);
+    let log = gateway.log();
+    assert!(!log.contains(NAME) && !log.contains(TOKEN) && !log.contains("2.999.1"), "{log}");
+    assert!(log.contains("a resource was read") && log.contains(&patient_id), "who reads leaves a trace");
+}
+
+#[tokio::test]
+async fn what_is_labelled_is_not_shown_and_pages_are_followed() {
+    let gateway = start(&Setup::default()).await;
+    let made = post(&gateway, "POST /fhir/Patient", &patient("T1")).await;
+    let patient_id = made.json()["id"].as_str().unwrap().to_owned();
+    let encounter = |index: usize, code: &str| {
+        let visit = format!("V{index}");
+        json!({
+            "resourceType": "Encounter", "status": "finished", "identifier": [{"system": "urn:oid:2.999.2", "value": visit}],
+            "meta": {"security": [{"system": "http://terminology.hl7.org/CodeSystem/v3-Confidentiality", "code": code}]},
+            "class": {"system": "http://terminology.hl7.org/CodeSystem/v3-ActCode", "code": "AMB"},
+            "subject": {"reference": format!("Patient/{patient_id}")},
+        })
+    };
+    let mut restricted = String::new();
+    for (index, code) in ["N", "N", "R", "N", "N", "N"].into_iter().enumerate() {
+        let made = post(&gateway, "POST /fhir/Encounter", &encounter(index, code)).await;
+        assert_eq!(made.status, 201, "{}", made.body);
+        if code == "R" {
+            restricted = made.json()["id"].as_str().unwrap().to_owned();
+        }
+    }
+    let withheld = ask(&gateway, &format!("GET /fhir/Encounter/{restricted}"), &[], b"").await.outcome(403);
+    assert!(withheld.contains("labelled R"), "{withheld}");
+    let (mut seen, mut said) = (Vec::new(), 0);
+    let mut next = Some(format!("/fhir/Encounter?patient={patient_id}&_count=2"));
+    while let Some(url) = next {
+        let page = ask(&gateway, &format!("GET {url}"), &[], b"").await.json();
+        assert_eq!(schemas::fhir::validate(&page), [], "{page}");
+        for entry in page["entry"].as_array().unwrap() {
+            match entry["search"]["mode"].as_str().unwrap() {
+                "match" => seen.push(entry["resource"]["id"].as_str().unwrap().to_owned()),
+                _ => said += 1,
+            }
+        }
+        let links = page["link"].as_array().unwrap();
+        next = links
+            .iter()
+            .find(|link| link["relation"] == "next")
+            .map(|link| link["url"].as_str().unwrap().to_owned());
+    }
+    assert_eq!((seen.len(), said), (5, 1), "each once, and one is said to be withheld");
+    assert!(!seen.contains(&restricted));
+    seen.dedup();
+    assert_eq!(seen.len(), 5);
 }
 
 #[tokio::test]

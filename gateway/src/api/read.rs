@@ -1,0 +1,431 @@
+//! FHIR out: what a client reads of what is known now, one resource or a page of a search.
+//!
+//! Who may read what is decided here before the store is asked, and again by the labels of each resource. A search names whom it is
+//! about: there is no way to leaf through everybody's records.
+
+use super::{Answer, outcome};
+use crate::ingest::senders::Known;
+use crate::route::policy::{self, Decision};
+use crate::store::{Alias, Held, Store};
+use hyper::http::request::Parts;
+use hyper::{Method, StatusCode, header};
+use jiff::Timestamp;
+use mappings::resource::State;
+use schemas::fhir::r4;
+use schemas::fhir::search::{Query, Refused, parameter};
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+/// How many resources a page has unless `_count` says otherwise, and at most.
+const PAGE: usize = 50;
+const PAGE_MAX: usize = 500;
+/// How many resources are looked at for one page; what lies beyond is on the next.
+const LOOKED_AT_MAX: usize = 2_000;
+/// The parameter of our own links to the next page: the id after which it begins.
+const AFTER: &str = "_after";
+
+/// What a client asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Ask {
+    /// `GET /fhir/[type]/[id]`
+    Read(String, String),
+    /// `GET /fhir/[type]?...`
+    Search(String),
+}
+
+/// Reads what is asked from a method and a path below `/fhir`.
+pub fn ask(method: &Method, path: &str) -> Option<Ask> {
+    let mut parts = path.trim_end_matches('/').split('/').skip(2);
+    let ask = match (method, parts.next(), parts.next()) {
+        (&Method::GET, Some(kind), None) => Ask::Search(kind.to_owned()),
+        (&Method::GET, Some(kind), Some(id)) => Ask::Read(kind.to_owned(), id.to_owned()),
+        _ => return None,
+    };
+    parts.next().is_none().then_some(ask)
+}
+
+/// Answers it.
+pub async fn answer(store: &dyn Store, client: &Known, head: &Parts, ask: Ask) -> Answer {
+    let (Ask::Read(kind, _) | Ask::Search(kind)) = &ask;
+    if !r4().is_resource(kind) {
+        return outcome::answer(StatusCode::NOT_FOUND, "not-supported", "R4 has no such resource type");
+    }
+    if !client.may_read(kind) {
+        let text = "this client may not read resources of this type: `reads` of the sender in the configuration lists them";
+        return outcome::answer(StatusCode::FORBIDDEN, "forbidden", text);
+    }
+    let answered = match &ask {
+        Ask::Read(kind, id) => read(store, head, kind, id).await,
+        Ask::Search(kind) => search(store, head, kind).await,
+    };
+    let answer = answered.unwrap_or_else(|refused| refused);
+    let status = answer.status().as_u16();
+    match ask {
+        Ask::Read(kind, id) => {
+            // The id is shown only if it is one of ours: anything may stand in a path.
+            let id = id.parse::<Uuid>().ok();
+            tracing::info!(client = %client.name, resource_type = kind, ?id, status, "a resource was read");
+        }
+        Ask::Search(kind) => {
+            tracing::info!(client = %client.name, resource_type = kind, status, "resources were searched")
+        }
+    }
+    answer
+}
+
+async fn read(store: &dyn Store, head: &Parts, kind: &str, id: &str) -> Result<Answer, Answer> {
+    let unknown = || outcome::answer(StatusCode::NOT_FOUND, "not-found", "no such resource is known here");
+    let id: Uuid = id.parse().map_err(|_| unknown())?;
+    let held = store.held(&[id]).await.map_err(away)?;
+    let held = held.into_iter().find(|held| held.resource.resource_type == kind).ok_or_else(unknown)?;
+    let shown = Shown::of(&held)?;
+    let etag = format!("W/\"{}\"", held.resource.version);
+    let json = match shown {
+        Shown::Resource(json) => json,
+        Shown::Withheld(why) => return Err(outcome::answer(StatusCode::FORBIDDEN, "suppressed", &why)),
+        Shown::Incomplete(element) => {
+            let text =
+                format!("what is known of it is no valid {kind} yet: {element} is required and has no value");
+            return Err(outcome::answer(StatusCode::NOT_FOUND, "incomplete", &text));
+        }
+    };
+    let known = head.headers.get(header::IF_NONE_MATCH).and_then(|value| value.to_str().ok());
+    let same = known.is_some_and(|known| known.split(',').any(|known| known.trim() == etag));
+    let mut answer = outcome::resource(if same { StatusCode::NOT_MODIFIED } else { StatusCode::OK }, &json);
+    if same {
+        *answer.body_mut() = http_body_util::Full::default();
+    }
+    let etag = header::HeaderValue::from_str(&etag).expect("a number in quotes");
+    answer.headers_mut().insert(header::ETAG, etag);
+    Ok(answer)
+}
+
+/// A resource as it may be shown.
+enum Shown {
+    Resource(Value),
+    /// Its labels forbid it.
+    Withheld(String),
+    /// It lacks a required element.
+    Incomplete(&'static str),
+}
+
+impl Shown {
+    fn of(held: &Held) -> Result<Shown, Answer> {
+        let bug = || {
+            outcome::answer(StatusCode::INTERNAL_SERVER_ERROR, "exception", "what is stored does not read")
+        };
+        let stored = &held.resource;
+        let state = State::decode(&stored.state).map_err(|_| bug())?;
+        let rendered = state.render(&stored.resource_type, stored.id);
+        if let Some(element) = rendered.lacks() {
+            return Ok(Shown::Incomplete(element));
+        }
+        if let Decision::Suppress(why) = policy::at_reading(rendered.json.as_bytes()) {
+            return Ok(Shown::Withheld(why));
+        }
+        let mut json: Value = serde_json::from_str(&rendered.json).map_err(|_| bug())?;
+        json["meta"]["versionId"] = stored.version.to_string().into();
+        if let Some(at) = received_at(held) {
+            json["meta"]["lastUpdated"] = at.to_string().into();
+        }
+        Ok(Shown::Resource(json))
+    }
+}
+
+/// When the message that changed it last was received: its id tells.
+fn received_at(held: &Held) -> Option<Timestamp> {
+    let (seconds, nanos) = held.changed_by.0.get_timestamp()?.to_unix();
+    Timestamp::new(i64::try_from(seconds).ok()?, i32::try_from(nanos).ok()?).ok()
+}
+
+/// What a search asks for.
+struct Asked {
+    whom: Whom,
+    query: Query,
+    count: usize,
+    after: Option<Uuid>,
+    /// Parameters that were left out because the client asked for that.
+    ignored: Vec<String>,
+    /// The parameters as they came, without our own.
+    pairs: Vec<(String, String)>,
+}
+
+/// What bounds a search.
+enum Whom {
+    Ids(Vec<Uuid>),
+    /// Resources that are known by an identifier themselves.
+    Identifier(Alias),
+    Patient(Uuid),
+    /// What is about the patient who is known by an identifier.
+    PatientOf(Alias),
+}
+
+async fn search(store: &dyn Store, head: &Parts, kind: &str) -> Result<Answer, Answer> {
+    let asked = Asked::read(head, kind)?;
+    let patient = match &asked.whom {
+        Whom::Patient(id) => Some(*id),
+        Whom::PatientOf(alias) => {
+            store.named(std::slice::from_ref(alias)).await.map_err(away)?.first().copied()
+        }
+        Whom::Ids(_) | Whom::Identifier(_) => None,
+    };
+    let mut found = Vec::new();
+    let (mut withheld, mut incomplete) = (0_usize, 0_usize);
+    let mut after = asked.after;
+    let mut looked_at = 0;
+    let next = loop {
+        let mut page = match (&asked.whom, patient) {
+            (Whom::Ids(ids), _) => store.held(ids).await,
+            (Whom::Identifier(alias), _) => {
+                let ids = store.named(std::slice::from_ref(alias)).await.map_err(away)?;
+                store.held(&ids).await
+            }
+            (_, Some(patient)) => {
+                let patient = survivor(store, patient).await?;
+                store.held_of_patient(patient, kind, after, PAGE_MAX).await
+            }
+            (_, None) => Ok(Vec::new()),
+        }
+        .map_err(away)?;
+        let full = patient.is_some() && page.len() == PAGE_MAX;
+        page.retain(|held| {
+            held.resource.resource_type == kind && after.is_none_or(|after| held.resource.id > after)
+        });
+        let mut more = None;
+        for held in &page {
+            if found.len() == asked.count || looked_at == LOOKED_AT_MAX {
+                more = after;
+                break;
+            }
+            looked_at += 1;
+            after = Some(held.resource.id);
+            match Shown::of(held)? {
+                Shown::Resource(json) if asked.holds(&json) => found.push(json),
+                Shown::Resource(_) => {}
+                Shown::Withheld(_) => withheld += 1,
+                Shown::Incomplete(_) => incomplete += 1,
+            }
+        }
+        if more.is_some() || !full {
+            break more;
+        }
+    };
+    Ok(bundle(head, kind, &asked, &found, (withheld, incomplete), next))
+}
+
+/// The patient whom a merge left.
+async fn survivor(store: &dyn Store, patient: Uuid) -> Result<Uuid, Answer> {
+    let mut patient = patient;
+    for _ in 0..16 {
+        let held = store.held(&[patient]).await.map_err(away)?;
+        match held.first().and_then(|held| held.resource.replaced_by) {
+            Some(next) => patient = next,
+            None => break,
+        }
+    }
+    Ok(patient)
+}
+
+impl Asked {
+    fn read(head: &Parts, kind: &str) -> Result<Asked, Answer> {
+        let refuse = |text: &str| outcome::answer(StatusCode::BAD_REQUEST, "invalid", text);
+        let lenient = head
+            .headers
+            .get_all("prefer")
+            .iter()
+            .filter_map(|value| value.to_str().ok())
+            .any(|value| value.split([',', ';']).any(|part| part.trim() == "handling=lenient"));
+        let (mut whom, mut count, mut after) = (None, PAGE, None);
+        let (mut ignored, mut pairs, mut conditions) = (Vec::new(), Vec::new(), Vec::new());
+        let text = head.uri.query().unwrap_or_default();
+        for (name, value) in
+            form_urlencoded::parse(text.as_bytes()).map(|(n, v)| (n.into_owned(), v.into_owned()))
+        {
+            match name.as_str() {
+                "_count" => {
+                    count = value.parse().map_err(|_| refuse("_count: a whole number is wanted"))?;
+                    count = count.clamp(1, PAGE_MAX);
+                }
+                AFTER => after = Some(value.parse().map_err(|_| refuse("_after: an id is wanted"))?),
+                "_format"
+                    if matches!(value.as_str(), "json" | "application/json" | "application/fhir+json") => {}
+                "_format" => return Err(refuse("_format: only json is written")),
+                _ => {
+                    match bounded(kind, &name, &value) {
+                        Some(Ok(bound)) => whom = whom.or(Some(bound)),
+                        Some(Err(wanted)) => return Err(refuse(wanted)),
+                        None => {}
+                    }
+                    // The chain is followed by `bounded`; everything else is asked of each resource.
+                    if !name.ends_with(".identifier") || parameter(kind, &name).is_some() {
+                        match Query::of_pairs(kind, std::iter::once((name.as_str(), value.as_str()))) {
+                            Ok(query) => conditions.push(query),
+                            Err(Refused::Unknown { .. }) if lenient => {
+                                ignored.push(name);
+                                continue;
+                            }
+                            Err(refused) => return Err(refuse(&refused.to_string())),
+                        }
+                    }
+                    pairs.push((name, value));
+                }
+            }
+        }
+        let Some(whom) = whom else {
+            let text = "a search names whom it is about: _id, patient (or subject), patient.identifier; of a Patient its identifier, \
+                 each as system|value";
+            return Err(outcome::answer(StatusCode::BAD_REQUEST, "too-costly", text));
+        };
+        let query = Query::all(conditions);
+        Ok(Asked { whom, query, count, after, ignored, pairs })
+    }
+
+    fn holds(&self, json: &Value) -> bool {
+        // What cannot be asked of a resource is no reason to keep it back from a search that is about it.
+        self.query.holds(json, Timestamp::now()).unwrap_or(true)
+    }
+}
+
+/// What bounds a search, if a parameter does.
+fn bounded(kind: &str, name: &str, value: &str) -> Option<Result<Whom, &'static str>> {
+    let alias = |of: &str| {
+        let (system, value) =
+            value.split_once('|').filter(|(system, value)| !system.is_empty() && !value.is_empty())?;
+        Some(Alias { resource_type: of.to_owned(), system: system.to_owned(), value: value.to_owned() })
+    };
+    let about = |name: &str| {
+        parameter(kind, name).is_some_and(|parameter| parameter.targets.contains(&"Patient") && name != "_id")
+    };
+    match name {
+        "_id" => {
+            let ids: Result<Vec<Uuid>, _> = value.split(',').map(str::parse).collect();
+            // What is no id of ours names nothing.
+            Some(Ok(Whom::Ids(ids.unwrap_or_default())))
+        }
+        "identifier" if kind == "Patient" => {
+            Some(alias("Patient").map(Whom::Identifier).ok_or("identifier: system|value is wanted"))
+        }
+        "patient" | "subject" | "subject:Patient" | "beneficiary"
+            if about(name.split(':').next().unwrap_or(name)) =>
+        {
+            let id = value.strip_prefix("Patient/").unwrap_or(value).parse();
+            Some(Ok(id.map_or_else(|_| Whom::Ids(Vec::new()), Whom::Patient)))
+        }
+        "patient.identifier" | "subject.identifier" | "subject:Patient.identifier"
+            if about(name.split([':', '.']).next().unwrap_or(name)) =>
+        {
+            Some(alias("Patient").map(Whom::PatientOf).ok_or("patient.identifier: system|value is wanted"))
+        }
+        _ => None,
+    }
+}
+
+/// The answer to a search.
+fn bundle(
+    head: &Parts,
+    kind: &str,
+    asked: &Asked,
+    found: &[Value],
+    (withheld, incomplete): (usize, usize),
+    next: Option<Uuid>,
+) -> Answer {
+    let host = head.headers.get(header::HOST).and_then(|value| value.to_str().ok()).unwrap_or("localhost");
+    let link = |after: Option<Uuid>| {
+        let mut text = form_urlencoded::Serializer::new(String::new());
+        text.extend_pairs(&asked.pairs).append_pair("_count", &asked.count.to_string());
+        if let Some(after) = after {
+            text.append_pair(AFTER, &after.to_string());
+        }
+        format!("/fhir/{kind}?{}", text.finish())
+    };
+    let mut links = vec![json!({"relation": "self", "url": link(asked.after)})];
+    if let Some(next) = next {
+        links.push(json!({"relation": "next", "url": link(Some(next))}));
+    }
+    let mut entries: Vec<Value> = found
+        .iter()
+        .map(|resource| {
+            let url = format!("http://{host}/fhir/{kind}/{}", resource["id"].as_str().unwrap_or_default());
+            json!({"fullUrl": url, "resource": resource, "search": {"mode": "match"}})
+        })
+        .collect();
+    let mut said: Vec<String> =
+        asked.ignored.iter().map(|_| "a parameter that is not known was left out".to_owned()).collect();
+    if withheld > 0 {
+        said.push(format!("{withheld} that are labelled restricted or very restricted are withheld"));
+    }
+    if incomplete > 0 {
+        said.push(format!("{incomplete} that lack a required element are left out"));
+    }
+    if !said.is_empty() {
+        let issue =
+            |text: &String| json!({"severity": "warning", "code": "informational", "diagnostics": text});
+        let issues: Vec<Value> = said.iter().map(issue).collect();
+        let outcome = json!({"resourceType": "OperationOutcome", "issue": issues});
+        entries.push(json!({"resource": outcome, "search": {"mode": "outcome"}}));
+    }
+    let mut bundle = json!({"resourceType": "Bundle", "type": "searchset", "link": links});
+    if !entries.is_empty() {
+        bundle["entry"] = entries.into();
+    }
+    outcome::resource(StatusCode::OK, &bundle)
+}
+
+fn away(error: crate::store::StoreError) -> Answer {
+    tracing::warn!(%error, "a reading could not be answered");
+    outcome::answer(StatusCode::SERVICE_UNAVAILABLE, "transient", "the store is away")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn head(uri: &str) -> Parts {
+        let request = hyper::Request::builder().uri(uri).header("host", "pons.test").body(());
+        request.expect("valid").into_parts().0
+    }
+
+    #[test]
+    fn what_is_asked_is_read_from_method_and_path() {
+        let read = |path| ask(&Method::GET, path);
+        assert_eq!(read("/fhir/Patient/1"), Some(Ask::Read("Patient".to_owned(), "1".to_owned())));
+        assert_eq!(read("/fhir/Patient"), Some(Ask::Search("Patient".to_owned())));
+        assert_eq!(read("/fhir"), None);
+        assert_eq!(read("/fhir/Patient/1/_history"), None);
+        assert_eq!(ask(&Method::DELETE, "/fhir/Patient/1"), None);
+    }
+
+    #[test]
+    fn a_search_names_whom_it_is_about() {
+        for (uri, expected) in [
+            ("/fhir/Observation?status=final", "too-costly"),
+            ("/fhir/Observation?identifier=urn:x%7C1", "too-costly"),
+            ("/fhir/Observation", "too-costly"),
+            ("/fhir/Patient?identifier=1", "system|value is wanted"),
+            ("/fhir/Observation?patient.identifier=1", "system|value is wanted"),
+            ("/fhir/Observation?patient=1&colour=red", "Observation has no search parameter colour"),
+            ("/fhir/Observation?patient=1&date=yesterday", "date: a date or a time"),
+            ("/fhir/Observation?patient=1&_count=many", "_count"),
+            ("/fhir/Observation?patient=1&_format=xml", "only json"),
+        ] {
+            let kind = uri.split(['/', '?']).nth(2).expect("a type");
+            let Err(refused) = Asked::read(&head(uri), kind) else { panic!("{uri} is refused") };
+            assert_eq!(refused.status(), StatusCode::BAD_REQUEST);
+            let text = format!("{:?}", refused.body());
+            assert!(text.contains(expected), "{uri}: {text}");
+        }
+        for (uri, kind) in [
+            (
+                "/fhir/Observation?patient=Patient/00000000-0000-0000-0000-000000000001&status=final",
+                "Observation",
+            ),
+            ("/fhir/Observation?subject=1", "Observation"),
+            ("/fhir/Coverage?patient=1", "Coverage"),
+            ("/fhir/Observation?patient.identifier=urn:x%7C1&code=a", "Observation"),
+            ("/fhir/Patient?identifier=urn:x%7C1&gender=male", "Patient"),
+            ("/fhir/Patient?_id=1,2", "Patient"),
+        ] {
+            assert!(Asked::read(&head(uri), kind).is_ok(), "{uri}");
+        }
+    }
+}

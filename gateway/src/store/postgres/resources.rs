@@ -1,0 +1,56 @@
+//! Resources as clients read them: by id, by identifier, of a patient.
+
+use super::Postgres;
+use super::record::named;
+use crate::store::{Alias, Held, StoreError, StoredResource, pack, recording};
+use schemas::message::MessageId;
+use sqlx::Row;
+use sqlx::postgres::PgRow;
+use uuid::Uuid;
+
+const BY_ID: &str = "SELECT id, resource_type, version, state, replaced_by, message FROM resource WHERE id = ANY($1) ORDER BY id";
+
+const OF_PATIENT: &str = concat!(
+    recording::same!("$1"),
+    " SELECT resource.id, resource_type, version, state, resource.replaced_by, message FROM resource
+     JOIN same ON resource.patient = same.id
+     WHERE resource_type = $2 AND ($3::uuid IS NULL OR resource.id > $3) ORDER BY resource.id LIMIT $4"
+);
+
+impl Postgres {
+    pub(super) async fn read_named(&self, aliases: &[Alias]) -> Result<Vec<Uuid>, StoreError> {
+        let mut conn = self.desk.acquire().await?;
+        let found = named(&mut conn, aliases.iter().map(recording::alias_id).collect()).await?;
+        Ok(found.into_values().collect())
+    }
+
+    pub(super) async fn read_held(&self, ids: &[Uuid]) -> Result<Vec<Held>, StoreError> {
+        let rows = sqlx::query(BY_ID).bind(ids).fetch_all(&self.desk).await?;
+        rows.iter().map(held).collect()
+    }
+
+    pub(super) async fn read_of_patient(
+        &self,
+        patient: Uuid,
+        resource_type: &str,
+        after: Option<Uuid>,
+        limit: usize,
+    ) -> Result<Vec<Held>, StoreError> {
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        let query = sqlx::query(OF_PATIENT).bind(patient).bind(resource_type).bind(after).bind(limit);
+        query.fetch_all(&self.desk).await?.iter().map(held).collect()
+    }
+}
+
+fn held(row: &PgRow) -> Result<Held, StoreError> {
+    Ok(Held {
+        resource: StoredResource {
+            id: row.try_get(0)?,
+            resource_type: row.try_get(1)?,
+            version: row.try_get(2)?,
+            state: pack::expand(row.try_get(3)?)?.into(),
+            replaced_by: row.try_get(4)?,
+        },
+        changed_by: MessageId(row.try_get(5)?),
+    })
+}

@@ -1,0 +1,62 @@
+//! Resources as clients read them: by id, by identifier, of a patient.
+
+use super::Sqlite;
+use super::record::named;
+use super::rows::Rows;
+use crate::store::{Alias, Held, StoreError, StoredResource, pack, recording};
+use schemas::message::MessageId;
+use sqlx::Row;
+use sqlx::sqlite::SqliteRow;
+use uuid::Uuid;
+
+const OF_PATIENT: &str = concat!(
+    recording::same!("?1"),
+    " SELECT resource.id, resource_type, version, state, resource.replaced_by, message FROM resource
+     JOIN same ON resource.patient = same.id
+     WHERE resource_type = ?2 AND (?3 IS NULL OR resource.id > ?3) ORDER BY resource.id LIMIT ?4"
+);
+
+impl Sqlite {
+    pub(super) async fn read_named(&self, aliases: &[Alias]) -> Result<Vec<Uuid>, StoreError> {
+        let mut conn = self.readers.acquire().await?;
+        let ids: Vec<Uuid> = aliases.iter().map(recording::alias_id).collect();
+        Ok(named(&mut conn, &ids).await?.into_values().collect())
+    }
+
+    pub(super) async fn read_held(&self, ids: &[Uuid]) -> Result<Vec<Held>, StoreError> {
+        let mut conn = self.readers.acquire().await?;
+        let head =
+            "SELECT id, resource_type, version, state, replaced_by, message FROM resource WHERE id IN (";
+        let rows = Rows::new(ids).one_each(&mut conn, head, ")", |query, id| query.bind(id)).await?;
+        let mut found = rows.iter().map(held).collect::<Result<Vec<_>, _>>()?;
+        found.sort_by_key(|held| held.resource.id);
+        found.dedup_by_key(|held| held.resource.id);
+        Ok(found)
+    }
+
+    pub(super) async fn read_of_patient(
+        &self,
+        patient: Uuid,
+        resource_type: &str,
+        after: Option<Uuid>,
+        limit: usize,
+    ) -> Result<Vec<Held>, StoreError> {
+        let mut conn = self.readers.acquire().await?;
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        let query = sqlx::query(OF_PATIENT).bind(patient).bind(resource_type).bind(after).bind(limit);
+        query.fetch_all(&mut *conn).await?.iter().map(held).collect()
+    }
+}
+
+fn held(row: &SqliteRow) -> Result<Held, StoreError> {
+    Ok(Held {
+        resource: StoredResource {
+            id: row.try_get(0)?,
+            resource_type: row.try_get(1)?,
+            version: row.try_get(2)?,
+            state: pack::expand(row.try_get(3)?)?.into(),
+            replaced_by: row.try_get(4)?,
+        },
+        changed_by: MessageId(row.try_get(5)?),
+    })
+}
