@@ -333,10 +333,9 @@ async fn what_is_refused_says_why_in_an_operation_outcome() {
     ask(&gateway, "POST /fhir/Patient", &[("content-type", "text/plain")], good).await.outcome(415);
     ask(&gateway, "POST /fhir/Patient", &[], good).await.outcome(415);
     for (request, allowed) in [
-        ("DELETE /fhir/Patient/1", "PUT"),
-        ("GET /fhir/Patient/1", "PUT"),
-        ("PATCH /fhir/Patient/1", "PUT"),
-        ("PUT /fhir/Patient", "POST"),
+        ("DELETE /fhir/Patient/1", "GET, PUT"),
+        ("PATCH /fhir/Patient/1", "GET, PUT"),
+        ("PUT /fhir/Patient", "GET, POST"),
         ("GET /fhir", "POST"),
     ] {
         let refused = ask(&gateway, request, &[JSON], good).await;

@@ -109,16 +109,7 @@ impl RecordTx for Recorder {
         .bind(ids)
         .fetch_all(&mut *self.conn)
         .await?;
-        let resource = |row: &PgRow| {
-            Ok(StoredResource {
-                id: row.try_get(0)?,
-                resource_type: row.try_get(1)?,
-                version: row.try_get(2)?,
-                state: pack::expand(row.try_get(3)?)?.into(),
-                replaced_by: row.try_get(4)?,
-            })
-        };
-        rows.iter().map(resource).collect()
+        rows.iter().map(stored).collect()
     }
 
     async fn about(&mut self, patient: Uuid) -> Result<Vec<Uuid>, StoreError> {
@@ -152,6 +143,17 @@ impl RecordTx for Recorder {
         self.recent.recorded(&results, packed);
         Ok(numbers)
     }
+}
+
+/// A resource from the columns id, resource_type, version, state, replaced_by.
+pub(super) fn stored(row: &PgRow) -> Result<StoredResource, StoreError> {
+    Ok(StoredResource {
+        id: row.try_get(0)?,
+        resource_type: row.try_get(1)?,
+        version: row.try_get(2)?,
+        state: pack::expand(row.try_get(3)?)?.into(),
+        replaced_by: row.try_get(4)?,
+    })
 }
 
 pub(super) async fn named(

@@ -1,8 +1,8 @@
 //! Resources as clients read them: by id, by identifier, of a patient.
 
 use super::Postgres;
-use super::record::named;
-use crate::store::{Alias, Held, StoreError, StoredResource, pack, recording};
+use super::record::{named, stored};
+use crate::store::{Alias, Held, StoreError, recording};
 use schemas::message::MessageId;
 use sqlx::Row;
 use sqlx::postgres::PgRow;
@@ -43,14 +43,5 @@ impl Postgres {
 }
 
 fn held(row: &PgRow) -> Result<Held, StoreError> {
-    Ok(Held {
-        resource: StoredResource {
-            id: row.try_get(0)?,
-            resource_type: row.try_get(1)?,
-            version: row.try_get(2)?,
-            state: pack::expand(row.try_get(3)?)?.into(),
-            replaced_by: row.try_get(4)?,
-        },
-        changed_by: MessageId(row.try_get(5)?),
-    })
+    Ok(Held { resource: stored(row)?, changed_by: MessageId(row.try_get(5)?) })
 }

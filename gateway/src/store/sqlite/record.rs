@@ -60,16 +60,7 @@ impl RecordTx for Recorder {
     async fn load(&mut self, ids: &[Uuid]) -> Result<Vec<StoredResource>, StoreError> {
         let head = "SELECT id, resource_type, version, state, replaced_by FROM resource WHERE id IN (";
         let rows = Rows::new(ids).one_each(&mut self.reader, head, ")", |query, id| query.bind(id)).await?;
-        let resource = |row: &SqliteRow| {
-            Ok(StoredResource {
-                id: row.try_get(0)?,
-                resource_type: row.try_get(1)?,
-                version: row.try_get(2)?,
-                state: pack::expand(row.try_get(3)?)?.into(),
-                replaced_by: row.try_get(4)?,
-            })
-        };
-        let mut resources = rows.iter().map(resource).collect::<Result<Vec<_>, StoreError>>()?;
+        let mut resources = rows.iter().map(stored).collect::<Result<Vec<_>, StoreError>>()?;
         resources.sort_by_key(|resource| resource.id);
         resources.dedup_by_key(|resource| resource.id);
         Ok(resources)
@@ -103,6 +94,17 @@ impl RecordTx for Recorder {
         self.recent.recorded(&results, packed);
         Ok(numbers)
     }
+}
+
+/// A resource from the columns id, resource_type, version, state, replaced_by.
+pub(super) fn stored(row: &SqliteRow) -> Result<StoredResource, StoreError> {
+    Ok(StoredResource {
+        id: row.try_get(0)?,
+        resource_type: row.try_get(1)?,
+        version: row.try_get(2)?,
+        state: pack::expand(row.try_get(3)?)?.into(),
+        replaced_by: row.try_get(4)?,
+    })
 }
 
 pub(super) async fn named(

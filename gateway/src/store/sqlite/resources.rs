@@ -1,9 +1,9 @@
 //! Resources as clients read them: by id, by identifier, of a patient.
 
 use super::Sqlite;
-use super::record::named;
+use super::record::{named, stored};
 use super::rows::Rows;
-use crate::store::{Alias, Held, StoreError, StoredResource, pack, recording};
+use crate::store::{Alias, Held, StoreError, recording};
 use schemas::message::MessageId;
 use sqlx::Row;
 use sqlx::sqlite::SqliteRow;
@@ -49,14 +49,5 @@ impl Sqlite {
 }
 
 fn held(row: &SqliteRow) -> Result<Held, StoreError> {
-    Ok(Held {
-        resource: StoredResource {
-            id: row.try_get(0)?,
-            resource_type: row.try_get(1)?,
-            version: row.try_get(2)?,
-            state: pack::expand(row.try_get(3)?)?.into(),
-            replaced_by: row.try_get(4)?,
-        },
-        changed_by: MessageId(row.try_get(5)?),
-    })
+    Ok(Held { resource: stored(row)?, changed_by: MessageId(row.try_get(5)?) })
 }
