@@ -462,6 +462,54 @@ async fn what_is_known_can_be_read_and_searched() {
 }
 
 #[tokio::test]
+async fn what_came_under_a_merged_number_is_found_under_both() {
+    let gateway = start(&Setup::default()).await;
+    let mut connection = Connection::open(gateway.mllp).await.unwrap();
+    let head = |event: &str, number: u8| {
+        format!(
+            "MSH|^~\\&|ADT1|GENHOSP|PONS|HUB|20260301100{number}00||ADT^{event}|M{number}|P|2.5.1\rEVN||20260301100{number}00\r"
+        )
+    };
+    let admitted = |number: u8, patient: &str| {
+        let head = head("A01^ADT_A01", number);
+        format!(
+            "{head}PID|1||{patient}^^^&2.999.7&ISO^MR||{NAME}^JANE\rPV1|1|I||||||||||||||||||V{number}^^^&2.999.8&ISO\r"
+        )
+    };
+    let merged = head("A40^ADT_A39", 3)
+        + &format!("PID|1||A1^^^&2.999.7&ISO^MR||{NAME}^JANE\rMRG|A2^^^&2.999.7&ISO^MR\r");
+    let found = async |what: &str| -> Vec<Value> {
+        let answer = ask(&gateway, &format!("GET /fhir/{what}"), &[], b"").await;
+        assert_eq!(answer.status, 200, "{what}: {}", answer.body);
+        answer.json()["entry"].as_array().cloned().unwrap_or_default()
+    };
+    let known = async |what: &str, count: usize| {
+        let began = Instant::now();
+        while found(what).await.len() != count {
+            assert!(began.elapsed() < WAIT, "{what} finds {count}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    for message in [admitted(1, "A1"), admitted(2, "A2")] {
+        connection.send(message.as_bytes()).await.unwrap();
+        connection.receive(WAIT).await.unwrap();
+    }
+    known("Encounter?patient.identifier=urn:oid:2.999.7|A1", 1).await;
+    known("Encounter?patient.identifier=urn:oid:2.999.7|A2", 1).await;
+    let of_a2 = found("Patient?identifier=urn:oid:2.999.7|A2").await;
+    let old = of_a2[0]["resource"]["id"].as_str().unwrap().to_owned();
+    connection.send(merged.as_bytes()).await.unwrap();
+    connection.receive(WAIT).await.unwrap();
+    known("Encounter?patient.identifier=urn:oid:2.999.7|A1", 2).await;
+    known("Encounter?patient.identifier=urn:oid:2.999.7|A2", 2).await;
+    known(&format!("Encounter?patient={old}"), 2).await;
+    known(&format!("Encounter?patient={old}&status=in-progress"), 2).await;
+    assert_eq!(found("Patient?identifier=urn:oid:2.999.7|A2").await.len(), 1);
+    let answer = ask(&gateway, &format!("GET /fhir/Patient/{old}"), &[], b"").await.json();
+    assert_eq!((&answer["active"], &answer["link"][0]["type"]), (&json!(false), &json!("replaced-by")));
+}
+
+#[tokio::test]
 async fn what_is_labelled_is_not_shown_and_pages_are_followed() {
     let gateway = start(&Setup::default()).await;
     let made = post(&gateway, "POST /fhir/Patient", &patient("T1")).await;

@@ -480,8 +480,8 @@ pub fn metadata() -> Answer {
             "implementation": {"description": "Pons, a health information exchange gateway: takes writes, sends them on to subscribers, and shows what is known now"},
             "rest": [{
                 "mode": "server",
-                "documentation": "Who may read which types stands in the configuration. A search names whom it is about: _id, patient \
-                                  (or subject), patient.identifier as system|value, of a Patient its identifier.",
+                "documentation": "Who may read which types stands in the configuration. A search names whom it is about: _id; patient or \
+                                  subject, and patient.identifier as system|value, where the type says whose it is; of a Patient its identifier.",
                 "resource": resources,
                 "interaction": [{"code": "transaction"}, {"code": "batch"}],
             }],

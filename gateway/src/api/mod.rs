@@ -148,7 +148,8 @@ async fn answer(api: &Api, request: Request<Incoming>, peer: SocketAddr, names: 
         (&Method::GET, "/metrics") => text(StatusCode::OK, &(api.metrics)()),
         (_, path) if path == "/fhir" || path.starts_with("/fhir/") => {
             if let Some(ask) = read::ask(&head.method, path) {
-                return read::answer(&*api.store, &client, &head, ask).await;
+                let scheme = if api.http.tls.is_some() { "https" } else { "http" };
+                return read::answer(&*api.store, &client, &head, scheme, ask).await;
             }
             let Some(interaction) = fhir::interaction(&head.method, path) else {
                 let mut answer = outcome::answer(

@@ -45,7 +45,7 @@ pub fn ask(method: &Method, path: &str) -> Option<Ask> {
 }
 
 /// Answers it.
-pub async fn answer(store: &dyn Store, client: &Known, head: &Parts, ask: Ask) -> Answer {
+pub async fn answer(store: &dyn Store, client: &Known, head: &Parts, scheme: &str, ask: Ask) -> Answer {
     let (Ask::Read(kind, _) | Ask::Search(kind)) = &ask;
     if !r4().is_resource(kind) {
         return outcome::answer(StatusCode::NOT_FOUND, "not-supported", "R4 has no such resource type");
@@ -56,7 +56,7 @@ pub async fn answer(store: &dyn Store, client: &Known, head: &Parts, ask: Ask) -
     }
     let answered = match &ask {
         Ask::Read(kind, id) => read(store, head, kind, id).await,
-        Ask::Search(kind) => search(store, head, kind).await,
+        Ask::Search(kind) => search(store, head, scheme, kind).await,
     };
     let answer = answered.unwrap_or_else(|refused| refused);
     let status = answer.status().as_u16();
@@ -160,7 +160,7 @@ enum Whom {
     PatientOf(Alias),
 }
 
-async fn search(store: &dyn Store, head: &Parts, kind: &str) -> Result<Answer, Answer> {
+async fn search(store: &dyn Store, head: &Parts, scheme: &str, kind: &str) -> Result<Answer, Answer> {
     let asked = Asked::read(head, kind)?;
     let patient = match &asked.whom {
         Whom::Patient(id) => Some(*id),
@@ -210,7 +210,8 @@ async fn search(store: &dyn Store, head: &Parts, kind: &str) -> Result<Answer, A
             break more;
         }
     };
-    Ok(bundle(head, kind, &asked, &found, (withheld, incomplete), next))
+    let host = head.headers.get(header::HOST).and_then(|value| value.to_str().ok()).unwrap_or("localhost");
+    Ok(bundle(&format!("{scheme}://{host}/fhir"), kind, &asked, &found, (withheld, incomplete), next))
 }
 
 /// The patient whom a merge left.
@@ -251,29 +252,26 @@ impl Asked {
                     if matches!(value.as_str(), "json" | "application/json" | "application/fhir+json") => {}
                 "_format" => return Err(refuse("_format: only json is written")),
                 _ => {
-                    match bounded(kind, &name, &value) {
-                        Some(Ok(bound)) => whom = whom.or(Some(bound)),
-                        Some(Err(wanted)) => return Err(refuse(wanted)),
-                        None => {}
-                    }
-                    // The chain is followed by `bounded`; everything else is asked of each resource.
-                    if !name.ends_with(".identifier") || parameter(kind, &name).is_some() {
-                        match Query::of_pairs(kind, std::iter::once((name.as_str(), value.as_str()))) {
+                    let bound = bounded(kind, &name, &value).transpose().map_err(refuse)?;
+                    match bound {
+                        // What bounds the search is found by the store, with what was merged: it is not asked of each resource again.
+                        Some(bound) if whom.is_none() => whom = Some(bound),
+                        _ => match Query::of_pairs(kind, std::iter::once((name.as_str(), value.as_str()))) {
                             Ok(query) => conditions.push(query),
                             Err(Refused::Unknown { .. }) if lenient => {
                                 ignored.push(name);
                                 continue;
                             }
                             Err(refused) => return Err(refuse(&refused.to_string())),
-                        }
+                        },
                     }
                     pairs.push((name, value));
                 }
             }
         }
         let Some(whom) = whom else {
-            let text = "a search names whom it is about: _id, patient (or subject), patient.identifier; of a Patient its identifier, \
-                 each as system|value";
+            let text = "a search names whom it is about: _id; patient or subject, and patient.identifier as system|value, where the type \
+                 says whose it is; of a Patient its identifier as system|value";
             return Err(outcome::answer(StatusCode::BAD_REQUEST, "too-costly", text));
         };
         let query = Query::all(conditions);
@@ -293,8 +291,12 @@ fn bounded(kind: &str, name: &str, value: &str) -> Option<Result<Whom, &'static 
             value.split_once('|').filter(|(system, value)| !system.is_empty() && !value.is_empty())?;
         Some(Alias { resource_type: of.to_owned(), system: system.to_owned(), value: value.to_owned() })
     };
+    // The elements by which the store knows whose a resource is.
     let about = |name: &str| {
-        parameter(kind, name).is_some_and(|parameter| parameter.targets.contains(&"Patient") && name != "_id")
+        parameter(kind, name).is_some_and(|parameter| {
+            parameter.targets.contains(&"Patient")
+                && matches!(parameter.element(), "subject" | "patient" | "beneficiary" | "for")
+        })
     };
     match name {
         "_id" => {
@@ -320,16 +322,15 @@ fn bounded(kind: &str, name: &str, value: &str) -> Option<Result<Whom, &'static 
     }
 }
 
-/// The answer to a search.
+/// The answer to a search; `base` is where this server's resources lie.
 fn bundle(
-    head: &Parts,
+    base: &str,
     kind: &str,
     asked: &Asked,
     found: &[Value],
     (withheld, incomplete): (usize, usize),
     next: Option<Uuid>,
 ) -> Answer {
-    let host = head.headers.get(header::HOST).and_then(|value| value.to_str().ok()).unwrap_or("localhost");
     let link = |after: Option<Uuid>| {
         let mut text = form_urlencoded::Serializer::new(String::new());
         text.extend_pairs(&asked.pairs).append_pair("_count", &asked.count.to_string());
@@ -345,7 +346,7 @@ fn bundle(
     let mut entries: Vec<Value> = found
         .iter()
         .map(|resource| {
-            let url = format!("http://{host}/fhir/{kind}/{}", resource["id"].as_str().unwrap_or_default());
+            let url = format!("{base}/{kind}/{}", resource["id"].as_str().unwrap_or_default());
             json!({"fullUrl": url, "resource": resource, "search": {"mode": "match"}})
         })
         .collect();
@@ -401,6 +402,7 @@ mod tests {
             ("/fhir/Observation?status=final", "too-costly"),
             ("/fhir/Observation?identifier=urn:x%7C1", "too-costly"),
             ("/fhir/Observation", "too-costly"),
+            ("/fhir/Appointment?patient=00000000-0000-0000-0000-000000000001", "too-costly"),
             ("/fhir/Patient?identifier=1", "system|value is wanted"),
             ("/fhir/Observation?patient.identifier=1", "system|value is wanted"),
             ("/fhir/Observation?patient=1&colour=red", "Observation has no search parameter colour"),

@@ -62,6 +62,12 @@ impl Kind {
 }
 
 impl Parameter {
+    /// The element of the type that its expression begins with: `subject` of `Encounter.subject.where(...)`.
+    pub fn element(&self) -> &'static str {
+        let rest = self.expression.strip_prefix(self.of).and_then(|rest| rest.strip_prefix('.'));
+        rest.unwrap_or(self.expression).split(['.', ' ']).next().unwrap_or_default()
+    }
+
     /// What it looks at, compiled at the first call.
     pub(super) fn path(&self) -> &Path {
         self.path.get_or_init(|| {
