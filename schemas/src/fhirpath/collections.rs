@@ -3,10 +3,13 @@
 use super::evaluate::{Frame, Run, answer, integer, one, single, text, truth};
 use super::functions::{self, Function};
 use super::item::{Item, Items, Node, Value};
+use super::moment::{Key as MomentKey, Kind};
 use super::syntax::{Expr, What};
 use super::{Fault, arithmetic, boundary, convert, equal, strings};
 use crate::fhir::{self, r4};
+use octofhir_ucum::Number;
 use regex::Regex;
+use rust_decimal::Decimal;
 use serde_json::Value as Json;
 use std::cmp::Ordering;
 
@@ -297,38 +300,41 @@ impl<'a> Run<'_, 'a> {
         let mut keyed = Vec::with_capacity(input.len());
         for (index, item) in input.into_iter().enumerate() {
             let inner = frame.of(&item, index);
-            let mut keys: Vec<Option<Item<'a>>> = Vec::new();
+            let mut keys = Vec::with_capacity(call.arguments.len());
             for argument in call.arguments {
                 let key = match &argument.what {
                     What::Negative(key) => self.eval(key, &inner)?,
                     _ => self.eval(argument, &inner)?,
                 };
-                keys.push(single(&key, argument.at)?.cloned());
+                keys.push(
+                    Key::of(single(&key, argument.at)?)
+                        .ok_or_else(|| call.fault("a key that has no order"))?,
+                );
             }
             if call.arguments.is_empty() {
-                keys.push(Some(item.clone()));
+                keys.push(Key::of(Some(&item)).ok_or_else(|| call.fault("an item that has no order"))?);
             }
             keyed.push((keys, item));
         }
-        self.step(call.at, keyed.len().saturating_mul(keyed.len().checked_ilog2().unwrap_or(0) as usize))?;
-        let downwards =
-            |index: usize| matches!(call.arguments.get(index), Some(Expr { what: What::Negative(_), .. }));
-        let mut comparable = true;
-        keyed.sort_by(|(a, _), (b, _)| {
-            let pairs = a.iter().zip(b).enumerate();
-            let mut orders = pairs.map(|(index, (a, b))| {
-                let (Some(a), Some(b)) = (a, b) else { return a.is_some().cmp(&b.is_some()) };
-                let found = order(a, b).unwrap_or_else(|| {
-                    comparable = false;
-                    Ordering::Equal
-                });
-                if downwards(index) { found.reverse() } else { found }
-            });
-            orders.find(|found| *found != Ordering::Equal).unwrap_or(Ordering::Equal)
-        });
-        if !comparable {
-            return Err(call.fault("keys that cannot be compared"));
+        let work = keyed.len().checked_ilog2().unwrap_or(0) as usize;
+        self.step(call.at, keyed.len().saturating_mul(work))?;
+        for place in 0..call.arguments.len().max(1) {
+            let mut present = keyed.iter().map(|(keys, _)| &keys[place]).filter(|key| **key != Key::None);
+            let first = present.next();
+            if present.any(|key| first.is_some_and(|first| !first.is_like(key))) {
+                return Err(call.fault("keys that cannot be compared"));
+            }
         }
+        let downwards =
+            |place: usize| matches!(call.arguments.get(place), Some(Expr { what: What::Negative(_), .. }));
+        keyed.sort_by(|(a, _), (b, _)| {
+            let orders = a.iter().zip(b).enumerate().map(|(place, (a, b))| match (a, b) {
+                (Key::None, _) | (_, Key::None) => a.cmp(b),
+                _ if downwards(place) => b.cmp(a),
+                _ => a.cmp(b),
+            });
+            orders.into_iter().find(|found| *found != Ordering::Equal).unwrap_or(Ordering::Equal)
+        });
         Ok(keyed.into_iter().map(|(_, item)| item).collect())
     }
 
@@ -477,6 +483,43 @@ fn booleans(input: &Items<'_>, call: &Call<'_>) -> Result<impl Iterator<Item = b
     values.map(Vec::into_iter).ok_or_else(|| call.fault("every item must be true or false"))
 }
 
-fn order(a: &Item<'_>, b: &Item<'_>) -> Option<Ordering> {
-    a.value()?.compare(&*b.value()?).ok()?
+/// What items are sorted by: each kind in a total order, and none first.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Key {
+    None,
+    Boolean(bool),
+    Number(Decimal),
+    Text(String),
+    Date(MomentKey),
+    Time(MomentKey),
+    /// The unit that it was brought to, and the number in it.
+    Amount(String, Number),
+}
+
+impl Key {
+    /// The key of an item; `None` if it has no order, as an element with elements.
+    fn of(item: Option<&Item<'_>>) -> Option<Key> {
+        let Some(item) = item else { return Some(Key::None) };
+        // A primitive with extensions alone.
+        if item.node().is_some_and(|node| node.json().is_none()) {
+            return Some(Key::None);
+        }
+        match &*item.value()? {
+            Value::Boolean(value) => Some(Key::Boolean(*value)),
+            Value::String(text) => Some(Key::Text(text.to_string())),
+            Value::Moment(moment) if moment.kind() == Kind::Time => Some(Key::Time(moment.key())),
+            Value::Moment(moment) => Some(Key::Date(moment.key())),
+            Value::Quantity(amount) => amount.key().map(|(number, unit)| Key::Amount(unit, number)),
+            Value::Type(_) => None,
+            other => other.number().map(Key::Number),
+        }
+    }
+
+    /// Whether both are of one kind, and of one unit.
+    fn is_like(&self, other: &Key) -> bool {
+        match (self, other) {
+            (Key::Amount(a, _), Key::Amount(b, _)) => a == b,
+            _ => std::mem::discriminant(self) == std::mem::discriminant(other),
+        }
+    }
 }

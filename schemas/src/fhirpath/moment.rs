@@ -44,6 +44,10 @@ pub struct Moment {
     offset: Option<i16>,
 }
 
+/// See [`Moment::key`].
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Key(DateTime, Precision);
+
 /// A unit of time by the calendar.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Calendar {
@@ -190,6 +194,11 @@ impl Moment {
     /// Its time alone.
     pub(super) fn to_time(self) -> Moment {
         Moment { kind: Kind::Time, offset: None, ..self }
+    }
+
+    /// Where it stands among others when all are put in order: by its first instant, and what is less precise first.
+    pub(super) fn key(&self) -> Key {
+        Key(self.utc().unwrap_or(self.civil), self.precision)
     }
 
     /// How one stands to another; `None` where they are not known far enough, or only one has an offset.

@@ -148,6 +148,19 @@ impl Quantity {
         Some((value.checked_mul(canonical.factor)?.checked_add(canonical.offset)?, canonical.unit))
     }
 
+    /// Its number and unit where amounts are put in order: in base units, if it has any.
+    pub(super) fn key(&self) -> Option<(Number, String)> {
+        self.canonical()
+            .or_else(|| Some((Number::parse(&self.value.to_string())?, self.unit_text().to_owned())))
+    }
+
+    /// The unit as it is written.
+    fn unit_text(&self) -> &str {
+        match &self.unit {
+            Unit::Ucum(text) | Unit::Other(text) | Unit::Calendar(_, text) => text,
+        }
+    }
+
     /// The sum, in this one's unit.
     pub(super) fn add(&self, other: &Quantity) -> Option<Quantity> {
         let other = if self.unit == other.unit { other.value } else { other.number_in(self)? };

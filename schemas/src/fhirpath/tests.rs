@@ -132,6 +132,27 @@ fn amounts_are_compared_in_one_unit_or_not_at_all() {
 }
 
 #[test]
+fn what_is_sorted_stands_in_one_order() {
+    let many = (1..60).map(|n| format!("{}", n * 37 % 61)).collect::<Vec<_>>().join(" | ");
+    let sorted = run(&format!("({many}).sort()"), &patient(), Dialect::Standard).expect("sorted");
+    assert!(sorted.iter().map(|text| text.parse::<u8>().expect("a number")).is_sorted());
+    for (expression, expected) in [
+        ("(@2024-02 | @2023 | @2024).sort()", "2023 2024 2024-02"),
+        ("(2 'g' | 30 'mg' | 1 'g').sort(-$this)", "2 'g' 1 'g' 30 'mg'"),
+        ("name.sort(-family).use", "maiden official"),
+        ("(1 | 'a').sort()", "FAULT"),
+        ("(1 'g' | 1 'cm').sort()", "FAULT"),
+        ("name.sort($this)", "FAULT"),
+    ] {
+        check(expression, &patient(), expected);
+    }
+    // However the kinds are mixed, it is a fault and no panic.
+    let mixed =
+        (0..60).map(|n| if n % 3 == 0 { format!("'{n}'") } else { n.to_string() }).collect::<Vec<_>>();
+    check(&format!("({}).sort()", mixed.join(" | ")), &patient(), "FAULT");
+}
+
+#[test]
 fn dates_are_as_precise_as_they_were_written() {
     for (expression, expected) in [
         ("birthDate < @1980-03", "true"),
