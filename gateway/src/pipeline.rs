@@ -191,6 +191,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     at_work.spawn(normalizer.run(woken, held, work.clone()));
     let keep =
         upkeep::Settings { retention_days: config.retention_days, reserve_bytes: config.reserve_bytes };
+    upkeep::watch_room(&*store, keep.reserve_bytes, &health, &metrics).await;
     at_work.spawn(upkeep::run(store.clone(), keep, health.clone(), metrics.clone(), wake, work.clone()));
 
     // the doors open last

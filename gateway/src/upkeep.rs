@@ -43,7 +43,8 @@ pub async fn run(
     let mut tick = interval(REQUESTS_EVERY);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let long_ago = Instant::now().checked_sub(HOUSEKEEPING_EVERY);
-    let (mut kept, mut measured, mut audited) = (long_ago, long_ago, long_ago);
+    // The room was measured before the doors opened.
+    let (mut kept, mut measured, mut audited) = (long_ago, Some(Instant::now()), long_ago);
     let due = |last: Option<Instant>, every| last.is_none_or(|last| last.elapsed() >= every);
     loop {
         tokio::select! {
@@ -96,7 +97,8 @@ async fn requests(store: &dyn Store, wake: &watch::Sender<Seq>, health: &Health)
     }
 }
 
-async fn watch_room(store: &dyn Store, reserve: u64, health: &Health, metrics: &Metrics) {
+/// Measures the room of the store and tells `health` whether more than `reserve` bytes are free.
+pub async fn watch_room(store: &dyn Store, reserve: u64, health: &Health, metrics: &Metrics) {
     let free = match store.room().await {
         Ok(Some(free)) => {
             metrics.room(free);

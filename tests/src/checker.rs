@@ -80,6 +80,22 @@ pub enum Finding {
     Open(String, i64),
 }
 
+impl Finding {
+    /// Which of the four kinds of [`Verdict::counts`] it is.
+    fn kind(&self) -> usize {
+        match self {
+            Finding::Lost(..) => 0,
+            Finding::OutOfOrder(..) => 1,
+            Finding::Unmarked(..) | Finding::SharedId(..) | Finding::Nameless(..) => 2,
+            Finding::Uninvited(..)
+            | Finding::NotStored(..)
+            | Finding::StoredTwice(..)
+            | Finding::Unfinished(..)
+            | Finding::Open(..) => 3,
+        }
+    }
+}
+
 impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let at = |marker: &Marker| format!("patient {} message {}", marker.patient, marker.sequence);
@@ -108,6 +124,9 @@ impl fmt::Display for Finding {
     }
 }
 
+/// How many findings of a kind a report shows.
+const SHOWN_MAX: usize = 12;
+
 /// The verdict on a run.
 #[derive(Clone, Debug, Default)]
 pub struct Verdict {
@@ -126,17 +145,7 @@ impl Verdict {
     pub fn counts(&self) -> [(&'static str, usize); 4] {
         let mut counts = [("lost", 0), ("out of order", 0), ("unmarked duplicates", 0), ("unaccounted", 0)];
         for finding in &self.findings {
-            let kind = match finding {
-                Finding::Lost(..) => 0,
-                Finding::OutOfOrder(..) => 1,
-                Finding::Unmarked(..) | Finding::SharedId(..) | Finding::Nameless(..) => 2,
-                Finding::Uninvited(..)
-                | Finding::NotStored(..)
-                | Finding::StoredTwice(..)
-                | Finding::Unfinished(..)
-                | Finding::Open(..) => 3,
-            };
-            counts[kind].1 += 1;
+            counts[finding.kind()].1 += 1;
         }
         counts
     }
@@ -152,11 +161,15 @@ impl fmt::Display for Verdict {
         for (what, count) in self.counts() {
             write!(f, ", {count} {what}")?;
         }
-        for finding in self.findings.iter().take(20) {
-            write!(f, "\n  {finding}")?;
-        }
-        if self.findings.len() > 20 {
-            write!(f, "\n  and {} more", self.findings.len() - 20)?;
+        // Some of each kind: what the store says of the rest tells why so many of one kind are missing.
+        for kind in 0..4 {
+            let of_kind: Vec<_> = self.findings.iter().filter(|finding| finding.kind() == kind).collect();
+            for finding in of_kind.iter().take(SHOWN_MAX) {
+                write!(f, "\n  {finding}")?;
+            }
+            if of_kind.len() > SHOWN_MAX {
+                write!(f, "\n  and {} more like that", of_kind.len() - SHOWN_MAX)?;
+            }
         }
         Ok(())
     }

@@ -310,7 +310,8 @@ impl Gateway {
         }
     }
 
-    fn log_end(&self) -> String {
+    /// The last lines that it logged.
+    pub fn log_end(&self) -> String {
         let log = self.log();
         let lines: Vec<&str> = log.lines().collect();
         lines[lines.len().saturating_sub(15)..].join("\n")
@@ -337,9 +338,10 @@ impl Gateway {
         })
     }
 
-    /// Leaves its folder with configuration and log for a person to look at.
-    pub fn keep_folder(&mut self) {
+    /// Leaves its folder with configuration and log for a person to look at; answers where it is.
+    pub fn keep_folder(&mut self) -> &Path {
         self.folder.disable_cleanup(true);
+        self.folder.path()
     }
 
     /// Asks it to end, with SIGTERM, and waits until it does; answers its exit code.

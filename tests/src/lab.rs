@@ -13,8 +13,8 @@ use crate::receiver::Receiver;
 use crate::sender::{self, Load, Stop};
 use crate::services::{OwnServices, Part};
 use crate::webhook::Webhook;
-use anyhow::{Context, Result};
-use std::fmt;
+use anyhow::{Context, Result, bail};
+use std::fmt::{self, Write};
 use std::time::{Duration, Instant};
 
 /// What a run does.
@@ -221,10 +221,13 @@ pub async fn run(plan: &Plan, say: &(dyn Fn(&str) + Sync)) -> Result<Report> {
     stop.ask();
     // Whoever still waits for an acknowledgement has a while to get it.
     let log = tokio::time::timeout(Duration::from_secs(120), scene.reviving(sending)).await;
-    let log = log.context("the senders did not come to rest")??;
+    let Ok(log) = log else {
+        bail!("the senders did not come to rest\n{}", scene.kept());
+    };
+    let log = log?;
     scene.report.sending = began.elapsed();
     scene.settle(&log, say).await?;
-    scene.judge(run, &population, &log).await
+    scene.judge(run, &population, &log, say).await
 }
 
 impl Scene {
@@ -386,7 +389,13 @@ impl Scene {
         Ok(())
     }
 
-    async fn judge(mut self, run: Run, population: &Population, log: &[Sent]) -> Result<Report> {
+    async fn judge(
+        mut self,
+        run: Run,
+        population: &Population,
+        log: &[Sent],
+        say: &(dyn Fn(&str) + Sync),
+    ) -> Result<Report> {
         // The last outcomes are recorded in a batch after the subscriber has answered.
         let began = Instant::now();
         let account = loop {
@@ -407,11 +416,19 @@ impl Scene {
             }
         }
         if !self.report.good() {
-            for gateway in &mut self.gateways {
-                gateway.keep_folder();
-            }
+            say(&self.kept());
         }
         Ok(self.report)
+    }
+
+    /// Keeps the gateways' folders for a person to look at; tells where they are and how each log ends.
+    fn kept(&mut self) -> String {
+        let mut told = String::new();
+        for gateway in &mut self.gateways {
+            let log_end = gateway.log_end();
+            let _ = writeln!(told, "{}\n{log_end}", gateway.keep_folder().display());
+        }
+        told
     }
 }
 

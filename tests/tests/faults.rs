@@ -119,6 +119,27 @@ async fn a_full_disk_is_never_acknowledged_and_a_freed_one_goes_on() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn not_even_the_first_message_is_taken_without_the_reserve() {
+    let _alone = ALONE.lock().await;
+    let setup = Setup {
+        settings: vec!["storage: {reserve: 1000000GiB}".to_owned(), "store_hold: 200ms".to_owned()],
+        ..Setup::default()
+    };
+    let mut gateway = Gateway::configure(&setup).unwrap();
+    gateway.spawn().await.unwrap();
+    until("the MLLP port opens", Duration::from_secs(30), || {
+        std::net::TcpStream::connect(gateway.mllp).is_ok()
+    })
+    .await;
+    let population = Population::new(Run::fresh(), 9, 1);
+    let deadline = Instant::now() + Duration::from_secs(3);
+    let log = sender::run(load(&gateway, &population, 10.0), &population, Stop::after(1), deadline).await;
+    assert!(!log.is_empty() && log.iter().all(|sent| sent.acknowledged.is_none()));
+    assert!(gateway.ready(Duration::from_secs(1)).await.is_err(), "it says that it takes nothing");
+    assert!(gateway.log().contains("the disk reserve is reached"), "and why");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs PostgreSQL and RabbitMQ, and root for a small disk: tests/run has them"]
 async fn a_full_disk_under_postgresql_and_rabbitmq_loses_nothing() {
     let disk = SmallDisk::mount(700).unwrap();

@@ -458,7 +458,9 @@ async fn what_is_known_can_be_read_and_searched() {
     exchange(&gateway, &format!("GET /fhir/Patient/{patient_id}"), &[], b"", 0).await.outcome(401);
     let log = gateway.log();
     assert!(!log.contains(NAME) && !log.contains(TOKEN) && !log.contains("2.999.1"), "{log}");
-    assert!(log.contains("a resource was read") && log.contains(&patient_id), "who reads leaves a trace");
+    assert!(log.contains("a reading of one resource was answered") && log.contains(&patient_id), "{log}");
+    let refused = log.lines().any(|line| line.contains("Observation") && line.contains("403"));
+    assert!(refused, "who may not read leaves a trace too");
 }
 
 #[tokio::test]

@@ -50,11 +50,11 @@ pub async fn answer(store: &dyn Store, client: &Known, head: &Parts, scheme: &st
     if !r4().is_resource(kind) {
         return outcome::answer(StatusCode::NOT_FOUND, "not-supported", "R4 has no such resource type");
     }
-    if !client.may_read(kind) {
-        let text = "this client may not read resources of this type: `reads` of the sender in the configuration lists them";
-        return outcome::answer(StatusCode::FORBIDDEN, "forbidden", text);
-    }
     let answered = match &ask {
+        _ if !client.may_read(kind) => {
+            let text = "this client may not read resources of this type: `reads` of the sender in the configuration lists them";
+            Err(outcome::answer(StatusCode::FORBIDDEN, "forbidden", text))
+        }
         Ask::Read(kind, id) => read(store, head, kind, id).await,
         Ask::Search(kind) => search(store, head, scheme, kind).await,
     };
@@ -64,10 +64,10 @@ pub async fn answer(store: &dyn Store, client: &Known, head: &Parts, scheme: &st
         Ask::Read(kind, id) => {
             // The id is shown only if it is one of ours: anything may stand in a path.
             let id = id.parse::<Uuid>().ok();
-            tracing::info!(client = %client.name, resource_type = kind, ?id, status, "a resource was read");
+            tracing::info!(client = %client.name, resource_type = kind, ?id, status, "a reading of one resource was answered");
         }
         Ask::Search(kind) => {
-            tracing::info!(client = %client.name, resource_type = kind, status, "resources were searched")
+            tracing::info!(client = %client.name, resource_type = kind, status, "a search was answered")
         }
     }
     answer
@@ -144,8 +144,8 @@ struct Asked {
     query: Query,
     count: usize,
     after: Option<Uuid>,
-    /// Parameters that were left out because the client asked for that.
-    ignored: Vec<String>,
+    /// How many parameters were left out because the client asked for that.
+    ignored: usize,
     /// The parameters as they came, without our own.
     pairs: Vec<(String, String)>,
 }
@@ -169,6 +169,10 @@ async fn search(store: &dyn Store, head: &Parts, scheme: &str, kind: &str) -> Re
         }
         Whom::Ids(_) | Whom::Identifier(_) => None,
     };
+    let patient = match patient {
+        Some(patient) => Some(survivor(store, patient).await?),
+        None => None,
+    };
     let mut found = Vec::new();
     let (mut withheld, mut incomplete) = (0_usize, 0_usize);
     let mut after = asked.after;
@@ -180,10 +184,7 @@ async fn search(store: &dyn Store, head: &Parts, scheme: &str, kind: &str) -> Re
                 let ids = store.named(std::slice::from_ref(alias)).await.map_err(away)?;
                 store.held(&ids).await
             }
-            (_, Some(patient)) => {
-                let patient = survivor(store, patient).await?;
-                store.held_of_patient(patient, kind, after, PAGE_MAX).await
-            }
+            (_, Some(patient)) => store.held_of_patient(patient, kind, after, PAGE_MAX).await,
             (_, None) => Ok(Vec::new()),
         }
         .map_err(away)?;
@@ -237,7 +238,7 @@ impl Asked {
             .filter_map(|value| value.to_str().ok())
             .any(|value| value.split([',', ';']).any(|part| part.trim() == "handling=lenient"));
         let (mut whom, mut count, mut after) = (None, PAGE, None);
-        let (mut ignored, mut pairs, mut conditions) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut ignored, mut pairs, mut conditions) = (0, Vec::new(), Vec::new());
         let text = head.uri.query().unwrap_or_default();
         for (name, value) in
             form_urlencoded::parse(text.as_bytes()).map(|(n, v)| (n.into_owned(), v.into_owned()))
@@ -259,7 +260,7 @@ impl Asked {
                         _ => match Query::of_pairs(kind, std::iter::once((name.as_str(), value.as_str()))) {
                             Ok(query) => conditions.push(query),
                             Err(Refused::Unknown { .. }) if lenient => {
-                                ignored.push(name);
+                                ignored += 1;
                                 continue;
                             }
                             Err(refused) => return Err(refuse(&refused.to_string())),
@@ -287,9 +288,8 @@ impl Asked {
 /// What bounds a search, if a parameter does.
 fn bounded(kind: &str, name: &str, value: &str) -> Option<Result<Whom, &'static str>> {
     let alias = |of: &str| {
-        let (system, value) =
-            value.split_once('|').filter(|(system, value)| !system.is_empty() && !value.is_empty())?;
-        Some(Alias { resource_type: of.to_owned(), system: system.to_owned(), value: value.to_owned() })
+        let (system, value) = token(value)?;
+        Some(Alias { resource_type: of.to_owned(), system, value })
     };
     // The elements by which the store knows whose a resource is.
     let about = |name: &str| {
@@ -300,26 +300,46 @@ fn bounded(kind: &str, name: &str, value: &str) -> Option<Result<Whom, &'static 
     };
     match name {
         "_id" => {
-            let ids: Result<Vec<Uuid>, _> = value.split(',').map(str::parse).collect();
             // What is no id of ours names nothing.
-            Some(Ok(Whom::Ids(ids.unwrap_or_default())))
+            Some(Ok(Whom::Ids(value.split(',').filter_map(|id| id.parse().ok()).collect())))
         }
         "identifier" if kind == "Patient" => {
-            Some(alias("Patient").map(Whom::Identifier).ok_or("identifier: system|value is wanted"))
+            Some(alias("Patient").map(Whom::Identifier).ok_or("identifier: one system|value is wanted"))
         }
         "patient" | "subject" | "subject:Patient" | "beneficiary"
             if about(name.split(':').next().unwrap_or(name)) =>
         {
-            let id = value.strip_prefix("Patient/").unwrap_or(value).parse();
+            if value.contains(',') {
+                return Some(Err("a search is about one patient"));
+            }
+            // `Patient/1`, `1`, or the address under which it was read.
+            let id = value.rsplit_once("Patient/").map_or(value, |(_, id)| id).parse();
             Some(Ok(id.map_or_else(|_| Whom::Ids(Vec::new()), Whom::Patient)))
         }
         "patient.identifier" | "subject.identifier" | "subject:Patient.identifier"
             if about(name.split([':', '.']).next().unwrap_or(name)) =>
         {
-            Some(alias("Patient").map(Whom::PatientOf).ok_or("patient.identifier: system|value is wanted"))
+            Some(
+                alias("Patient").map(Whom::PatientOf).ok_or("patient.identifier: one system|value is wanted"),
+            )
         }
         _ => None,
     }
+}
+
+/// A system and a value of one token, without their escapes; `None` if it is not one of both.
+fn token(text: &str) -> Option<(String, String)> {
+    let (mut system, mut value) = (None, String::new());
+    let mut rest = text.chars();
+    while let Some(c) = rest.next() {
+        match c {
+            '\\' => value.push(rest.next()?),
+            ',' => return None,
+            '|' if system.is_none() => system = Some(std::mem::take(&mut value)),
+            c => value.push(c),
+        }
+    }
+    Some((system.filter(|system| !system.is_empty())?, value)).filter(|(_, value)| !value.is_empty())
 }
 
 /// The answer to a search; `base` is where this server's resources lie.
@@ -350,8 +370,10 @@ fn bundle(
             json!({"fullUrl": url, "resource": resource, "search": {"mode": "match"}})
         })
         .collect();
-    let mut said: Vec<String> =
-        asked.ignored.iter().map(|_| "a parameter that is not known was left out".to_owned()).collect();
+    let mut said = Vec::new();
+    if asked.ignored > 0 {
+        said.push(format!("{} parameters that are not known were left out", asked.ignored));
+    }
     if withheld > 0 {
         said.push(format!("{withheld} that are labelled restricted or very restricted are withheld"));
     }
@@ -397,6 +419,26 @@ mod tests {
     }
 
     #[test]
+    fn whom_a_search_is_about_is_read_from_its_parameters() {
+        let id = Uuid::from_u128(7);
+        for value in [id.to_string(), format!("Patient/{id}"), format!("https://pons.test/fhir/Patient/{id}")]
+        {
+            let Some(Ok(Whom::Patient(found))) = bounded("Encounter", "patient", &value) else {
+                panic!("{value}")
+            };
+            assert_eq!(found, id);
+        }
+        let ids = format!("nothing,{id}");
+        assert!(matches!(bounded("Encounter", "_id", &ids), Some(Ok(Whom::Ids(found))) if found == [id]));
+        let pair = |system: &str, value: &str| Some((system.to_owned(), value.to_owned()));
+        assert_eq!(token("urn:x|1"), pair("urn:x", "1"));
+        assert_eq!(token("urn:x|a\\|b\\,c|d"), pair("urn:x", "a|b,c|d"));
+        for wrong in ["1", "|1", "urn:x|", "urn:x|1,urn:x|2", "urn:x|1\\"] {
+            assert_eq!(token(wrong), None, "{wrong}");
+        }
+    }
+
+    #[test]
     fn a_search_names_whom_it_is_about() {
         for (uri, expected) in [
             ("/fhir/Observation?status=final", "too-costly"),
@@ -404,6 +446,9 @@ mod tests {
             ("/fhir/Observation", "too-costly"),
             ("/fhir/Appointment?patient=00000000-0000-0000-0000-000000000001", "too-costly"),
             ("/fhir/Patient?identifier=1", "system|value is wanted"),
+            ("/fhir/Patient?identifier=urn:x%7C1,urn:x%7C2", "one system|value is wanted"),
+            ("/fhir/Observation?patient=1,2", "a search is about one patient"),
+            ("/fhir/Observation?patient=1&_after=x", "_after: an id is wanted"),
             ("/fhir/Observation?patient.identifier=1", "system|value is wanted"),
             ("/fhir/Observation?patient=1&colour=red", "Observation has no search parameter colour"),
             ("/fhir/Observation?patient=1&date=yesterday", "date: a date or a time"),

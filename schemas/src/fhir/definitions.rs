@@ -153,7 +153,7 @@ impl ElementDef {
     }
 
     /// The type that a name in JSON means, if the name is this element's.
-    pub fn type_of_json_name(&self, name: &str) -> Option<&TypeRef> {
+    pub(crate) fn type_of_json_name(&self, name: &str) -> Option<&TypeRef> {
         if !self.choice {
             return if name == self.name { self.types.first() } else { None };
         }

@@ -123,6 +123,9 @@ impl Query {
 
 impl Condition {
     fn compile(of: &str, name: &str, values: &str) -> Result<Condition, Refused> {
+        // A name of another shape may be anything, a patient's value too: it is not repeated.
+        let shaped = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.' | ':');
+        let name = if name.len() <= 80 && name.chars().all(shaped) { name } else { "of that name" };
         let (name, modifier) =
             name.split_once(':').map_or((name, None), |(name, modifier)| (name, Some(modifier)));
         let parameter = parameter(of, name).ok_or_else(|| Refused::Unknown {

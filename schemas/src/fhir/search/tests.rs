@@ -153,6 +153,7 @@ fn what_cannot_be_asked_is_refused_with_what_can() {
         ("length=ap75000000000000000000000000000", "length: a smaller number is wanted"),
         ("length=1|x", "length: a number, or number|system|code is wanted"),
         ("date:exact=2026", "date: modifier :exact is not taken; only :missing is taken"),
+        ("M\u{fc}ller=1", "Encounter has no search parameter of that name"),
         ("subject.name=x", "Encounter has no search parameter subject.name"),
         ("_has:Observation:patient:code=1", "Encounter has no search parameter _has (did you mean _tag?)"),
     ] {
