@@ -47,12 +47,34 @@ pub struct Rendered<'r> {
     pub json: String,
     /// The first required element that it lacks.
     lacking: Option<&'static str>,
+    redacted: bool,
 }
 
 impl Rendered<'_> {
+    /// Whether something that is known of it was left out.
+    pub fn is_redacted(&self) -> bool {
+        self.redacted
+    }
+
     /// The first required element that it lacks.
     pub fn lacks(&self) -> Option<&'static str> {
         self.lacking
+    }
+
+    /// Labels it as one of which something was left out.
+    ///
+    /// # Source
+    /// HL7 v3 code system ObservationValue, security alteration integrity.
+    pub(crate) fn redact(&mut self) {
+        self.label(r#"{"security":[{"system":"http://terminology.hl7.org/CodeSystem/v3-ObservationValue","code":"REDACTED"}]}"#);
+        self.redacted = true;
+    }
+
+    /// Gives it labels beside its own: the members of a `meta` in JSON.
+    pub(crate) fn label(&mut self, labels: &str) {
+        if let Ok(labels) = serde_json::from_str(labels) {
+            self.json = label(&self.json, &labels);
+        }
     }
 }
 
@@ -76,7 +98,7 @@ impl<'r> Rendered<'r> {
             fragments.clone().map(|fragment| fragment.json.len() + fragment.path.len() + 8).sum();
         let mut json = String::with_capacity(length + 100);
         let lacking = crate::render::resource(resource_type, id, fragments, &mut json);
-        Rendered { resource_type, id, json, lacking }
+        Rendered { resource_type, id, json, lacking, redacted: false }
     }
 }
 
@@ -159,8 +181,8 @@ pub fn assemble(entries: &[Entry<'_>], about: &About<'_>) -> String {
     out
 }
 
-/// The tags and security labels among the members of a Bundle.
-fn labels(elements: &str) -> Option<serde_json::Map<String, serde_json::Value>> {
+/// The tags and security labels among the members of a Bundle, as the members of a `meta`.
+pub(crate) fn labels(elements: &str) -> Option<serde_json::Map<String, serde_json::Value>> {
     if !elements.contains("\"meta\"") {
         return None;
     }

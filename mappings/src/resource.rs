@@ -2,7 +2,8 @@
 //!
 //! A slot is the stable name of a mapping rule with what the rule last said. Invariants, each a property test: a thin
 //! message never wipes what a rich one said; what one sender said later (by its own clock) wins, in whatever order its messages
-//! arrive; HL7's `""` empties a slot and the emptiness is remembered; applying a message twice changes nothing.
+//! arrive; HL7's `""` empties a slot and the emptiness is remembered; applying a message twice changes nothing; what was said
+//! under a message's labels stays under them until somebody says the same without.
 
 #[cfg(test)]
 mod tests;
@@ -183,6 +184,8 @@ pub struct Stamp {
     pub number: Option<i64>,
     /// The message's place in the order of the store.
     pub seq: i64,
+    /// The tags and security labels of the whole message, as the members of a `meta` in JSON; `None` without any.
+    pub labels: Option<Arc<str>>,
 }
 
 impl Stamp {
@@ -290,6 +293,19 @@ impl State {
         applied
     }
 
+    /// What is said without labels too is no longer under those of an earlier message.
+    fn unlabel(&mut self, write: &SlotWrite, stamp: &Stamp, applied: &mut Applied) {
+        if stamp.labels.is_some() {
+            return;
+        }
+        let Write::Valued(fragments) = &write.write else { return };
+        let known = self.slots.iter_mut().find(|slot| slot.name == write.name);
+        if let Some(slot) = known.filter(|slot| slot.stamp.labels.is_some() && slot.fragments == *fragments) {
+            slot.stamp.labels = None;
+            applied.changed = true;
+        }
+    }
+
     fn write(
         &mut self,
         write: &SlotWrite,
@@ -299,6 +315,7 @@ impl State {
         applied: &mut Applied,
     ) {
         let weak = mode != Existing::Merge;
+        self.unlabel(write, stamp, applied);
         if mode == Existing::Add
             && self.slots.iter().any(|slot| slot.name == write.name && slot.message != message)
         {
@@ -369,8 +386,49 @@ impl State {
     }
 
     /// The resource in JSON: `resourceType`, `id`, then the slots in the order of their rules.
+    /// It carries the labels of every message of which it still holds something.
     pub fn render<'r>(&self, resource_type: &'r str, id: Uuid) -> Rendered<'r> {
-        Rendered::of(resource_type, id, self.slots.iter().flat_map(|slot| &*slot.fragments))
+        self.rendered_from(resource_type, id, |_| true)
+    }
+
+    /// The resource without what was said under labels that are not `open`, and labelled as redacted; `None` if nothing else is
+    /// known of it. The same as [`State::render`] if there is nothing of the kind.
+    pub fn render_open<'r>(
+        &self,
+        resource_type: &'r str,
+        id: Uuid,
+        open: impl Fn(&str) -> bool,
+    ) -> Option<Rendered<'r>> {
+        let is_open = |slot: &Slot| slot.stamp.labels.as_deref().is_none_or(&open);
+        let mut said = self.slots.iter().filter(|slot| !slot.fragments.is_empty());
+        if said.clone().all(is_open) {
+            return Some(self.render(resource_type, id));
+        }
+        said.any(is_open).then(|| {
+            let mut rendered = self.rendered_from(resource_type, id, is_open);
+            rendered.redact();
+            rendered
+        })
+    }
+
+    fn rendered_from<'r>(
+        &self,
+        resource_type: &'r str,
+        id: Uuid,
+        shown: impl Fn(&Slot) -> bool,
+    ) -> Rendered<'r> {
+        let slots = self.slots.iter().filter(|slot| shown(slot));
+        let mut rendered = Rendered::of(resource_type, id, slots.clone().flat_map(|slot| &*slot.fragments));
+        let mut labels: Vec<&str> = Vec::new();
+        for slot in slots.filter(|slot| !slot.fragments.is_empty()) {
+            if let Some(said) = slot.stamp.labels.as_deref()
+                && !labels.contains(&said)
+            {
+                labels.push(said);
+                rendered.label(said);
+            }
+        }
+        rendered
     }
 
     /// The JSON texts that the slots hold at a path, in rendering order.
@@ -495,6 +553,7 @@ impl State {
             out.signed(stamp.at);
             out.signed(stamp.number);
             out.signed(Some(stamp.seq));
+            out.text(stamp.labels.as_deref().unwrap_or_default());
             out.out.extend_from_slice(message.as_bytes());
         }
         out.out.extend_from_slice(&slots.out);
@@ -507,7 +566,8 @@ impl State {
     /// When the bytes are not that: a damaged row, or one of another version.
     pub fn decode(bytes: &[u8]) -> Result<Self, NotAState> {
         let mut read = Decoder { rest: bytes };
-        if read.byte()? != FORMAT {
+        let format = read.byte()?;
+        if format != FORMAT && format != UNLABELLED {
             return Err(NotAState);
         }
         let mut said = Vec::new();
@@ -515,8 +575,10 @@ impl State {
             let sender = read.text()?.into();
             let (at, number) = (read.signed()?, read.signed()?);
             let seq = read.signed()?.ok_or(NotAState)?;
+            let labels = if format == UNLABELLED { "" } else { read.text()? };
+            let labels = (!labels.is_empty()).then(|| labels.into());
             let message = Uuid::from_slice(read.take(16)?).map_err(|_| NotAState)?;
-            said.push((Stamp { sender, at, number, seq }, message));
+            said.push((Stamp { sender, at, number, seq, labels }, message));
         }
         let mut slots = Vec::new();
         for _ in 0..read.number()? {
@@ -602,7 +664,9 @@ fn families<'j>(items: impl Iterator<Item = &'j str>) -> Vec<String> {
 }
 
 /// The version of the encoding; the first byte of every state.
-const FORMAT: u8 = 2;
+const FORMAT: u8 = 3;
+/// The version before, whose stamps had no labels.
+const UNLABELLED: u8 = 2;
 
 struct Encoder {
     out: Vec<u8>,

@@ -559,6 +559,39 @@ async fn what_is_labelled_is_not_shown_and_pages_are_followed() {
 }
 
 #[tokio::test]
+async fn what_only_restricted_messages_said_is_shown_to_nobody() {
+    let gateway = start(&Setup::default()).await;
+    let mut sender = Connection::open(gateway.mllp).await.unwrap();
+    // MSH-26 is how confidential the whole message is.
+    for (control_id, label, birth) in [("C1", "R", "19700101"), ("C2", "", "")] {
+        let message = format!(
+            "MSH|^~\\&|ADT1|GENHOSP|||20260301||ADT^A08|{control_id}|P|2.8.2||||||||||||||{label}\rEVN||20260301\r\
+             PID|1||{control_id}^^^GENHOSP^MR~T1^^^GENHOSP^PI||{NAME}^JANE||{birth}\r"
+        );
+        sender.send(message.as_bytes()).await.unwrap();
+        sender.receive(WAIT).await.unwrap();
+        let search = format!("GET /fhir/Patient?identifier=urn:pons:sender:genhosp:GENHOSP%7C{control_id}");
+        let began = Instant::now();
+        let entries = loop {
+            let found = ask(&gateway, &search, &[], b"").await.json();
+            match found["entry"].as_array() {
+                Some(entries) => break entries.clone(),
+                None => assert!(began.elapsed() < WAIT, "{control_id} is applied"),
+            }
+        };
+        let shown = &entries[0]["resource"];
+        assert_eq!(entries.len(), 1);
+        if control_id == "C1" {
+            assert_eq!(shown["resourceType"], "OperationOutcome", "{shown}");
+        } else {
+            assert_eq!((&shown["name"][0]["family"], &shown["birthDate"]), (&json!(NAME), &Value::Null));
+            assert_eq!(shown["meta"]["security"][0]["code"], "REDACTED");
+            assert_eq!(schemas::fhir::validate(shown), []);
+        }
+    }
+}
+
+#[tokio::test]
 #[ignore = "needs PostgreSQL and RabbitMQ: tests/run starts them"]
 async fn a_write_is_answered_whichever_replica_applies_it() {
     let services = Services::from_environment().unwrap();

@@ -116,7 +116,9 @@ impl Shown {
         };
         let stored = &held.resource;
         let state = State::decode(&stored.state).map_err(|_| bug())?;
-        let rendered = state.render(&stored.resource_type, stored.id);
+        let Some(rendered) = state.render_open(&stored.resource_type, stored.id, policy::is_open) else {
+            return Ok(Shown::Withheld("it is known from restricted messages only".to_owned()));
+        };
         if let Some(element) = rendered.lacks() {
             return Ok(Shown::Incomplete(element));
         }

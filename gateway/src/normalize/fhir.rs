@@ -67,7 +67,8 @@ impl Reader<'_> {
                 Ok(What::Whole(contribution.clone(), elements(resource)))
             })
             .collect::<Result<_, String>>()?;
-        let stamp = Stamp { sender: self.open.sender.clone(), at: None, number: None, seq: self.open.seq.0 };
+        let sender = self.open.sender.clone();
+        let stamp = Stamp { sender, at: None, number: None, seq: self.open.seq.0, labels: None };
         Ok(Facts { bundle: String::new(), what, effects: Vec::new(), stamp })
     }
 

@@ -9,7 +9,7 @@ mod moving;
 use super::waiters::{Changed, Done};
 use super::{Facts, Prepared, What};
 use crate::route::topics::{Happening, Touched};
-use crate::route::{Routable, Router};
+use crate::route::{Routable, Router, policy};
 use crate::store::{
     Alias, MessageResult, NewDelivery, OpenMessage, RecordTx, Recording, ResourceWrite, StoreError,
     StoredResource, WaitingCode,
@@ -459,14 +459,25 @@ impl<'r> Merge<'r> {
         }
     }
 
-    /// The Bundle of a message: everything that it touched, as it stands now, but what lacks a required element.
+    /// The Bundle of a message: everything that it touched, as it stands now, but what lacks a required element; and what others
+    /// said under a label that withholds, unless its own withholds it too.
     fn bundle(&self, prepared: &Prepared, ids: &[Uuid], issues: &mut Vec<Issue>) -> String {
         let mut seen = HashSet::new();
+        let labels = prepared.facts.as_ref().ok().and_then(|facts| facts.stamp.labels.as_deref());
+        let is_open = labels.is_none_or(policy::is_open);
         let mut rendered: Vec<Rendered<'_>> = ids
             .iter()
             .filter(|id| seen.insert(**id))
             .filter_map(|id| self.resources.get_key_value(id))
-            .map(|(id, current)| current.state.render(&current.resource_type, *id))
+            .filter_map(|(id, current)| {
+                let open = |labels: &str| !is_open || policy::is_open(labels);
+                let rendered = current.state.render_open(&current.resource_type, *id, open);
+                if rendered.as_ref().is_none_or(Rendered::is_redacted) {
+                    let text = "what is known of it from restricted messages is left out";
+                    issues.push(Issue::new(Severity::Information, "withheld", &*current.resource_type, text));
+                }
+                rendered
+            })
             .collect();
         issues.extend(bundle::leave_out_incomplete(&mut rendered));
         let entries: Vec<bundle::Entry<'_>> = rendered

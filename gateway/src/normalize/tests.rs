@@ -234,6 +234,31 @@ async fn an_identifier_learned_from_one_message_finds_the_patient_of_another() {
 }
 
 #[tokio::test]
+async fn what_a_restricted_message_said_does_not_go_along_with_an_ordinary_one() {
+    let gateway = Bench::new().await;
+    let restricted =
+        adt("A01", "20260301100000", "C1", RICH).replacen("|P|2.5.1", "|P|2.8.2||||||||||||||R", 1);
+    let ordinary = adt("A08", "20260301110000", "C2", "PID|1||1001^^^GENHOSP^MR||TEST^JANE^Q");
+    gateway.store_one("adt", &restricted).await;
+    let first = gateway.work().await.remove(0);
+    let bundle = String::from_utf8_lossy(&first.bundle).into_owned();
+    assert!(
+        bundle.contains("1 Street") && bundle.contains(r#""code":"R""#),
+        "it goes whole, under its label"
+    );
+    gateway.store_one("adt", &ordinary).await;
+    let second = gateway.work().await.remove(0);
+    let bundle = String::from_utf8_lossy(&second.bundle).into_owned();
+    assert!(bundle.contains("JANE") && bundle.contains("REDACTED"), "{bundle}");
+    for secret in ["1 Street", "555-0100", "1970", r#""code":"R""#] {
+        assert!(!bundle.contains(secret), "{secret} was said under a label that withholds");
+    }
+    assert!(second.issues.iter().any(|issue| issue.code == "withheld"));
+    let known = gateway.named("Patient", "GENHOSP", "1001").await.expect("known");
+    assert_eq!(known["birthDate"], "1970-01-01", "nothing is lost");
+}
+
+#[tokio::test]
 async fn another_person_under_the_same_number_goes_into_quarantine_and_leaves_nothing_behind() {
     let bench = Bench::new().await;
     let jane = adt("A01", "20260301100000", "C1", RICH);

@@ -36,6 +36,11 @@ pub fn at_reading(resource: &[u8]) -> Decision {
     labels(resource)
 }
 
+/// Whether what was said under these labels, the members of a `meta` in JSON, may go with what was not.
+pub fn is_open(labels: &str) -> bool {
+    serde_json::from_str::<Value>(labels).is_ok_and(|meta| closed(&meta).is_none())
+}
+
 /// Withholds a resource, or a Bundle that holds one, labelled `R` or `V` (v3-Confidentiality).
 fn labels(bundle: &[u8]) -> Decision {
     // Nearly no message carries labels: look for the word before parsing.
@@ -47,16 +52,19 @@ fn labels(bundle: &[u8]) -> Decision {
     };
     let entries = bundle["entry"].as_array().into_iter().flatten().map(|entry| &entry["resource"]);
     for resource in entries.chain([&bundle]) {
-        for label in resource["meta"]["security"].as_array().into_iter().flatten() {
-            let system = label["system"].as_str().unwrap_or_default();
-            let code = label["code"].as_str().unwrap_or_default();
-            if system == CONFIDENTIALITY && matches!(code, "R" | "V") {
-                let kind = resource["resourceType"].as_str().unwrap_or("resource");
-                return Decision::Suppress(format!("{kind} is labelled {code} (v3-Confidentiality)"));
-            }
+        if let Some(code) = closed(&resource["meta"]) {
+            let kind = resource["resourceType"].as_str().unwrap_or("resource");
+            return Decision::Suppress(format!("{kind} is labelled {code} (v3-Confidentiality)"));
         }
     }
     Decision::Allow
+}
+
+/// The label of a `meta` that withholds.
+fn closed(meta: &Value) -> Option<&str> {
+    let labels = meta["security"].as_array().into_iter().flatten();
+    let mut ours = labels.filter(|label| label["system"] == CONFIDENTIALITY);
+    ours.find_map(|label| label["code"].as_str().filter(|code| matches!(*code, "R" | "V")))
 }
 
 const CONFIDENTIALITY: &str = "http://terminology.hl7.org/CodeSystem/v3-Confidentiality";
@@ -80,6 +88,14 @@ mod tests {
         check(&label("R"), Decision::Suppress("Observation is labelled R (v3-Confidentiality)".to_owned()));
         check(&label("V"), Decision::Suppress("Observation is labelled V (v3-Confidentiality)".to_owned()));
         check(r#"{"system":"urn:other","code":"R"}"#, Decision::Allow);
+    }
+
+    #[test]
+    fn what_was_said_under_a_label_that_withholds_goes_with_nothing_else() {
+        let label = |code| format!(r#"{{"security":[{{"system":"{CONFIDENTIALITY}","code":"{code}"}}]}}"#);
+        let open = ["N", "R", "V"].map(|code| is_open(&label(code)));
+        assert_eq!(open, [true, false, false]);
+        assert!(is_open(r#"{"tag":[{"code":"HTEST"}]}"#) && !is_open("{"));
     }
 
     #[test]

@@ -5,7 +5,11 @@ use crate::names;
 use proptest::prelude::*;
 
 fn stamp(sender: &str, at: i64, seq: i64) -> Stamp {
-    Stamp { sender: sender.into(), at: Some(at), number: None, seq }
+    Stamp { sender: sender.into(), at: Some(at), number: None, seq, labels: None }
+}
+
+fn labelled(seq: i64) -> Stamp {
+    Stamp { labels: Some(r#"{"security":[{"code":"R"}]}"#.into()), ..stamp("a", seq, seq) }
 }
 
 fn valued(name: &str, order: u32, path: &str, list: bool, json: &str) -> SlotWrite {
@@ -35,6 +39,51 @@ fn body(state: &State) -> String {
     let start = text.find(",\"").map_or(text.len() - 1, |at| at + 1);
     let rest = &text[start..];
     rest.split_once(',').map_or("{}".to_owned(), |(_, rest)| format!("{{{rest}"))
+}
+
+#[test]
+fn what_was_said_under_labels_stays_under_them_until_it_is_said_without() {
+    let name = |json: &str| valued("pid/name", 1, "name", true, json);
+    let birth = || valued("pid/birth", 2, "birthDate", false, "\"1970-01-01\"");
+    let (one, other) = (r#"{"family":"TEST"}"#, r#"{"family":"OTHER"}"#);
+    let mut state = State::default();
+    state.apply(&patient(Existing::Merge, vec![name(one), birth()]), &labelled(1), message(1));
+    let id = Uuid::from_u128(7);
+    let open = |state: &State| {
+        state.render_open("Patient", id, |labels| !labels.contains("\"R\"")).map(|rendered| {
+            let redacted = rendered.is_redacted();
+            assert_eq!(rendered.json.contains("REDACTED"), redacted);
+            (redacted, rendered.json.contains("TEST"), rendered.json.contains("1970"))
+        })
+    };
+    let whole = state.render("Patient", id).json;
+    assert!(whole.contains(r#""meta":{"security":[{"code":"R"}]}"#), "{whole}");
+    assert_eq!(open(&state), None, "nothing is known of it otherwise");
+
+    // Another sender says the name too, in passing; nothing of it is taken, but it is no secret any more.
+    let applied = state.apply(&patient(Existing::Add, vec![name(one)]), &stamp("b", 2, 2), message(2));
+    assert!(applied.changed);
+    assert_eq!(open(&state), Some((true, true, false)), "the birth date still is");
+    // Something else in its place says nothing of what was said before.
+    state.apply(&patient(Existing::Add, vec![name(other), birth()]), &labelled(3), message(3));
+    assert_eq!(open(&state), Some((true, true, false)));
+    assert_eq!(State::decode(&state.encode()).as_ref(), Ok(&state));
+    state.apply(&patient(Existing::Merge, vec![birth()]), &stamp("a", 4, 4), message(4));
+    assert_eq!(open(&state), Some((false, true, true)));
+    assert!(!state.render("Patient", id).json.contains("meta"));
+}
+
+#[test]
+fn a_state_of_before_labels_is_still_read() {
+    let mut state = State::default();
+    let slots = vec![valued("pid/name", 1, "name", true, r#"{"family":"TEST"}"#)];
+    state.apply(&patient(Existing::Merge, slots), &stamp("a", 1, 1), message(1));
+    let mut bytes = state.encode();
+    // One stamp: its sender, two numbers and a place of nine bytes each (MSH-13 is one), then the length of no labels.
+    let labels = 1 + 1 + 2 + 9 + 1 + 9;
+    assert_eq!((bytes[0], bytes.remove(labels)), (FORMAT, 0));
+    bytes[0] = UNLABELLED;
+    assert_eq!(State::decode(&bytes), Ok(state));
 }
 
 #[test]
@@ -315,7 +364,9 @@ proptest! {
 
     #[test]
     fn damaged_bytes_are_refused_and_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
-        let _ = State::decode(&[&[FORMAT], &bytes[..]].concat());
+        for format in [FORMAT, UNLABELLED] {
+            let _ = State::decode(&[&[format], &bytes[..]].concat());
+        }
         let mut state = State::default();
         state.apply(&contribution(true, &[(1, Some(2))]), &stamp("a", 1, 1), message(1));
         let whole = state.encode();

@@ -590,9 +590,11 @@ impl<'r> Run<'r> {
         if let (Some(traced), Some(tracer)) = (traced, self.tracer.take()) {
             *traced = self.traced_whole(*tracer, &states);
         }
-        let stamp = self.stamp();
         let mut bundle = String::new();
         crate::render::elements(fragments_of(&self.bundle), &mut bundle);
+        let labels = crate::bundle::labels(&bundle);
+        let labels = labels.map(|labels| serde_json::Value::Object(labels).to_string().into());
+        let stamp = Stamp { labels, ..self.stamp() };
         Mapped {
             bundle,
             segments: Vec::new(),
@@ -634,7 +636,7 @@ impl<'r> Run<'r> {
         }
     }
 
-    /// When the message says it was said: EVN-2, else MSH-7; and MSH-13.
+    /// When the message says it was said: EVN-2, else MSH-7; and MSH-13. Its labels are the Bundle's.
     fn stamp(&self) -> Stamp {
         let moment = |element: Element| {
             let text = element.text(self.message)?;
@@ -646,6 +648,7 @@ impl<'r> Run<'r> {
                 at: None,
                 number: None,
                 seq: self.context.seq,
+                labels: None,
             };
         }
         let evn = self.message.find(SegmentName::of("EVN"));
@@ -653,7 +656,7 @@ impl<'r> Run<'r> {
             .and_then(|evn| moment(self.message.field(evn, 2)))
             .or_else(|| moment(self.message.field(0, 7)));
         let number = self.message.field(0, 13).text(self.message).and_then(|text| text.trim().parse().ok());
-        Stamp { sender: self.context.sender.clone(), at, number, seq: self.context.seq }
+        Stamp { sender: self.context.sender.clone(), at, number, seq: self.context.seq, labels: None }
     }
 
     /// Whether a segment of a name may be in the message.
