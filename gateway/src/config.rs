@@ -4,6 +4,7 @@
 //! the documentation says; the adapters bring tables of their own.
 
 use crate::deliver::Writes;
+use crate::route::notification::{Notifies, Payload};
 use crate::route::topics::Filter;
 use adapters::settings::{Fallback, Kind, Secret, Setting, SettingsReader};
 use adapters::{Destination, Source, SourceContext};
@@ -90,6 +91,12 @@ pub const HTTP: &[Setting] = &[
         Fallback::Value("false"),
         "serves plain text off loopback, knowingly",
     ),
+    row(
+        "base_url",
+        Kind::Url,
+        Fallback::Absent,
+        "under what address others reach `/fhir`, such as https://pons.example/fhir: notifications name resources by it",
+    ),
     row("body_max", Kind::Bytes(1 << 10, 1 << 30), Fallback::Value("16MiB"), "the largest request body"),
     row(
         "timeout",
@@ -168,6 +175,13 @@ pub const SUBSCRIPTION: &[Setting] = &[
         "a list of search conditions, such as `Encounter?class=IMP`: a topic counts if a resource that it is about meets those of its type",
     ),
     row("senders", Kind::Text, Fallback::Required, "a list of senders; `*` for any"),
+    row(
+        "content",
+        Kind::Choice(&["message", "full-resource", "id-only", "empty"]),
+        Fallback::Value("message"),
+        "`message`: the Bundle of the whole message; the others: for each event a notification of the FHIR Subscriptions backport, with \
+         the resources, references to them, or nothing but its number",
+    ),
     row("destination", Kind::Text, Fallback::Required, "a map: `adapter` and the keys of that adapter"),
     row(
         "on_parked",
@@ -289,6 +303,8 @@ pub struct Http {
     pub listen: Option<SocketAddr>,
     /// Its certificate and whom it asks for one.
     pub tls: Option<Arc<adapters::tls::ServerTls>>,
+    /// Under what address others reach `/fhir`, without a slash at its end.
+    pub base_url: Option<String>,
     /// The largest body, in bytes.
     pub body_max: usize,
     /// How long a FHIR write waits for its result.
@@ -360,6 +376,8 @@ pub struct Subscription {
     pub filters: Vec<Filter>,
     /// From which senders; `*` for any.
     pub senders: Vec<String>,
+    /// How it is notified of events; `None` sends it the whole messages.
+    pub notifies: Option<Notifies>,
     /// Where its events go.
     pub to: To,
     /// How they are written as HL7 v2, if they are not to go as they came.
@@ -432,12 +450,13 @@ impl Config {
 
 fn read(root: &Node, folder: &Path, mistakes: &mut Vec<Mistake>) -> Config {
     let mut fields = Fields::new(root, "", mistakes);
+    let base = root.get("http").and_then(|http| http.get("base_url")).and_then(Node::text);
     let sources: Vec<ConfiguredSource> =
         each(&mut fields, "sources", |node, path, out| source(node, path, folder, out));
     let senders: Vec<Sender> =
         each(&mut fields, "senders", |node, path, out| sender(node, path, folder, out));
     let subscriptions: Vec<Subscription> =
-        each(&mut fields, "subscriptions", |node, path, out| subscription(node, path, folder, out));
+        each(&mut fields, "subscriptions", |node, path, out| subscription(node, path, folder, base, out));
     let source_names: Vec<&str> = sources.iter().map(|s| &*s.common.name).collect();
     let sender_names: Vec<&str> = senders.iter().map(|s| &*s.name).collect();
     known_names(&mut fields, root, ("senders", "sources"), "source", &source_names);
@@ -487,7 +506,13 @@ fn read(root: &Node, folder: &Path, mistakes: &mut Vec<Mistake>) -> Config {
 impl Default for Http {
     fn default() -> Self {
         let listen = SocketAddr::from(([127, 0, 0, 1], 8080));
-        Http { listen: Some(listen), tls: None, body_max: 16 << 20, timeout: Duration::from_secs(30) }
+        Http {
+            listen: Some(listen),
+            tls: None,
+            base_url: None,
+            body_max: 16 << 20,
+            timeout: Duration::from_secs(30),
+        }
     }
 }
 
@@ -496,6 +521,7 @@ fn http(reader: &mut SettingsReader<'_, '_, '_>) -> Http {
     let listen = reader.listen("listen").filter(|_| enabled);
     let tls = reader.map("tls", |reader| adapters::tls::ServerTls::read(reader, &["http/1.1"]));
     let waiver = reader.flag("plain_text_waiver");
+    let base_url = reader.url("base_url");
     let exposed = listen.is_some_and(|address| !address.ip().is_loopback());
     if exposed && tls.is_none() && !waiver {
         reader.wrong(
@@ -506,6 +532,7 @@ fn http(reader: &mut SettingsReader<'_, '_, '_>) -> Http {
     Http {
         listen,
         tls: tls.map(Arc::new),
+        base_url: base_url.map(|url| url.to_string().trim_end_matches('/').to_owned()),
         body_max: reader.bytes("body_max"),
         timeout: reader.span("timeout"),
     }
@@ -597,7 +624,13 @@ fn reads<'n>(fields: &mut Fields<'n, '_>, node: &Node) -> Vec<&'n str> {
     types
 }
 
-fn subscription(node: &Node, path: &str, folder: &Path, mistakes: &mut Vec<Mistake>) -> Option<Subscription> {
+fn subscription(
+    node: &Node,
+    path: &str,
+    folder: &Path,
+    base: Option<&str>,
+    mistakes: &mut Vec<Mistake>,
+) -> Option<Subscription> {
     let mut fields = Fields::new(node, path, mistakes);
     let mut reader = SettingsReader::new(&mut fields, SUBSCRIPTION, folder);
     let name: Arc<str> = reader.text("name").unwrap_or_default().into();
@@ -607,6 +640,7 @@ fn subscription(node: &Node, path: &str, folder: &Path, mistakes: &mut Vec<Mista
     let (retry_base, retry_cap) = (reader.span("retry_base"), reader.span("retry_cap"));
     let in_flight_max = reader.count("in_flight_max");
     let attempt_timeout = reader.span("attempt_timeout");
+    let content = reader.choice("content");
     plain_name(&mut fields, &name);
     fields.take_required("topics");
     let topics = fields.take_texts("topics");
@@ -621,6 +655,7 @@ fn subscription(node: &Node, path: &str, folder: &Path, mistakes: &mut Vec<Mista
     fields.take_required("senders");
     let senders = fields.take_texts("senders");
     let writes = writes(&mut fields, node, &topics);
+    let notifies = notifies(&mut fields, node, content, &name, base);
     let destination = fields.take_required("destination");
     let path = fields.path_of("destination");
     let to = destination.and_then(|node| destination_of(node, &path, folder, fields.mistakes()));
@@ -632,9 +667,17 @@ fn subscription(node: &Node, path: &str, folder: &Path, mistakes: &mut Vec<Mista
             "only `mllp` takes messages of HL7 v2",
         );
     }
+    if content != "message" && adapter == Some("mllp") {
+        fields.wrong(
+            node.get("content").map_or(node.place, |node| node.place),
+            "content",
+            "`mllp` takes no notifications",
+        );
+    }
     fields.finish();
     Some(Subscription {
         name,
+        notifies,
         topics: topics.into_iter().map(str::to_owned).collect(),
         filters,
         senders: senders.into_iter().map(str::to_owned).collect(),
@@ -672,6 +715,30 @@ fn filters(fields: &mut Fields<'_, '_>, node: &Node, topics: &[&str]) -> Vec<Fil
         }
     }
     filters
+}
+
+/// How a subscription is notified of events, by its `content:`.
+fn notifies(
+    fields: &mut Fields<'_, '_>,
+    node: &Node,
+    content: &str,
+    name: &str,
+    base: Option<&str>,
+) -> Option<Notifies> {
+    let (_, payload) = *Payload::ALL.iter().find(|(code, _)| *code == content)?;
+    let mut wrong = |text: &str| {
+        let place = node.get("content").map_or(node.place, |node| node.place);
+        fields.wrong(place, "content", text);
+    };
+    if name.contains('_') {
+        wrong("notifications name the subscription as a FHIR id, which has no `_`: rename it");
+    }
+    if base.is_none() {
+        wrong(
+            "notifications name resources by their address: say under which `/fhir` is reached, as `http: {base_url: ...}`",
+        );
+    }
+    Some(Notifies { base: base?.trim_end_matches('/').into(), payload })
 }
 
 /// `write:` and what goes with it.

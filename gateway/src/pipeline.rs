@@ -351,7 +351,14 @@ fn deliverer(
         again_after_wipe: matches!(subscription.to, To::Queue(_)).then_some(AGAIN_AFTER_WIPE),
         ..deliver::Settings::default()
     };
-    deliver::Subscription { name: subscription.name.clone(), settings, destination, counters, timings }
+    deliver::Subscription {
+        name: subscription.name.clone(),
+        settings,
+        notifies: subscription.notifies.clone(),
+        destination,
+        counters,
+        timings,
+    }
 }
 
 /// Hands what was recorded to the deliverers, as far as they have room.
@@ -359,7 +366,7 @@ fn hand_on(feeds: &HashMap<Arc<str>, Feed>, recorded: Vec<Recorded>) {
     for one in recorded {
         for (delivery, number) in one.deliveries {
             let Some(feed) = feeds.get(&delivery.subscription) else { continue };
-            if delivery.suppressed.is_some() {
+            if delivery.is_final() {
                 continue;
             }
             let content = Content {
@@ -369,6 +376,7 @@ fn hand_on(feeds: &HashMap<Arc<str>, Feed>, recorded: Vec<Recorded>) {
                 message_type: one.message.message_type.clone(),
                 received_at: one.message.received_at,
                 bundle: one.bundle.clone(),
+                beside: one.beside.clone(),
             };
             let routed = Routed {
                 id: delivery.id,
@@ -376,7 +384,7 @@ fn hand_on(feeds: &HashMap<Arc<str>, Feed>, recorded: Vec<Recorded>) {
                 revision: delivery.revision,
                 number,
                 key: delivery.key,
-                topics: delivery.topics,
+                matched: delivery.matched,
                 content,
                 traceparent: one.traceparent.clone(),
             };

@@ -520,6 +520,11 @@ impl State {
         Some((known, patient_of(&said?.json)?))
     }
 
+    /// Who said something that stands.
+    pub fn senders(&self) -> impl Iterator<Item = &str> {
+        self.slots.iter().filter(|slot| !slot.fragments.is_empty()).map(|slot| &*slot.stamp.sender)
+    }
+
     fn rendered(&self) -> String {
         self.render("", Uuid::nil()).json
     }

@@ -210,7 +210,7 @@ impl Gateway {
         }
         let data = setup.data_dir.clone().unwrap_or_else(|| self.folder.path().join("data"));
         line(format!("data_dir: '{}'", data.display()));
-        line(format!("http: {{listen: '{}'}}", self.http));
+        line(format!("http: {{listen: '{0}', base_url: 'http://{0}/fhir'}}", self.http));
         for setting in &setup.settings {
             line(setting.clone());
         }

@@ -4,7 +4,7 @@ use super::{Answer, Api, outcome};
 use crate::ingest::keys::Keys;
 use crate::ingest::senders::Known;
 use crate::normalize::waiters::{Changed, Done};
-use crate::store::{Format, NewMessage, Refused};
+use crate::store::{self, Format, NewMessage, Refused};
 use crate::telemetry::trace;
 use adapters::Verdict;
 use bytes::Bytes;
@@ -345,7 +345,7 @@ async fn refuse(
 fn new_message(client: &Known, key: &str, label: String, bytes: Bytes) -> NewMessage {
     NewMessage {
         id: MessageId(Uuid::now_v7()),
-        received_at: jiff::Timestamp::now(),
+        received_at: store::now(),
         sender: client.name.clone(),
         source: "http".into(),
         format: Format::FhirJson,

@@ -77,9 +77,14 @@ fn lines(timeline: &Timeline) -> Vec<String> {
             "to {}  event {} ({})",
             one.subscription,
             delivery.number,
-            delivery.topics.join(", ")
+            delivery.matched.topics.join(", ")
         ));
         lines.push(format!("    delivery {}", delivery.id));
+        if let Some(references) = &delivery.matched.references {
+            let about = references.first().map_or("nothing that may be told", String::as_str);
+            let along = references.len().saturating_sub(1);
+            lines.push(format!("    about {about}, and {along} resources along with it"));
+        }
         for attempt in &one.attempts {
             lines.push(format!(
                 "    {}  attempt {}: {} after {} ms",

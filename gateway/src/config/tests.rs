@@ -134,6 +134,26 @@ fn what_is_written_for_a_subscriber_is_said_by_topic_or_for_all() {
 }
 
 #[test]
+fn notifications_need_an_address_and_a_name_that_is_an_id() {
+    let with = |content: &str| {
+        GOOD.replace("    senders: [genhosp]\n", &format!("    senders: [genhosp]\n    content: {content}\n"))
+    };
+    let told = |text: &str| mistakes(text).join("; ");
+    let hook = "{adapter: rest-hook, url: 'http://127.0.0.1:1/'}";
+    let hook = |text: String| text.replace("{adapter: mllp, connect: '127.0.0.1:2576'}", hook);
+    assert!(told(&with("id-only")).contains("`mllp` takes no notifications"));
+    assert!(told(&hook(with("id-only"))).contains("say under which `/fhir` is reached"));
+    assert!(told(&hook(with("some"))).contains("expected one of"));
+    let addressed = format!("http: {{base_url: 'https://pons.test/fhir/'}}\n{}", hook(with("id-only")));
+    assert!(told(&addressed.replace("name: insurer", "name: the_insurer")).contains("rename it"));
+    let folder = folder();
+    let config = Config::parse(&addressed, folder.path()).expect("valid");
+    let expected = Notifies { base: "https://pons.test/fhir".into(), payload: Payload::IdOnly };
+    assert_eq!(config.subscriptions[0].notifies, Some(expected));
+    assert_eq!(Config::parse(GOOD, folder.path()).expect("valid").subscriptions[0].notifies, None);
+}
+
+#[test]
 fn a_listener_off_loopback_needs_tls_or_a_waiver() {
     assert_eq!(mistakes("http: {listen: '0.0.0.0:8080'}").len(), 1);
     assert!(mistakes("http: {listen: '0.0.0.0:8080', plain_text_waiver: true}").is_empty());

@@ -6,7 +6,7 @@
 use super::window::Names;
 use crate::bus::Bus;
 use crate::chain;
-use crate::route::publish::{Event, bundle_in, envelope};
+use crate::route::publish::{Event, Told, bundle_in, envelope};
 use crate::store::Store;
 use adapters::{Destination, Outgoing};
 use futures_util::future::join_all;
@@ -48,11 +48,12 @@ pub(super) async fn hand_over_again(
                 revision: row.revision,
                 number: row.number,
                 subscription: &names.subscription,
-                topics: &row.topics,
+                matched: &row.matched,
                 sender: &content.sender,
                 received_at: content.received_at,
                 traceparent: None,
-                bundle: &content.bundle,
+                told: Told { bundle: &content.bundle, beside: &content.beside },
+                notifies: names.notifies.as_ref(),
             })
             .body;
             outgoing.push(Outgoing {

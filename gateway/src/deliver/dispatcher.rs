@@ -159,6 +159,7 @@ impl<'a> Tenure<'a> {
         let names = Names {
             installation: Arc::clone(&services.installation),
             subscription: Arc::clone(&subscription.name),
+            notifies: subscription.notifies.clone(),
         };
         Tenure {
             window: Window::new(

@@ -127,7 +127,7 @@ mod tests {
             revision: 0,
             number,
             key: OrderKey(0),
-            topics: Vec::new(),
+            matched: Vec::new().into(),
             content: Content {
                 original: Bytes::new(),
                 format: Format::Hl7v2,
@@ -135,6 +135,7 @@ mod tests {
                 message_type: "ORU^R01".to_owned(),
                 received_at: Timestamp::UNIX_EPOCH,
                 bundle: Bytes::from(vec![0; size]),
+                beside: Bytes::new(),
             },
             traceparent: None,
         }

@@ -21,8 +21,9 @@ pub use written::{Writes, Written};
 
 use crate::bus::Bus;
 use crate::lifecycle::RetryPolicy;
+use crate::route::notification::Notifies;
 use crate::route::publish::EpochWatch;
-use crate::store::{Content, Store};
+use crate::store::{Content, Matched, Store};
 use crate::telemetry::metrics::DeliverTimings;
 use adapters::Destination;
 use schemas::message::{DeliveryId, MessageId, OrderKey};
@@ -116,6 +117,8 @@ pub struct Subscription {
     pub name: Arc<str>,
     /// How.
     pub settings: Settings,
+    /// How its notifications are written; `None` if it gets whole messages.
+    pub notifies: Option<Notifies>,
     /// To whom.
     pub destination: Arc<dyn Destination>,
     /// What is counted.
@@ -153,8 +156,8 @@ pub struct Routed {
     pub number: i64,
     /// Whose order it keeps.
     pub key: OrderKey,
-    /// The topics that matched.
-    pub topics: Vec<String>,
+    /// What it tells of.
+    pub matched: Matched,
     /// What it carries.
     pub content: Content,
     /// W3C trace context, if traced.
@@ -164,7 +167,7 @@ pub struct Routed {
 impl Routed {
     /// Bytes of content that it keeps in memory.
     fn bytes(&self) -> usize {
-        self.content.original.len() + self.content.bundle.len()
+        self.content.original.len() + self.content.bundle.len() + self.content.beside.len()
     }
 }
 

@@ -8,8 +8,9 @@ use super::feed::Ahead;
 use super::{Counters, OnParked, Routed, Settings};
 use crate::bus::{BusError, Envelope, Taken, Ticket};
 use crate::lifecycle::{Delivery, DeliveryEffect, DeliveryEvent, Outcome, Phase};
-use crate::route::publish::{Event, envelope};
-use crate::store::{Attempt, Content, DeadLetter, DeliveryChange, DeliveryState, OpenDelivery};
+use crate::route::notification::Notifies;
+use crate::route::publish::{Event, Told, envelope};
+use crate::store::{Attempt, Content, DeadLetter, DeliveryChange, DeliveryState, Matched, OpenDelivery};
 use bytes::Bytes;
 use jiff::Timestamp;
 use schemas::message::{DeliveryId, MessageId, OrderKey};
@@ -64,6 +65,8 @@ pub(super) struct Window {
 pub(super) struct Names {
     pub(super) installation: Arc<str>,
     pub(super) subscription: Arc<str>,
+    /// How its notifications are written; `None` if it gets whole messages.
+    pub(super) notifies: Option<Notifies>,
 }
 
 struct Entry {
@@ -71,7 +74,7 @@ struct Entry {
     message: MessageId,
     revision: u32,
     key: OrderKey,
-    topics: Vec<String>,
+    matched: Matched,
     machine: Delivery,
     place: Place,
     /// To make the event from; dropped once the bus has it.
@@ -908,7 +911,7 @@ impl Entry {
             message: routed.message,
             revision: routed.revision,
             key: routed.key,
-            topics: routed.topics,
+            matched: routed.matched,
             machine,
             place: Place::Unpublished,
             original: None,
@@ -940,7 +943,7 @@ impl Entry {
             message: row.message,
             revision: row.revision,
             key: row.key,
-            topics: row.topics,
+            matched: row.matched,
             machine,
             place,
             content: None,
@@ -965,18 +968,21 @@ impl Entry {
             revision: self.revision,
             number,
             subscription: &names.subscription,
-            topics: &self.topics,
+            matched: &self.matched,
             sender: &content.sender,
             received_at: content.received_at,
             traceparent: self.traceparent.clone(),
-            bundle: &content.bundle,
+            told: Told { bundle: &content.bundle, beside: &content.beside },
+            notifies: names.notifies.as_ref(),
         }))
     }
 
     /// Bytes of content that it keeps in memory.
     fn held_bytes(&self) -> usize {
-        let content =
-            self.content.as_ref().map_or(0, |content| content.original.len() + content.bundle.len());
+        let content = self
+            .content
+            .as_ref()
+            .map_or(0, |content| content.original.len() + content.bundle.len() + content.beside.len());
         content + self.event.as_ref().map_or(0, Bytes::len) + self.original.as_ref().map_or(0, Bytes::len)
     }
 }

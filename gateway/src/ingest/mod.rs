@@ -9,7 +9,7 @@ pub mod pressure;
 pub mod senders;
 
 use crate::normalize::waiters::{Changed, Done, Waiters};
-use crate::store::{Appended, Format, NewMessage, Refused, Store};
+use crate::store::{self, Appended, Format, NewMessage, Refused, Store};
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::trace::{self, Verb};
 use adapters::{Intake, Outcome, Received, Rejection, RejectionKind, Stored, Verdict};
@@ -237,7 +237,7 @@ impl Ingest {
     ) -> NewMessage {
         NewMessage {
             id: MessageId(Uuid::now_v7()),
-            received_at: jiff::Timestamp::now(),
+            received_at: store::now(),
             sender: if sender.is_empty() { UNKNOWN.into() } else { sender.into() },
             source: received.source.clone(),
             format: Format::Hl7v2,
@@ -356,7 +356,7 @@ fn unnamed(received: &Received, rejection: &Rejection, answered: bool) -> NewMes
     }
     NewMessage {
         id: MessageId(Uuid::now_v7()),
-        received_at: jiff::Timestamp::now(),
+        received_at: store::now(),
         sender: UNKNOWN.into(),
         source: received.source.clone(),
         format: Format::Hl7v2,

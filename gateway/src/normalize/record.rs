@@ -4,6 +4,7 @@
 //! ones before it did; a message that goes into quarantine leaves nothing behind but its result. A message that moves something to
 //! another patient is a batch of its own ([`batches`]), because it is about all that is known of the patient by then.
 
+mod along;
 mod moving;
 
 use super::waiters::{Changed, Done};
@@ -44,6 +45,8 @@ pub struct Recorded {
     pub deliveries: Vec<(NewDelivery, i64)>,
     /// What they carry.
     pub bundle: Bytes,
+    /// What notifications bring along beside it.
+    pub beside: Bytes,
     /// What there was to say about it.
     pub issues: Vec<Issue>,
     /// The trace that its deliveries continue, if there is one.
@@ -109,6 +112,7 @@ async fn try_record(
             mapping: prepared.mapping.clone(),
             issues: prepared.issues.clone(),
             bundle: Bytes::new(),
+            beside: Bytes::new(),
         };
         let mut done = Done { quarantined: None, resources: Vec::new() };
         let mut deliveries = 0;
@@ -119,20 +123,18 @@ async fn try_record(
                 merging = taken.issues.clone();
                 result.issues.extend(taken.issues);
                 result.bundle = taken.bundle.into();
+                let now = jiff::Timestamp::now();
                 routing = prepared.verb.as_ref().and_then(|verb| verb.follow("route"));
-                let routed = router.deliveries(&Routable {
+                let mut routed = router.deliveries(&Routable {
                     id: prepared.open.id,
                     seq: prepared.open.seq,
                     revision: prepared.open.revision,
                     sender: &prepared.open.sender,
                     key: prepared.open.keys.first().copied().unwrap_or(schemas::message::OrderKey(0)),
-                    happening: Happening {
-                        event: prepared.event.as_deref(),
-                        resources: &taken.touched,
-                        now: jiff::Timestamp::now(),
-                    },
+                    happening: Happening { event: prepared.event.as_deref(), resources: &taken.touched, now },
                     bundle: &result.bundle,
                 });
+                result.beside = merge.bring_along(&mut *tx, &mut routed, &taken.bundled, now).await?;
                 done.resources = taken.changed;
                 deliveries = routed.len();
                 recording.deliveries.extend(routed);
@@ -144,7 +146,7 @@ async fn try_record(
             }
         }
         wait_for_codes(&mut recording, prepared);
-        recorded.push((done, deliveries, result.bundle.clone(), merging, routing));
+        recorded.push((done, deliveries, result.bundle.clone(), result.beside.clone(), merging, routing));
         recording.results.push(result);
     }
     recording.aliases = std::mem::take(&mut merge.new_aliases);
@@ -153,13 +155,14 @@ async fn try_record(
     let numbers = tx.commit(recording).await?;
     let mut numbered = routed.into_iter().zip(numbers);
     let told = batch.drain(..).zip(recorded);
-    let recorded = told.map(|(mut prepared, (done, deliveries, bundle, merging, routing))| {
+    let recorded = told.map(|(mut prepared, (done, deliveries, bundle, beside, merging, routing))| {
         let traceparent = traced(&mut prepared, &done, deliveries, routing);
         Recorded {
             message: prepared.open,
             done,
             deliveries: numbered.by_ref().take(deliveries).collect(),
             bundle,
+            beside,
             issues: prepared.issues.into_iter().chain(merging).collect(),
             traceparent,
         }
@@ -219,6 +222,8 @@ struct Merge<'r> {
 /// What taking one message made.
 struct Taken {
     bundle: String,
+    /// Which resources are in it.
+    bundled: HashSet<Uuid>,
     touched: Vec<Touched<'static>>,
     changed: Vec<Changed>,
     issues: Vec<Issue>,
@@ -310,7 +315,13 @@ impl<'r> Merge<'r> {
         for (contribution, id) in facts.contributions().zip(&ids) {
             self.name(contribution, *id);
         }
-        let mut taken = Taken { bundle: String::new(), touched: Vec::new(), changed: Vec::new(), issues };
+        let mut taken = Taken {
+            bundle: String::new(),
+            bundled: HashSet::new(),
+            touched: Vec::new(),
+            changed: Vec::new(),
+            issues,
+        };
         for (what, id) in facts.what.iter().zip(&ids) {
             self.apply(prepared, facts, what, *id, &moved, &mut taken);
         }
@@ -322,7 +333,7 @@ impl<'r> Merge<'r> {
                 self.move_along(prepared, moving, &mut ids, &mut taken);
             }
         }
-        taken.bundle = self.bundle(prepared, &ids, &mut taken.issues);
+        (taken.bundle, taken.bundled) = self.bundle(prepared, &ids, &mut taken.issues);
         Ok(taken)
     }
 
@@ -461,7 +472,7 @@ impl<'r> Merge<'r> {
 
     /// The Bundle of a message: everything that it touched, as it stands now, but what lacks a required element; and what others
     /// said under a label that withholds, unless its own withholds it too.
-    fn bundle(&self, prepared: &Prepared, ids: &[Uuid], issues: &mut Vec<Issue>) -> String {
+    fn bundle(&self, prepared: &Prepared, ids: &[Uuid], issues: &mut Vec<Issue>) -> (String, HashSet<Uuid>) {
         let mut seen = HashSet::new();
         let labels = prepared.facts.as_ref().ok().and_then(|facts| facts.stamp.labels.as_deref());
         let is_open = labels.is_none_or(policy::is_open);
@@ -485,7 +496,7 @@ impl<'r> Merge<'r> {
             .map(|one| bundle::Entry { resource_type: one.resource_type, id: one.id, json: &one.json })
             .collect();
         let open = &prepared.open;
-        bundle::assemble(
+        let bundle = bundle::assemble(
             &entries,
             &About {
                 message: open.id.0,
@@ -494,7 +505,8 @@ impl<'r> Merge<'r> {
                 mapping: &prepared.mapping,
                 elements: prepared.facts.as_ref().map_or("", |facts| &facts.bundle),
             },
-        )
+        );
+        (bundle, entries.iter().map(|entry| entry.id).collect())
     }
 
     fn writes(self) -> Vec<ResourceWrite> {

@@ -489,6 +489,9 @@ impl RecordTx for Broken {
     async fn about(&mut self, _: Uuid) -> Result<Vec<Uuid>, StoreError> {
         Ok(Vec::new())
     }
+    async fn about_of(&mut self, _: Uuid, _: &str, _: usize) -> Result<Vec<Uuid>, StoreError> {
+        Ok(Vec::new())
+    }
     async fn commit(self: Box<Self>, _: Recording) -> Result<Vec<i64>, StoreError> {
         Ok(Vec::new())
     }

@@ -3,12 +3,13 @@
 //! Pure: it decides, and `normalize` writes what it decided in the same transaction as the message's result, so that
 //! recovery never invents a destination.
 
+pub mod notification;
 pub mod policy;
 pub mod publish;
 pub mod topics;
 
 use crate::config::Subscription;
-use crate::store::NewDelivery;
+use crate::store::{Matched, NewDelivery};
 use policy::Decision;
 use schemas::message::{DeliveryId, MessageId, OrderKey, Seq};
 use std::collections::HashSet;
@@ -63,12 +64,19 @@ impl Router {
         self.watched.contains(resource_type)
     }
 
+    /// Whether a subscription may know what a sender says.
+    pub fn hears(&self, subscription: &str, sender: &str) -> bool {
+        let mut subscriptions = self.subscriptions.iter();
+        subscriptions.any(|known| *known.name == *subscription && policy::listens(known, sender))
+    }
+
     /// Whether anybody subscribes to anything.
     pub fn is_idle(&self) -> bool {
         self.subscriptions.is_empty()
     }
 
-    /// One delivery for each subscription that a topic of the message concerns, withheld ones included.
+    /// One delivery for each subscription that a topic of the message concerns, or one for each event where it is notified of events;
+    /// withheld ones included. A notification's references are what it is about; what goes along is still to be added.
     pub fn deliveries(&self, message: &Routable<'_>) -> Vec<NewDelivery> {
         let found = self.topics.iter().map(|topic| (topic.name(), topic.focus(&message.happening)));
         let found: Vec<(&str, Vec<&Touched<'_>>)> = found.filter(|(_, focus)| !focus.is_empty()).collect();
@@ -77,35 +85,48 @@ impl Router {
         }
         let mut decision = None;
         let listening = self.subscriptions.iter().filter(|s| policy::listens(s, message.sender));
-        listening
-            .filter_map(|subscription| {
-                let asked = found
-                    .iter()
-                    .filter(|(topic, _)| subscription.topics.iter().any(|listed| listed == topic));
-                let now = message.happening.now;
-                let passes = |focus: &[&Touched<'_>]| {
-                    focus.iter().any(|touched| Filter::pass(&subscription.filters, touched, now))
-                };
-                let matched: Vec<String> =
-                    asked.filter(|(_, focus)| passes(focus)).map(|(topic, _)| (*topic).to_owned()).collect();
-                if matched.is_empty() {
-                    return None;
+        let mut deliveries = Vec::new();
+        for subscription in listening {
+            let passes =
+                |touched: &&&Touched<'_>| Filter::pass(&subscription.filters, touched, message.happening.now);
+            let asked = found
+                .iter()
+                .filter(|(topic, _)| subscription.topics.iter().any(|listed| listed == topic))
+                .map(|(topic, focus)| (*topic, focus.iter().filter(passes).copied().collect::<Vec<_>>()))
+                .filter(|(_, focus)| !focus.is_empty());
+            let asked: Vec<(&str, Vec<&Touched<'_>>)> = asked.collect();
+            if asked.is_empty() {
+                continue;
+            }
+            let suppressed = match decision.get_or_insert_with(|| policy::at_routing(message.bundle)) {
+                Decision::Allow => None,
+                Decision::Suppress(why) => Some(why.clone()),
+            };
+            let delivery = |name: &str, matched: Matched| NewDelivery {
+                id: DeliveryId::of(self.namespace, message.id, name, message.revision),
+                message: message.id,
+                seq: message.seq,
+                revision: message.revision,
+                subscription: subscription.name.clone(),
+                key: message.key,
+                matched,
+                suppressed: suppressed.clone(),
+            };
+            if subscription.notifies.is_none() {
+                let topics: Vec<String> = asked.iter().map(|(topic, _)| (*topic).to_owned()).collect();
+                deliveries.push(delivery(&subscription.name, topics.into()));
+                continue;
+            }
+            // Each event is one notification, with a number of its own.
+            for (topic, focus) in asked {
+                for reference in focus.into_iter().filter_map(Touched::reference) {
+                    let name = format!("{}/{topic}/{reference}", subscription.name);
+                    let references = if suppressed.is_some() { Vec::new() } else { vec![reference] };
+                    let matched = Matched { topics: vec![topic.to_owned()], references: Some(references) };
+                    deliveries.push(delivery(&name, matched));
                 }
-                let suppressed = match decision.get_or_insert_with(|| policy::at_routing(message.bundle)) {
-                    Decision::Allow => None,
-                    Decision::Suppress(why) => Some(why.clone()),
-                };
-                Some(NewDelivery {
-                    id: DeliveryId::of(self.namespace, message.id, &subscription.name, message.revision),
-                    message: message.id,
-                    seq: message.seq,
-                    revision: message.revision,
-                    subscription: subscription.name.clone(),
-                    key: message.key,
-                    topics: matched,
-                    suppressed,
-                })
-            })
-            .collect()
+            }
+        }
+        deliveries
     }
 }

@@ -4,7 +4,8 @@
 //! published.
 
 use crate::bus::{Bus, BusError, Envelope, routing_key};
-use crate::store::{Store, StoreError};
+use crate::route::notification::Notifies;
+use crate::store::{Matched, Store, StoreError};
 use bytes::Bytes;
 use jiff::Timestamp;
 use schemas::message::{DeliveryId, MessageId};
@@ -33,26 +34,37 @@ pub struct Event<'a> {
     pub number: i64,
     /// The subscription's name.
     pub subscription: &'a Arc<str>,
-    /// The topics that matched; the first is the event's type.
-    pub topics: &'a [String],
+    /// What it tells of; the first topic is the event's type.
+    pub matched: &'a Matched,
     /// Who sent the message.
     pub sender: &'a str,
     /// When it was received.
     pub received_at: Timestamp,
     /// W3C trace context, if traced.
     pub traceparent: Option<String>,
+    /// What there is to tell.
+    pub told: Told<'a>,
+    /// How a notification of it is written.
+    pub notifies: Option<&'a Notifies>,
+}
+
+/// What a message made known.
+#[derive(Clone, Copy, Debug)]
+pub struct Told<'a> {
     /// The normalized Bundle in JSON, without an identifier.
     pub bundle: &'a [u8],
+    /// The resources that notifications bring along beside it: a JSON array, or nothing.
+    pub beside: &'a [u8],
 }
 
 /// Writes the CloudEvents 1.0 envelope in structured JSON. The Bundle goes in as it is, with the delivery's id as its
-/// identifier; it is not read again.
+/// identifier; it is not read again. A delivery that is a notification has that in its place.
 ///
 /// # Source
 /// CloudEvents 1.0.2, JSON event format 3; extension attributes `messageid`, `number`, `revision`, `traceparent`.
 pub fn envelope(event: &Event<'_>) -> Envelope {
-    let topic = event.topics.first().map_or("event", String::as_str);
-    let mut body = Vec::with_capacity(event.bundle.len() + 640);
+    let topic = event.matched.topics.first().map_or("event", String::as_str);
+    let mut body = Vec::with_capacity(event.told.bundle.len() + 640);
     body.extend_from_slice(b"{\"specversion\":\"1.0\",\"id\":");
     write_json(&mut body, &event.delivery.to_string());
     body.extend_from_slice(b",\"source\":");
@@ -70,7 +82,10 @@ pub fn envelope(event: &Event<'_>) -> Envelope {
     }
     body.extend_from_slice(b",\"datacontenttype\":\"application/fhir+json\"");
     body.extend_from_slice(DATA);
-    write_bundle(&mut body, event.delivery, event.bundle);
+    match (event.notifies, &event.matched.references) {
+        (Some(notifies), Some(references)) => notifies.write(&mut body, event, references),
+        _ => write_bundle(&mut body, event.delivery, event.told.bundle),
+    }
     body.push(b'}');
     Envelope {
         delivery: event.delivery,
@@ -167,11 +182,12 @@ mod tests {
             revision: 1,
             number: 42,
             subscription: &subscription,
-            topics: &["result-final".to_owned(), "order-placed".to_owned()],
+            matched: &vec!["result-final".to_owned(), "order-placed".to_owned()].into(),
             sender: "TEST,\"data\":LAB",
             received_at: "2026-01-02T03:04:05.678Z".parse().expect("a time"),
             traceparent: Some("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01".to_owned()),
-            bundle,
+            told: Told { bundle, beside: b"" },
+            notifies: None,
         })
     }
 

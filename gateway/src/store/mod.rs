@@ -29,6 +29,11 @@ use std::sync::Arc;
 use std::time::Duration;
 use uuid::Uuid;
 
+/// What the time is, in whole microseconds as it will be read back: what is made of a message is the same before and after.
+pub fn now() -> Timestamp {
+    Timestamp::from_microsecond(Timestamp::now().as_microsecond()).expect("it is one already")
+}
+
 /// What a message is written in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
@@ -43,7 +48,7 @@ pub enum Format {
 pub struct NewMessage {
     /// The id that it will have unless it is a repeat.
     pub id: MessageId,
-    /// When it was received, by our clock; shown and stamped, never used to order.
+    /// When it was received, by our clock, as [`now`] gives it; shown and stamped, never used to order.
     pub received_at: Timestamp,
     /// The sender's name in the configuration.
     pub sender: Arc<str>,
@@ -209,6 +214,8 @@ pub struct MessageResult {
     pub issues: Vec<Issue>,
     /// The normalized transaction Bundle in JSON; the store compresses it. Empty in quarantine.
     pub bundle: Bytes,
+    /// What notifications bring along beside the Bundle, as it stood then: a JSON array of resources, or empty.
+    pub beside: Bytes,
 }
 
 /// The states of a delivery that the store distinguishes. See `lifecycle`.
@@ -230,6 +237,22 @@ pub enum DeliveryState {
     Skipped,
 }
 
+/// What a delivery tells of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Matched {
+    /// The topics that matched, such as `encounter-start`.
+    pub topics: Vec<String>,
+    /// What a notification names, as `Type/id`: first what it is about, then what goes along; nothing if policy withholds that. `None`
+    /// for a delivery that is the whole message.
+    pub references: Option<Vec<String>>,
+}
+
+impl From<Vec<String>> for Matched {
+    fn from(topics: Vec<String>) -> Self {
+        Matched { topics, references: None }
+    }
+}
+
 /// A delivery made by routing, in the same transaction as its message's result.
 #[derive(Clone, Debug)]
 pub struct NewDelivery {
@@ -245,10 +268,18 @@ pub struct NewDelivery {
     pub subscription: Arc<str>,
     /// Whose order it keeps: the first key of its message.
     pub key: OrderKey,
-    /// The topics that matched, such as `encounter-start`.
-    pub topics: Vec<String>,
+    /// What it tells of.
+    pub matched: Matched,
     /// Why policy withholds it; `None` makes it pending.
     pub suppressed: Option<String>,
+}
+
+impl NewDelivery {
+    /// Whether there is nothing to send. A notification is sent even when what it is about is withheld, so that its subscriber
+    /// misses no event number.
+    pub fn is_final(&self) -> bool {
+        self.suppressed.is_some() && self.matched.references.is_none()
+    }
 }
 
 /// Everything that one recording transaction writes.
@@ -322,6 +353,14 @@ pub trait RecordTx: Send {
     /// The ids of what is about a patient, and about those who were merged into this one, in order.
     async fn about(&mut self, patient: Uuid) -> Result<Vec<Uuid>, StoreError>;
 
+    /// The ids of what of a type is about a patient, and about those who were merged into this one, in order; at most `limit`.
+    async fn about_of(
+        &mut self,
+        patient: Uuid,
+        resource_type: &str,
+        limit: usize,
+    ) -> Result<Vec<Uuid>, StoreError>;
+
     /// Writes everything and commits. Fails with [`StoreError::Fenced`], and nothing written, if a lease was lost or one of the messages
     /// is not open any more in that revision (a commit whose answer was lost had closed it). An alias that named
     /// something else when it was resolved is moved; one that was moved meanwhile is a conflict. Answers the event number of each delivery, in the order given: dense for each
@@ -342,8 +381,8 @@ pub struct OpenDelivery {
     pub number: i64,
     /// Whose order it keeps.
     pub key: OrderKey,
-    /// The topics that matched.
-    pub topics: Vec<String>,
+    /// What it tells of.
+    pub matched: Matched,
     /// Its state.
     pub state: DeliveryState,
     /// How often it was tried.
@@ -378,6 +417,8 @@ pub struct Content {
     pub received_at: Timestamp,
     /// The normalized Bundle.
     pub bundle: Bytes,
+    /// See [`MessageResult::beside`].
+    pub beside: Bytes,
 }
 
 /// One change of a delivery, written in batches.

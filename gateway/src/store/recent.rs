@@ -86,7 +86,9 @@ impl Recent {
     /// Keeps the Bundles of results that were committed, each as [`pack::squeeze`] made it; a message in quarantine has none.
     pub(super) fn recorded(&self, results: &[MessageResult], packed: Vec<Vec<u8>>) {
         let mut inner = self.inner();
-        let routed = results.iter().zip(packed).filter(|(result, _)| result.quarantined.is_none());
+        // What more a notification brings along is rare, and read from its row.
+        let whole = |result: &MessageResult| result.quarantined.is_none() && result.beside.is_empty();
+        let routed = results.iter().zip(packed).filter(|(result, _)| whole(result));
         for (MessageResult { id: message, revision, .. }, bundle) in routed {
             let (message, revision) = (*message, *revision);
             let size = bundle.len() + OVERHEAD_BYTES;
@@ -119,6 +121,7 @@ impl Recent {
                 message_type: arrived.message_type,
                 received_at: arrived.received_at,
                 bundle: pack::expand(&packed).ok()?,
+                beside: Bytes::new(),
             };
             Some((of, content))
         };
@@ -167,6 +170,7 @@ mod tests {
             mapping: String::new(),
             issues: Vec::new(),
             bundle: Bytes::new(),
+            beside: Bytes::new(),
         }
     }
 

@@ -1,6 +1,7 @@
 //! What both stores know about a recording: one row for each resource that it changes, what its aliases expect.
 
-use crate::store::{Alias, DeliveryState, NewDelivery, ResourceWrite, StoreError, pack};
+use crate::store::{Alias, DeliveryState, Matched, NewDelivery, ResourceWrite, StoreError, pack};
+use bytes::Bytes;
 use schemas::message::MessageId;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -80,6 +81,20 @@ macro_rules! about {
 }
 pub(super) use about;
 
+/// What of a type is about one of those.
+macro_rules! about_of {
+    ($patient:literal, $type:literal, $limit:literal) => {
+        concat!(
+            crate::store::recording::same!($patient),
+            " SELECT resource.id FROM resource JOIN same ON resource.patient = same.id WHERE resource.resource_type = ",
+            $type,
+            " ORDER BY resource.id LIMIT ",
+            $limit
+        )
+    };
+}
+pub(super) use about_of;
+
 /// What aliases were found to name, by their ids; `None` when they named nothing.
 pub(super) type Resolved = HashMap<Uuid, Option<Uuid>>;
 
@@ -123,17 +138,37 @@ pub(super) fn demand(deliveries: &[NewDelivery]) -> BTreeMap<Arc<str>, i64> {
 
 /// The state in which a delivery begins.
 pub(super) fn first_state(delivery: &NewDelivery) -> DeliveryState {
-    if delivery.suppressed.is_some() { DeliveryState::Suppressed } else { DeliveryState::Pending }
+    if delivery.is_final() { DeliveryState::Suppressed } else { DeliveryState::Pending }
 }
 
-/// Topics in one text; a topic's name has no line end.
-pub(super) fn topics_to(topics: &[String]) -> String {
-    topics.join("\n")
+/// What notifications bring along, as it lies in its column.
+pub(super) fn beside_to(beside: &Bytes) -> Option<Vec<u8>> {
+    (!beside.is_empty()).then(|| pack::squeeze(beside))
 }
 
-/// What [`topics_to`] was given.
-pub(super) fn topics_from(text: &str) -> Vec<String> {
-    text.lines().map(str::to_owned).collect()
+/// What [`beside_to`] was given.
+pub(super) fn beside_from(packed: Option<&[u8]>) -> Result<Bytes, StoreError> {
+    packed.map_or(Ok(Bytes::new()), pack::expand)
+}
+
+/// What a delivery tells of as one text: a line for each topic; then, if it is a notification, one that begins with `>` and names its
+/// references. Neither a topic's name nor a reference has a space in it.
+pub(super) fn matched_to(matched: &Matched) -> String {
+    let mut text = matched.topics.join("\n");
+    if let Some(references) = &matched.references {
+        text.push_str("\n>");
+        text.push_str(&references.join(" "));
+    }
+    text
+}
+
+/// What [`matched_to`] was given.
+pub(super) fn matched_from(text: &str) -> Matched {
+    let words = |line: &str| line.split_whitespace().map(str::to_owned).collect();
+    Matched {
+        topics: text.lines().filter(|line| !line.starts_with('>')).map(str::to_owned).collect(),
+        references: text.lines().find_map(|line| line.strip_prefix('>')).map(words),
+    }
 }
 
 #[cfg(test)]
@@ -180,6 +215,16 @@ mod tests {
         let mut new: Vec<_> = rows.new.into_values().map(|(alias, _)| alias.value).collect();
         new.sort();
         assert_eq!(new, ["absent", "unasked"]);
+    }
+
+    #[test]
+    fn what_a_delivery_tells_of_comes_back_as_it_was_given() {
+        let texts = |of: &[&str]| of.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>();
+        for references in [None, Some(texts(&[])), Some(texts(&["Encounter/1", "Patient/2"]))] {
+            let matched = Matched { topics: texts(&["encounter-end", "result-final"]), references };
+            assert_eq!(matched_from(&matched_to(&matched)), matched);
+        }
+        assert_eq!(matched_from("encounter-end"), texts(&["encounter-end"]).into());
     }
 
     #[test]

@@ -70,7 +70,7 @@ impl FakeStore {
             revision: 0,
             number,
             key: OrderKey(key),
-            topics: vec!["result-final".to_owned()],
+            matched: vec!["result-final".to_owned()].into(),
             state: DeliveryState::Pending,
             attempts: 0,
             rest: Duration::ZERO,
@@ -89,6 +89,7 @@ impl FakeStore {
             message_type: "ORU^R01".to_owned(),
             received_at: Timestamp::UNIX_EPOCH,
             bundle: Bytes::from(format!(r#"{{"resourceType":"Bundle","id":"{message}"}}"#)),
+            beside: Bytes::new(),
         }
     }
 

@@ -74,6 +74,7 @@ impl Bench {
             installation: "test".into(),
         };
         let subscription = Subscription {
+            notifies: None,
             name: SUBSCRIPTION.into(),
             settings: self.settings.clone(),
             destination,
@@ -151,7 +152,7 @@ fn routed(row: &crate::store::OpenDelivery) -> Routed {
         revision: row.revision,
         number: row.number,
         key: row.key,
-        topics: row.topics.clone(),
+        matched: row.matched.clone(),
         content: FakeStore::content(row.message),
         traceparent: None,
     }

@@ -1,8 +1,8 @@
 //! Reads a SubscriptionTopic file: everything that it says is understood, or it is refused.
 
-use super::{EventTrigger, Filterable, ResourceTrigger, Topic};
+use super::{EventTrigger, Filterable, ResourceTrigger, Shape, Topic};
 use schemas::fhir::r4;
-use schemas::fhir::search::{Query, parameter};
+use schemas::fhir::search::{Kind, Parameter, Query, parameter};
 use schemas::fhirpath::{Dialect, Path};
 use serde::Deserialize;
 
@@ -26,8 +26,15 @@ impl Topic {
         let resources =
             file.resource_trigger.into_iter().map(resource_trigger).collect::<Result<Vec<_>, _>>()?;
         let filters = file.can_filter_by.into_iter().map(filterable).collect::<Result<Vec<_>, _>>()?;
-        let topic =
-            Topic { name: name.to_owned(), title: file.title, events: events.collect(), resources, filters };
+        let shapes = file.notification_shape.into_iter().map(shape).collect::<Result<Vec<_>, _>>()?;
+        let topic = Topic {
+            name: name.to_owned(),
+            title: file.title,
+            events: events.collect(),
+            resources,
+            filters,
+            shapes,
+        };
         if topic.types().any(|of| !r4().is_resource(of)) {
             return Err("a trigger names a resource type that R4 does not have".to_owned());
         }
@@ -77,6 +84,24 @@ fn filterable(filter: FileFilter) -> Result<Filterable, String> {
     Ok(Filterable { resource: filter.resource, parameter: filter.filter_parameter })
 }
 
+fn shape(shape: FileShape) -> Result<Shape, String> {
+    let by = |text: &String| -> Result<(String, &'static Parameter), String> {
+        let (of, code) = text.split_once(':').ok_or_else(|| format!("{text} is not Type:parameter"))?;
+        let found = parameter(of, code).filter(|parameter| parameter.kind == Kind::Reference);
+        let found = found.ok_or_else(|| format!("notificationShape: {of} has no reference {code}"))?;
+        Ok((of.to_owned(), found))
+    };
+    let include = shape.include.iter().map(by).collect::<Result<Vec<_>, _>>()?;
+    if let Some((other, _)) = include.iter().find(|(of, _)| *of != shape.resource) {
+        return Err(format!("notificationShape: {other} is not its resource {}", shape.resource));
+    }
+    Ok(Shape {
+        include: include.into_iter().map(|(_, parameter)| parameter).collect(),
+        rev_include: shape.rev_include.iter().map(by).collect::<Result<_, _>>()?,
+        resource: shape.resource,
+    })
+}
+
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct File {
@@ -92,6 +117,18 @@ struct File {
     event_trigger: Vec<FileEventTrigger>,
     #[serde(default)]
     can_filter_by: Vec<FileFilter>,
+    #[serde(default)]
+    notification_shape: Vec<FileShape>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct FileShape {
+    resource: String,
+    #[serde(default)]
+    include: Vec<String>,
+    #[serde(default)]
+    rev_include: Vec<String>,
 }
 
 #[derive(Deserialize)]

@@ -14,7 +14,7 @@ mod tests;
 pub use filter::Filter;
 
 use jiff::Timestamp;
-use schemas::fhir::search::Query;
+use schemas::fhir::search::{Parameter, Query};
 use schemas::fhirpath::{Fault, Item, Node, Path, Scope};
 use serde_json::Value;
 use std::borrow::Cow;
@@ -82,6 +82,11 @@ impl Read<'_> {
 }
 
 impl<'h> Touched<'h> {
+    /// `Type/id`
+    pub fn reference(&self) -> Option<String> {
+        Some(format!("{}/{}", self.resource_type, self.now.json()["id"].as_str()?))
+    }
+
     /// A resource in JSON before the message, if it was there, and now.
     pub fn new(
         resource_type: impl Into<Cow<'h, str>>,
@@ -105,6 +110,17 @@ pub struct Topic {
     events: Vec<EventTrigger>,
     resources: Vec<ResourceTrigger>,
     filters: Vec<Filterable>,
+    shapes: Vec<Shape>,
+}
+
+/// What goes along with a resource that an event brings: the one that it is about, and those that go along by another shape.
+#[derive(Debug)]
+pub struct Shape {
+    resource: String,
+    /// What it refers to.
+    pub include: Vec<&'static Parameter>,
+    /// What refers to it: each type, and by what.
+    pub rev_include: Vec<(String, &'static Parameter)>,
 }
 
 /// A trigger event of HL7 v2 that touches a resource of a type.
@@ -148,6 +164,11 @@ impl Topic {
     pub fn types(&self) -> impl Iterator<Item = &str> {
         let events = self.events.iter().map(|trigger| trigger.resource.as_str());
         events.chain(self.resources.iter().map(|trigger| trigger.resource.as_str()))
+    }
+
+    /// What goes along with resources of a type.
+    pub fn shapes<'t>(&'t self, resource_type: &str) -> impl Iterator<Item = &'t Shape> {
+        self.shapes.iter().filter(move |shape| shape.resource == resource_type)
     }
 
     /// The resources that the topic is about in what happened; none if it did not happen.

@@ -185,6 +185,29 @@ configuration); a v2 event decides for messages of HL7 v2 where one is named. Wr
         let (name, title, types, events) = (topic.name(), topic.title(), types.join(", "), events.join(" "));
         page.push_str(&format!("| `{name}` | {title} | {types} | {events} | {} |\n", topic.filterable()));
     }
+    page.push_str(
+        "
+## What goes along
+
+A notification (`content:` other than `message`) is about one resource. What it refers to by the search parameters after `to` goes along, and
+what refers to it by those after `from`; then the same of what goes along, by the line of its type.
+
+",
+    );
+    for topic in TOPICS.iter() {
+        for shape in &topic.shapes {
+            let out: Vec<&str> = shape.include.iter().map(|parameter| parameter.code).collect();
+            let back: Vec<String> =
+                shape.rev_include.iter().map(|(of, parameter)| format!("{of}:{}", parameter.code)).collect();
+            page.push_str(&format!("- `{}`, {}:", topic.name(), shape.resource));
+            for (word, codes) in [("to", out.join(", ")), ("from", back.join(", "))] {
+                if !codes.is_empty() {
+                    page.push_str(&format!(" {word} {codes}"));
+                }
+            }
+            page.push('\n');
+        }
+    }
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../schemas/topics/README.md");
     if std::env::var_os("UPDATE_GOLDEN").is_some() {
         std::fs::write(path, &page).expect("the page can be written");

@@ -1,7 +1,7 @@
 //! Deliveries: what is open, what they carry, what became of them.
 
 use super::{Postgres, clock};
-use crate::store::recording::topics_from;
+use crate::store::recording::{beside_from, matched_from};
 use crate::store::{
     Content, DeadLetter, DeliveryChange, DeliveryState, Lease, OpenDelivery, StoreError, changes, intake,
     pack,
@@ -71,7 +71,7 @@ const CHANGE: &str = concat!(
 );
 
 const READ_CONTENTS: &str = "
-SELECT r.message, r.revision, r.bundle, m.bytes, m.format, m.sender, m.message_type, m.received_us
+SELECT r.message, r.revision, r.bundle, m.bytes, m.format, m.sender, m.message_type, m.received_us, r.beside
 FROM unnest($1::uuid[], $2::integer[]) AS u(message, revision)
 JOIN result r ON r.message = u.message AND r.revision = u.revision
 JOIN message m ON m.id = u.message";
@@ -175,6 +175,7 @@ impl Postgres {
         for row in &rows {
             let content = Content {
                 bundle: pack::expand(row.try_get(2)?)?,
+                beside: beside_from(row.try_get(8)?)?,
                 original: pack::expand(row.try_get(3)?)?,
                 format: intake::format_from(row.try_get(4)?)?,
                 sender: row.try_get::<&str, _>(5)?.into(),
@@ -332,7 +333,7 @@ pub(super) fn open_delivery(row: &PgRow) -> Result<OpenDelivery, StoreError> {
         revision: pack::count(row.try_get(2)?),
         number: row.try_get(3)?,
         key: OrderKey(row.try_get(4)?),
-        topics: topics_from(row.try_get(5)?),
+        matched: matched_from(row.try_get(5)?),
         state,
         attempts: pack::count(row.try_get(7)?),
         rest: if state == DeliveryState::RetryWait { pack::span_from(due - now) } else { Default::default() },

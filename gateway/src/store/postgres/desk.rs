@@ -2,6 +2,7 @@
 
 use super::deliver::{delivery_columns, open_delivery};
 use super::{Postgres, REQUESTS_LOCK, clock};
+use crate::store::recording::beside_from;
 use crate::store::{
     Attempt, Books, DeliveryState, DeliveryTimeline, MessageResult, Query, Reopened, Request, StoreError,
     Summary, Timeline, intake, pack,
@@ -125,7 +126,7 @@ impl Postgres {
         let mut summary = summary(&row)?;
         summary.deliveries = delivery_counts(&mut tx, vec![id.0]).await?.remove(&id).unwrap_or_default();
         let results = sqlx::query(
-            "SELECT recorded_us, revision, quarantined, mapping, issues, bundle FROM result WHERE message = $1 ORDER BY revision",
+            "SELECT recorded_us, revision, quarantined, mapping, issues, bundle, beside FROM result WHERE message = $1 ORDER BY revision",
         )
         .bind(id.0)
         .fetch_all(&mut *tx)
@@ -140,6 +141,7 @@ impl Postgres {
                 mapping: row.try_get(3)?,
                 issues: pack::issues_from(issues)?,
                 bundle: pack::expand(row.try_get(5)?)?,
+                beside: beside_from(row.try_get(6)?)?,
             };
             Ok::<_, StoreError>((pack::time(row.try_get(0)?)?, result))
         };

@@ -28,8 +28,8 @@ RETURNING inbox.id, inbox.keys";
 /// Not COPY: its end follows its rows as a second small packet, which TCP holds back until the first is acknowledged, and the
 /// client does not set TCP_NODELAY. That costs some 40 ms each time.
 const WRITE_RESULTS: &str = "
-INSERT INTO result (seq, message, revision, mapping, quarantined, issues, bundle)
-SELECT * FROM unnest($1::bigint[], $2::uuid[], $3::integer[], $4::text[], $5::text[], $6::text[], $7::bytea[])";
+INSERT INTO result (seq, message, revision, mapping, quarantined, issues, bundle, beside)
+SELECT * FROM unnest($1::bigint[], $2::uuid[], $3::integer[], $4::text[], $5::text[], $6::text[], $7::bytea[], $8::bytea[])";
 
 const WRITE_RESOURCES: &str = "
 INSERT INTO resource (id, resource_type, version, state, replaced_by, patient, message)
@@ -117,6 +117,20 @@ impl RecordTx for Recorder {
         Ok(found.await?)
     }
 
+    async fn about_of(
+        &mut self,
+        patient: Uuid,
+        resource_type: &str,
+        limit: usize,
+    ) -> Result<Vec<Uuid>, StoreError> {
+        let found = sqlx::query_scalar(recording::about_of!("$1", "$2", "$3"))
+            .bind(patient)
+            .bind(resource_type)
+            .bind(i64::try_from(limit).unwrap_or(i64::MAX))
+            .fetch_all(&mut *self.conn);
+        Ok(found.await?)
+    }
+
     async fn commit(mut self: Box<Self>, recording: Recording) -> Result<Vec<i64>, StoreError> {
         let Recording { results, resources, aliases, deliveries, codes, codes_version } = recording;
         let resources = recording::fold(resources)?;
@@ -190,6 +204,7 @@ async fn close(
         .bind(each().map(|result| result.quarantined.as_deref().map(pack::text)).collect::<Vec<_>>())
         .bind(each().map(|result| pack::issues_to(&result.issues)).collect::<Vec<_>>())
         .bind(packed)
+        .bind(each().map(|result| recording::beside_to(&result.beside)).collect::<Vec<_>>())
         .execute(&mut *conn)
         .await?;
     keep_quarantine(conn, results, &closed).await
@@ -338,7 +353,7 @@ async fn write_deliveries(
         .bind(subscriptions)
         .bind(each().map(|delivery| pack::count_to(delivery.revision)).collect::<Vec<_>>())
         .bind(each().map(|delivery| pack::state_to(recording::first_state(delivery))).collect::<Vec<_>>())
-        .bind(each().map(|delivery| recording::topics_to(&delivery.topics)).collect::<Vec<_>>())
+        .bind(each().map(|delivery| recording::matched_to(&delivery.matched)).collect::<Vec<_>>())
         .bind(each().map(|delivery| delivery.suppressed.as_deref()).collect::<Vec<_>>())
         .execute(conn)
         .await?;

@@ -2,7 +2,7 @@
 
 use super::rows::Rows;
 use super::{Sqlite, clock, hold};
-use crate::store::recording::topics_from;
+use crate::store::recording::{beside_from, matched_from};
 use crate::store::{
     Content, DeadLetter, DeliveryChange, DeliveryState, Lease, OpenDelivery, StoreError, changes, intake,
     pack,
@@ -110,7 +110,7 @@ impl Sqlite {
         }
         let mut conn = self.readers.acquire().await?;
         let head = "WITH u (message, revision) AS (VALUES ";
-        let tail = ") SELECT r.message, r.revision, r.bundle, m.bytes, m.format, m.sender, m.message_type, m.received_us
+        let tail = ") SELECT r.message, r.revision, r.bundle, m.bytes, m.format, m.sender, m.message_type, m.received_us, r.beside
             FROM u CROSS JOIN result r ON r.message = u.message AND r.revision = u.revision CROSS JOIN message m ON m.id = u.message";
         let rows = Rows::new(&absent)
             .tuples_found(&mut conn, head, 2, tail, |query, (message, revision)| {
@@ -120,6 +120,7 @@ impl Sqlite {
         for row in &rows {
             let content = Content {
                 bundle: pack::expand(row.try_get(2)?)?,
+                beside: beside_from(row.try_get(8)?)?,
                 original: pack::expand(row.try_get(3)?)?,
                 format: intake::format_from(row.try_get(4)?)?,
                 sender: row.try_get::<&str, _>(5)?.into(),
@@ -190,7 +191,7 @@ pub(super) fn open_delivery(row: &SqliteRow) -> Result<OpenDelivery, StoreError>
         revision: pack::count(row.try_get(2)?),
         number: row.try_get(3)?,
         key: OrderKey(row.try_get(4)?),
-        topics: topics_from(row.try_get(5)?),
+        matched: matched_from(row.try_get(5)?),
         state,
         attempts: pack::count(row.try_get(7)?),
         rest: if state == DeliveryState::RetryWait { pack::span_from(due - now) } else { Default::default() },

@@ -3,6 +3,7 @@
 use super::deliver::{delivery_columns, open_delivery};
 use super::rows::Rows;
 use super::{Sqlite, clock};
+use crate::store::recording::beside_from;
 use crate::store::{
     Attempt, Books, DeliveryState, DeliveryTimeline, MessageResult, Query, Reopened, Request, Retention,
     StoreError, Summary, Timeline, intake, pack,
@@ -135,7 +136,7 @@ impl Sqlite {
         let mut summary = summary(&row)?;
         summary.deliveries = delivery_counts(&mut tx, &[id]).await?.remove(&id).unwrap_or_default();
         let results = sqlx::query(
-            "SELECT recorded_us, revision, quarantined, mapping, issues, bundle FROM result WHERE message = ? ORDER BY revision",
+            "SELECT recorded_us, revision, quarantined, mapping, issues, bundle, beside FROM result WHERE message = ? ORDER BY revision",
         )
         .bind(id.0)
         .fetch_all(&mut *tx)
@@ -149,6 +150,7 @@ impl Sqlite {
                 mapping: row.try_get(3)?,
                 issues: pack::issues_from(row.try_get(4)?)?,
                 bundle: pack::expand(row.try_get(5)?)?,
+                beside: beside_from(row.try_get(6)?)?,
             };
             Ok::<_, StoreError>((pack::time(row.try_get(0)?)?, result))
         };

@@ -71,6 +71,20 @@ impl RecordTx for Recorder {
         Ok(found.await?)
     }
 
+    async fn about_of(
+        &mut self,
+        patient: Uuid,
+        resource_type: &str,
+        limit: usize,
+    ) -> Result<Vec<Uuid>, StoreError> {
+        let found = sqlx::query_scalar(recording::about_of!("?", "?", "?"))
+            .bind(patient)
+            .bind(resource_type)
+            .bind(i64::try_from(limit).unwrap_or(i64::MAX))
+            .fetch_all(&mut *self.reader);
+        Ok(found.await?)
+    }
+
     async fn commit(mut self: Box<Self>, recording: Recording) -> Result<Vec<i64>, StoreError> {
         let Recording { results, resources, aliases, deliveries, codes, codes_version } = recording;
         let resources = recording::fold(resources)?;
@@ -130,11 +144,11 @@ async fn close(tx: &mut Writing, results: &[MessageResult], packed: &[Vec<u8>]) 
     }
     let rows: Vec<(&MessageResult, &Vec<u8>)> = results.iter().zip(packed).collect();
     let head =
-        "INSERT INTO result (seq, message, revision, mapping, quarantined, issues, bundle, recorded_us)
+        "INSERT INTO result (seq, message, revision, mapping, quarantined, issues, bundle, beside, recorded_us)
         SELECT u.*, clock.now FROM (VALUES ";
     let tail = concat!(") AS u, (SELECT ", clock!(), " AS now) AS clock");
     Rows::new(&rows)
-        .tuples(conn, head, 7, tail, |query, (result, packed)| {
+        .tuples(conn, head, 8, tail, |query, (result, packed)| {
             query
                 .bind(result.seq.0)
                 .bind(result.id.0)
@@ -143,6 +157,7 @@ async fn close(tx: &mut Writing, results: &[MessageResult], packed: &[Vec<u8>]) 
                 .bind(result.quarantined.as_deref().map(pack::text))
                 .bind(pack::issues_to(&result.issues))
                 .bind(packed.as_slice())
+                .bind(recording::beside_to(&result.beside))
         })
         .await?;
     let replayed: Vec<&MessageResult> = results.iter().filter(|result| result.revision > 0).collect();
@@ -265,7 +280,7 @@ async fn write_deliveries(tx: &mut Writing, deliveries: &[NewDelivery]) -> Resul
                 .bind(subscription)
                 .bind(delivery.revision)
                 .bind(pack::state_to(recording::first_state(delivery)))
-                .bind(recording::topics_to(&delivery.topics))
+                .bind(recording::matched_to(&delivery.matched))
                 .bind(delivery.suppressed.as_deref().map(pack::text))
         })
         .await?;

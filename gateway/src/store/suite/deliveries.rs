@@ -8,6 +8,7 @@ behaviours! {
     published_deliveries_go_back_when_the_broker_is_wiped,
     dead_letters_and_what_was_delivered_lately_are_found_in_order,
     contents_come_back_as_they_were,
+    a_notification_keeps_what_it_names_and_what_goes_along,
 }
 
 async fn open_deliveries_are_what_is_left_to_do(place: Place) {
@@ -152,6 +153,44 @@ async fn contents_come_back_as_they_were(place: Place) {
     append(&store, vec![message("C9", "P9")]).await;
     let mixed = [of[0], (route_all(&store, &[]).await[0].id, 0)];
     assert_eq!(store.contents(&mixed).await.unwrap().len(), 2, "one lately, one long ago");
+}
+
+async fn a_notification_keeps_what_it_names_and_what_goes_along(place: Place) {
+    let store = place.open().await;
+    append(&store, many(2)).await;
+    let open = all_open(&store).await;
+    let beside = Bytes::from(r#"[{"resourceType":"Patient","id":"1"}]"#);
+    let named = |references: &[&str]| Matched {
+        topics: vec!["encounter-end".to_owned()],
+        references: Some(references.iter().map(|reference| (*reference).to_owned()).collect()),
+    };
+    let notification = |number: usize, subscription: &str, references: &[&str]| NewDelivery {
+        matched: named(references),
+        ..delivery(&open[number], subscription)
+    };
+    let suppressed = Some("Patient is labelled R".to_owned());
+    let recording = Recording {
+        results: vec![MessageResult { beside: beside.clone(), ..routed(&open[0]) }, routed(&open[1])],
+        deliveries: vec![
+            notification(0, "lab", &["Encounter/2", "Patient/1"]),
+            NewDelivery { suppressed: suppressed.clone(), ..notification(1, "lab", &[]) },
+            NewDelivery { suppressed, ..delivery(&open[1], "insurer") },
+        ],
+        ..Recording::default()
+    };
+    record(&store, recording).await.unwrap();
+    drop(store);
+    let store = place.open().await;
+    let lab = deliveries(&store, "lab").await;
+    let matched: Vec<&Matched> = lab.iter().map(|delivery| &delivery.matched).collect();
+    assert_eq!(matched, [&named(&["Encounter/2", "Patient/1"]), &named(&[])], "a withheld one is still sent");
+    assert!(deliveries(&store, "insurer").await.is_empty(), "a whole message that is withheld is not");
+    let contents = store.contents(&[(open[0].id, 0), (open[1].id, 0)]).await.unwrap();
+    assert_eq!(contents[&(open[0].id, 0)].beside, beside);
+    assert!(contents[&(open[1].id, 0)].beside.is_empty());
+    let timeline = store.timeline(open[1].id).await.unwrap().unwrap();
+    let reasons: Vec<_> = timeline.deliveries.iter().map(|delivery| delivery.reason.as_deref()).collect();
+    assert_eq!(reasons, [Some("Patient is labelled R"); 2]);
 }
 
 /// Every content is the message that was given and the Bundle that was recorded.

@@ -150,6 +150,7 @@ pub(super) fn routed(message: &OpenMessage) -> MessageResult {
             r#"{{"resourceType":"Bundle","type":"transaction","id":"{}"}}"#,
             message.id
         )),
+        beside: Bytes::new(),
     }
 }
 
@@ -165,7 +166,7 @@ pub(super) fn delivery(message: &OpenMessage, subscription: &str) -> NewDelivery
         revision: message.revision,
         subscription: subscription.into(),
         key: message.keys[0],
-        topics: vec!["encounter-start".to_owned(), "patient-merged".to_owned()],
+        matched: vec!["encounter-start".to_owned(), "patient-merged".to_owned()].into(),
         suppressed: None,
     }
 }

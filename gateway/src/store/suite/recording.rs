@@ -45,7 +45,7 @@ async fn recording_closes_messages_and_numbers_deliveries(place: Place) {
     let lab = deliveries(&store, "lab").await;
     assert_eq!(lab.len(), 80);
     assert_eq!((lab[3].number, lab[3].message, lab[3].key), (4, open[3].id, open[3].keys[0]));
-    assert_eq!(lab[3].topics, ["encounter-start", "patient-merged"]);
+    assert_eq!(lab[3].matched.topics, ["encounter-start", "patient-merged"]);
     assert_eq!((lab[3].state, lab[3].attempts, lab[3].rest), (DeliveryState::Pending, 0, Duration::ZERO));
     assert!(deliveries(&store, "insurer").await.is_empty(), "suppressed is final");
     assert!(deliveries(&store, "nobody").await.is_empty());
@@ -199,6 +199,15 @@ async fn what_is_about_a_patient_is_found_after_merges_too(place: Place) {
     write(vec![merged(1, 2), merged(2, 3), one(3, 0, None), one(4, 0, None)]).await;
     write(vec![one(14, 0, Some(4)), one(13, 0, Some(3)), one(12, 0, Some(2)), one(11, 0, Some(1))]).await;
     assert_eq!(about(3).await, [11, 12, 13]);
+    let about_of = async |kind: &str, limit: usize| -> Vec<u128> {
+        let leases = lanes(&store).await;
+        let mut tx = store.begin_record(&leases).await.unwrap();
+        let found = tx.about_of(Uuid::from_u128(3), kind, limit).await.unwrap();
+        found.iter().map(Uuid::as_u128).collect()
+    };
+    assert_eq!(about_of("Observation", 9).await, []);
+    assert_eq!(about_of("Patient", 9).await, [11, 12, 13]);
+    assert_eq!(about_of("Patient", 2).await, [11, 12]);
     assert_eq!(about(2).await, [11, 12]);
     write(vec![one(11, 1, Some(4))]).await;
     assert_eq!((about(3).await, about(4).await), (vec![12, 13], vec![11, 14]));

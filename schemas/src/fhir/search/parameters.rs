@@ -1,7 +1,9 @@
 //! R4's search parameters.
 
 use super::super::definitions::r4;
-use crate::fhirpath::{Dialect, Path};
+use crate::fhirpath::{Dialect, Fault, Path, Scope};
+use jiff::Timestamp;
+use serde_json::Value as Json;
 use std::collections::HashMap;
 use std::sync::OnceLock;
 
@@ -66,6 +68,17 @@ impl Parameter {
     pub fn element(&self) -> &'static str {
         let rest = self.expression.strip_prefix(self.of).and_then(|rest| rest.strip_prefix('.'));
         rest.unwrap_or(self.expression).split(['.', ' ']).next().unwrap_or_default()
+    }
+
+    /// The references that it finds in a resource, as they are written there; none unless it is a reference.
+    ///
+    /// # Errors
+    /// Its expression could not be run on the resource.
+    pub fn references(&self, resource: &Json, now: Timestamp) -> Result<Vec<String>, Fault> {
+        if self.kind != Kind::Reference {
+            return Ok(Vec::new());
+        }
+        Ok(self.path().run(&Scope::of(resource, now))?.iter().filter_map(super::value::reference).collect())
     }
 
     /// What it looks at, compiled at the first call.

@@ -445,7 +445,7 @@ fn target(reference: &str) -> (Option<&str>, &str) {
     }
 }
 
-fn reference(item: &Item<'_>) -> Option<String> {
+pub(super) fn reference(item: &Item<'_>) -> Option<String> {
     let node = item.node()?;
     match node.json()? {
         Json::String(text) => Some(text.clone()),

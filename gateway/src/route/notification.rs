@@ -1,0 +1,292 @@
+//! Notifications of the FHIR Subscriptions backport: what a subscriber gets who asked for events, not for messages.
+//!
+//! Invariant: written from what was recorded with the event alone, so that every attempt sends the same bytes, and `$events` tells
+//! later what was sent then.
+//!
+//! # Source
+//! HL7 FHIR Subscriptions R5 Backport 1.1.0, R4 notification Bundle and R4 subscription status (CC0).
+
+use super::publish::{Event, Told};
+use memchr::memmem;
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use serde_json::{Value, json};
+use std::collections::HashMap;
+use std::sync::Arc;
+use uuid::Uuid;
+
+const PROFILES: &str = "http://hl7.org/fhir/uv/subscriptions-backport/StructureDefinition/";
+/// What a topic's canonical URL begins with.
+pub const TOPIC: &str = "urn:pons:topic:";
+/// How a resource of the Bundle is referred to within it.
+const WITHIN: &str = "\"reference\":\"urn:uuid:";
+/// How long an id is in text.
+const ID_LENGTH: usize = uuid::fmt::Hyphenated::LENGTH;
+
+/// How much a notification says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Payload {
+    /// That something happened.
+    Empty,
+    /// What it is about, by reference.
+    IdOnly,
+    /// The resources themselves.
+    FullResource,
+}
+
+impl Payload {
+    /// Each with its code.
+    pub const ALL: [(&'static str, Payload); 3] =
+        [("empty", Payload::Empty), ("id-only", Payload::IdOnly), ("full-resource", Payload::FullResource)];
+}
+
+/// How the notifications of a subscription are written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Notifies {
+    /// Under what address `/fhir` is reached, without a slash at its end.
+    pub base: Arc<str>,
+    /// How much they say.
+    pub payload: Payload,
+}
+
+impl Notifies {
+    /// Writes the notification of an event: a Bundle in JSON.
+    pub(super) fn write(&self, into: &mut Vec<u8>, event: &Event<'_>, references: &[String]) {
+        let named = if self.payload == Payload::Empty { &[][..] } else { references };
+        let status = self.status(event, named);
+        let texts = match self.payload {
+            Payload::FullResource if !named.is_empty() => Texts::of(event.told),
+            _ => Texts::default(),
+        };
+        let mut entries = Vec::with_capacity(named.len() + 1);
+        entries.push(status);
+        for (index, reference) in named.iter().enumerate() {
+            // What the message wrote, and what was known before.
+            let method = if index == 0 { "PUT" } else { "GET" };
+            let mut entry = json!({
+                "fullUrl": self.url(reference),
+                "request": {"method": method, "url": reference},
+                "response": {"status": "200"},
+            });
+            if let Some(text) = texts.get(reference) {
+                entry["resource"] = serde_json::from_str(&text).unwrap_or_default();
+            }
+            entries.push(entry);
+        }
+        let bundle = json!({
+            "resourceType": "Bundle",
+            "id": event.delivery.to_string(),
+            "meta": {"profile": [format!("{PROFILES}backport-subscription-notification-r4")]},
+            "type": "history",
+            "timestamp": event.received_at.to_string(),
+            "entry": entries,
+        });
+        serde_json::to_writer(into, &bundle).expect("memory takes all");
+    }
+
+    /// The first entry: which event of which subscription this is.
+    fn status(&self, event: &Event<'_>, named: &[String]) -> Value {
+        let id = Uuid::new_v5(&event.delivery.0, b"status");
+        let subscription = format!("Subscription/{}", event.subscription);
+        let mut parts = vec![
+            json!({"name": "event-number", "valueString": event.number.to_string()}),
+            json!({"name": "timestamp", "valueInstant": event.received_at.to_string()}),
+        ];
+        for (index, reference) in named.iter().enumerate() {
+            let name = if index == 0 { "focus" } else { "additional-context" };
+            parts.push(json!({"name": name, "valueReference": {"reference": self.url(reference)}}));
+        }
+        let mut parameters =
+            vec![json!({"name": "subscription", "valueReference": {"reference": self.url(&subscription)}})];
+        // Who asked to be told nothing is not told on which topic either.
+        if let (Some(topic), false) = (event.matched.topics.first(), self.payload == Payload::Empty) {
+            parameters.push(json!({"name": "topic", "valueCanonical": format!("{TOPIC}{topic}")}));
+        }
+        parameters.extend([
+            json!({"name": "status", "valueCode": "active"}),
+            json!({"name": "type", "valueCode": "event-notification"}),
+            json!({"name": "events-since-subscription-start", "valueString": event.number.to_string()}),
+            json!({"name": "notification-event", "part": parts}),
+        ]);
+        json!({
+            "fullUrl": format!("urn:uuid:{id}"),
+            "resource": {
+                "resourceType": "Parameters",
+                "id": id.to_string(),
+                "meta": {"profile": [format!("{PROFILES}backport-subscription-status-r4")]},
+                "parameter": parameters,
+            },
+            "request": {"method": "GET", "url": format!("{}/$status", self.url(&subscription))},
+            "response": {"status": "200"},
+        })
+    }
+
+    fn url(&self, reference: &str) -> String {
+        format!("{}/{reference}", self.base)
+    }
+}
+
+/// The resources of a message, and those beside them, by `Type/id`.
+#[derive(Default)]
+struct Texts<'t> {
+    of: HashMap<String, &'t str>,
+    /// `Type/id` of each resource of the Bundle, by its id.
+    within: HashMap<String, String>,
+}
+
+impl<'t> Texts<'t> {
+    fn of(told: Told<'t>) -> Texts<'t> {
+        let mut texts = Texts::default();
+        let bundle: Entries<'t> = serde_json::from_slice(told.bundle).unwrap_or_default();
+        for resource in bundle.entry.into_iter().filter_map(|entry| entry.resource) {
+            if let Some((reference, id)) = name(resource) {
+                texts.of.insert(reference.clone(), resource.get());
+                texts.within.insert(id, reference);
+            }
+        }
+        let beside: Vec<&'t RawValue> = serde_json::from_slice(told.beside).unwrap_or_default();
+        for resource in beside {
+            if let Some((reference, _)) = name(resource) {
+                texts.of.entry(reference).or_insert(resource.get());
+            }
+        }
+        texts
+    }
+
+    /// A resource as it is sent: what it refers to within the Bundle of its message stands as `Type/id`.
+    fn get(&self, reference: &str) -> Option<String> {
+        let text = self.of.get(reference)?;
+        let mut out = String::with_capacity(text.len() + 64);
+        let mut rest = *text;
+        while let Some(at) = memmem::find(rest.as_bytes(), WITHIN.as_bytes()) {
+            let (before, after) = rest.split_at(at);
+            out.push_str(before);
+            let id = after.get(WITHIN.len()..WITHIN.len() + ID_LENGTH);
+            match id.and_then(|id| self.within.get(id)) {
+                Some(reference) => {
+                    out.push_str("\"reference\":\"");
+                    out.push_str(reference);
+                    rest = &after[WITHIN.len() + ID_LENGTH..];
+                }
+                None => {
+                    out.push_str(WITHIN);
+                    rest = &after[WITHIN.len()..];
+                }
+            }
+        }
+        out.push_str(rest);
+        Some(out)
+    }
+}
+
+/// `Type/id` of a resource, and its id.
+fn name(resource: &RawValue) -> Option<(String, String)> {
+    let head: Head = serde_json::from_str(resource.get()).ok()?;
+    Some((format!("{}/{}", head.resource_type, head.id), head.id))
+}
+
+#[derive(Default, Deserialize)]
+struct Entries<'t> {
+    #[serde(borrow, default)]
+    entry: Vec<OneEntry<'t>>,
+}
+
+#[derive(Deserialize)]
+struct OneEntry<'t> {
+    #[serde(borrow)]
+    resource: Option<&'t RawValue>,
+}
+
+#[derive(Deserialize)]
+struct Head {
+    #[serde(rename = "resourceType")]
+    resource_type: String,
+    id: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::Matched;
+    use schemas::message::{DeliveryId, MessageId};
+
+    const BUNDLE: &str = r#"{"resourceType":"Bundle","type":"transaction","entry":[
+        {"fullUrl":"urn:uuid:00000000-0000-0000-0000-000000000001","resource":{"resourceType":"Patient","id":"00000000-0000-0000-0000-000000000001"}},
+        {"fullUrl":"urn:uuid:00000000-0000-0000-0000-000000000002","resource":{"resourceType":"Encounter","id":"00000000-0000-0000-0000-000000000002",
+            "length":{"value":1.50},"subject":{"reference":"urn:uuid:00000000-0000-0000-0000-000000000001"},
+            "partOf":{"reference":"urn:uuid:00000000-0000-0000-0000-000000000009","display":"\"reference\":\"urn:uuid:x"}}}]}"#;
+    const BESIDE: &str =
+        r#"[{"resourceType":"Coverage","id":"00000000-0000-0000-0000-000000000003","status":"active"}]"#;
+
+    fn written(payload: Payload, references: &[&str]) -> Value {
+        let subscription: Arc<str> = "insurer".into();
+        let references: Vec<String> = references
+            .iter()
+            .map(|reference| reference.replace('#', "00000000-0000-0000-0000-00000000000"))
+            .collect();
+        let matched = Matched { topics: vec!["encounter-end".to_owned()], references: None };
+        let notifies = Notifies { base: "https://pons.test/fhir".into(), payload };
+        let event = Event {
+            installation: "test",
+            delivery: DeliveryId(Uuid::from_u128(5)),
+            message: MessageId(Uuid::from_u128(7)),
+            revision: 0,
+            number: 42,
+            subscription: &subscription,
+            matched: &matched,
+            sender: "TEST",
+            received_at: "2026-01-02T03:04:05.678Z".parse().expect("a time"),
+            traceparent: None,
+            told: Told { bundle: BUNDLE.as_bytes(), beside: BESIDE.as_bytes() },
+            notifies: None,
+        };
+        let (mut one, mut other) = (Vec::new(), Vec::new());
+        notifies.write(&mut one, &event, &references);
+        notifies.write(&mut other, &event, &references);
+        assert_eq!(one, other);
+        let bundle: Value = serde_json::from_slice(&one).expect("JSON");
+        assert_eq!(bundle["entry"][0]["resource"]["parameter"][0]["name"], "subscription");
+        bundle
+    }
+
+    #[test]
+    fn resources_are_those_of_the_message_and_beside_it_and_refer_to_one_another_by_type_and_id() {
+        let bundle =
+            written(Payload::FullResource, &["Encounter/#2", "Patient/#1", "Coverage/#3", "Account/#4"]);
+        let entry = |index: usize| &bundle["entry"][index];
+        assert_eq!(
+            entry(1)["fullUrl"],
+            "https://pons.test/fhir/Encounter/00000000-0000-0000-0000-000000000002"
+        );
+        let encounter = &entry(1)["resource"];
+        assert_eq!(encounter["subject"]["reference"], "Patient/00000000-0000-0000-0000-000000000001");
+        assert_eq!(
+            encounter["partOf"]["reference"], "urn:uuid:00000000-0000-0000-0000-000000000009",
+            "what is not of the Bundle stays as it is"
+        );
+        assert_eq!(encounter["partOf"]["display"], "\"reference\":\"urn:uuid:x");
+        assert_eq!(encounter["length"]["value"].to_string(), "1.50", "every digit is kept");
+        assert_eq!(
+            [entry(2), entry(3)].map(|entry| &entry["resource"]["resourceType"]),
+            ["Patient", "Coverage"]
+        );
+        assert_eq!(
+            (&entry(4)["request"]["url"], entry(4).get("resource")),
+            (&json!("Account/00000000-0000-0000-0000-000000000004"), None),
+            "what is gone by now is named"
+        );
+    }
+
+    #[test]
+    fn less_is_said_where_less_was_asked_for() {
+        let ids = written(Payload::IdOnly, &["Encounter/#2", "Patient/#1"]);
+        let entries = ids["entry"].as_array().expect("entries");
+        assert!(entries[1..].iter().all(|entry| entry.get("resource").is_none()));
+        assert_eq!((entries.len(), ids.to_string().matches("additional-context").count()), (3, 1));
+        for nothing in [written(Payload::Empty, &["Encounter/#2"]), written(Payload::FullResource, &[])] {
+            let text = nothing.to_string();
+            assert_eq!(nothing["entry"].as_array().map(Vec::len), Some(1));
+            assert!(!text.contains("focus") && !text.contains("Encounter"), "{text}");
+        }
+    }
+}

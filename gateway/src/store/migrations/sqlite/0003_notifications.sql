@@ -1,0 +1,2 @@
+-- What notifications bring along beside the Bundle of a message, as it stood then: a JSON array of resources, compressed.
+ALTER TABLE result ADD COLUMN beside BLOB;
