@@ -182,6 +182,12 @@ pub const SUBSCRIPTION: &[Setting] = &[
         "`message`: the Bundle of the whole message; the others: for each event a notification of the FHIR Subscriptions backport, with \
          the resources, references to them, or nothing but its number",
     ),
+    row(
+        "owner",
+        Kind::Text,
+        Fallback::Absent,
+        "of `content`: the sender that may look at the subscription over `/fhir`, its state and its events; nobody if left out",
+    ),
     row("destination", Kind::Text, Fallback::Required, "a map: `adapter` and the keys of that adapter"),
     row(
         "on_parked",
@@ -378,8 +384,12 @@ pub struct Subscription {
     pub senders: Vec<String>,
     /// How it is notified of events; `None` sends it the whole messages.
     pub notifies: Option<Notifies>,
+    /// Who may look at it over `/fhir`.
+    pub owner: Option<Arc<str>>,
     /// Where its events go.
     pub to: To,
+    /// The adapter by which they go, and what it is told to reach.
+    pub channel: (String, String),
     /// How they are written as HL7 v2, if they are not to go as they came.
     pub writes: Option<Writes>,
     /// What a dead letter does to the same patient's later events: pass on, or block them for at most so long.
@@ -461,6 +471,7 @@ fn read(root: &Node, folder: &Path, mistakes: &mut Vec<Mistake>) -> Config {
     let sender_names: Vec<&str> = senders.iter().map(|s| &*s.name).collect();
     known_names(&mut fields, root, ("senders", "sources"), "source", &source_names);
     known_names(&mut fields, root, ("subscriptions", "senders"), "sender", &sender_names);
+    known_names(&mut fields, root, ("subscriptions", "owner"), "sender", &sender_names);
     let store = url(&mut fields, "store", folder, &["sqlite:", "postgres://", "postgresql://"]);
     let bus = url(&mut fields, "bus", folder, &["amqp://", "amqps://"]);
     let mut reader = SettingsReader::new(&mut fields, TOP, folder);
@@ -655,7 +666,8 @@ fn subscription(
     fields.take_required("senders");
     let senders = fields.take_texts("senders");
     let writes = writes(&mut fields, node, &topics);
-    let notifies = notifies(&mut fields, node, content, &name, base);
+    let notifies = notifies(&mut fields, node, content, (&name, &topics), base);
+    let owner = fields.take_text("owner").map(Into::into);
     let destination = fields.take_required("destination");
     let path = fields.path_of("destination");
     let to = destination.and_then(|node| destination_of(node, &path, folder, fields.mistakes()));
@@ -675,9 +687,13 @@ fn subscription(
         );
     }
     fields.finish();
+    let endpoint = ["url", "queue", "connect"].iter().find_map(|key| destination?.get(key));
+    let endpoint = endpoint.and_then(Node::text).unwrap_or_default().to_owned();
     Some(Subscription {
         name,
         notifies,
+        owner,
+        channel: (adapter.unwrap_or_default().to_owned(), endpoint),
         topics: topics.into_iter().map(str::to_owned).collect(),
         filters,
         senders: senders.into_iter().map(str::to_owned).collect(),
@@ -722,7 +738,7 @@ fn notifies(
     fields: &mut Fields<'_, '_>,
     node: &Node,
     content: &str,
-    name: &str,
+    (name, topics): (&str, &[&str]),
     base: Option<&str>,
 ) -> Option<Notifies> {
     let (_, payload) = *Payload::ALL.iter().find(|(code, _)| *code == content)?;
@@ -732,6 +748,9 @@ fn notifies(
     };
     if name.contains('_') {
         wrong("notifications name the subscription as a FHIR id, which has no `_`: rename it");
+    }
+    if topics.len() > 1 {
+        wrong("a subscription that is notified has one topic, as FHIR has it: write one for each");
     }
     if base.is_none() {
         wrong(

@@ -173,6 +173,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     metrics.watch_deliverers(&deliverers);
 
     // normalize and route: mapped, merged and routed in one transaction a batch
+    let subscriptions = config.subscriptions.clone();
     let router = Arc::new(Router::new(config.subscriptions, namespace));
     let (holding, held) = lanes::hold(store.clone(), replica, work.clone());
     at_work.spawn(holding);
@@ -208,7 +209,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         at_work,
         shutdown_wait: config.shutdown_wait,
     };
-    let opened = match listen(config.http, &ingest, waiters, store.clone(), &bus, &mut running).await {
+    let opened = match listen(config.http, &ingest, waiters, subscriptions, &bus, &mut running).await {
         Ok(()) => sources(config.sources, &ingest, &mut running).await,
         Err(error) => Err(error),
     };
@@ -398,7 +399,7 @@ async fn listen(
     http: crate::config::Http,
     ingest: &Arc<Ingest>,
     waiters: Arc<Waiters>,
-    store: Arc<dyn Store>,
+    subscriptions: Vec<crate::config::Subscription>,
     bus: &Arc<dyn Bus>,
     running: &mut Running,
 ) -> Result<(), StartError> {
@@ -411,7 +412,8 @@ async fn listen(
     let api = Arc::new(Api {
         ingest: ingest.clone(),
         waiters,
-        store,
+        store: running.store.clone(),
+        subscriptions,
         http,
         metrics: Box::new(move || metrics.text()),
         ready: Box::new(move || health.readyz(&*bus)),

@@ -386,6 +386,20 @@ async fn the_capability_statement_tells_the_truth() {
     let names: Vec<&str> =
         patient["searchParam"].as_array().unwrap().iter().map(|one| one["name"].as_str().unwrap()).collect();
     assert!(names.contains(&"birthdate") && names.contains(&"_lastUpdated"), "{names:?}");
+    let all = rest["resource"].as_array().unwrap();
+    let subscriptions = all.iter().find(|one| one["type"] == "Subscription").unwrap();
+    assert_eq!(codes(&subscriptions["interaction"]), ["read", "search-type"]);
+    let topics: Vec<&Value> = subscriptions["extension"].as_array().unwrap().iter().collect();
+    assert!(topics.iter().any(|topic| topic["valueCanonical"] == "urn:pons:topic:encounter-end"));
+    // A Subscription that would be kept and do nothing is not taken, in a Bundle neither.
+    let wish = json!({"resourceType": "Subscription", "status": "requested", "reason": "test", "criteria": "x",
+        "channel": {"type": "rest-hook"}});
+    let refused = post(&gateway, "POST /fhir/Subscription", &wish).await.outcome(422);
+    assert!(refused.contains("written in the configuration"), "{refused}");
+    let bundle = json!({"resourceType": "Bundle", "type": "transaction",
+        "entry": [{"resource": wish, "request": {"method": "POST", "url": "Subscription"}}]});
+    let refused = post(&gateway, "POST /fhir", &bundle).await.outcome(422);
+    assert!(refused.contains("Bundle.entry[0].resource"), "{refused}");
     // What it does not name is not there.
     for request in
         ["GET /fhir/Patient/1/_history", "GET /fhir", "DELETE /fhir/Patient/1", "POST /fhir/Patient/_search"]

@@ -48,7 +48,8 @@ impl Endpoint {
     fn subscription(&self, name: &str, topics: &[&'static str], content: &str) -> Subscription {
         let url = format!("http://{}/{name}", self.at);
         let mut subscription = Subscription::webhook(name, topics, &url);
-        subscription.settings = vec![format!("content: {content}"), "retry_base: 50ms".to_owned()];
+        subscription.settings =
+            vec![format!("content: {content}"), "retry_base: 50ms".to_owned(), "owner: genhosp".to_owned()];
         subscription
     }
 
@@ -218,11 +219,52 @@ async fn an_event_brings_what_its_reader_needs_and_says_no_more_than_was_asked_f
             assert!(named.contains(&format!("{base}/{subject}").as_str()), "{subject} is in the Bundle");
         }
     }
+    owners_ask(&gateway, &endpoint.taken("full")).await;
     let (code, found) = gateway.pons(&["search", "--control-id", "C4", "--format", "json"]).await.unwrap();
     assert_eq!(code, Some(0));
     let found: Value = serde_json::from_str(found.lines().next().unwrap()).unwrap();
     let (_, shown) = gateway.pons(&["show", found["id"].as_str().unwrap()]).await.unwrap();
     assert!(shown.contains("about nothing that may be told") && shown.contains("is labelled R"), "{shown}");
+}
+
+/// What an owner is told of the subscriptions of the test above; `taken` is what one of them was sent.
+async fn owners_ask(gateway: &Gateway, taken: &[Value]) {
+    let get = async |path: &str| {
+        let (status, body) = gateway.get(&format!("/fhir/{path}")).await.unwrap();
+        let json: Value = serde_json::from_str(&body).unwrap();
+        assert_eq!(schemas::fhir::validate(&json), [], "{path}: {json:#}");
+        (status, json)
+    };
+    let (_, all) = get("Subscription").await;
+    assert_eq!(all["total"], 3);
+    let (code, one) = get("Subscription/ids").await;
+    assert_eq!((code, &one["criteria"]), (200, &Value::from("urn:pons:topic:encounter-end")));
+    assert_eq!(one["channel"]["_payload"]["extension"][0]["valueCode"], "id-only");
+    assert_eq!(get("Subscription?criteria=urn:pons:topic:encounter-end&status=active").await.1["total"], 3);
+    assert_eq!(get("Subscription?colour=red").await.0, 400);
+    for path in ["Subscription/other", "Subscription/other/$status", "Subscription/other/$events"] {
+        assert_eq!(get(path).await.0, 404, "{path}");
+    }
+    let (_, stand) = get("Subscription/$status?id=full,ids").await;
+    assert_eq!(stand["total"], 2);
+    let parameters = stand["entry"][0]["resource"]["parameter"].as_array().unwrap();
+    let last = parameters.iter().find(|one| one["name"] == "events-since-subscription-start").unwrap();
+    assert_eq!(last["valueString"], "3");
+
+    // The events are those that were sent, in one Bundle.
+    let (_, events) = get("Subscription/full/$events").await;
+    let told = status(&events);
+    assert_eq!(values(&told, "type"), ["query-event"]);
+    assert_eq!(values(&told, "event.event-number"), ["1", "2", "3"]);
+    let entries = |bundle: &Value| bundle["entry"].as_array().unwrap()[1..].to_vec();
+    assert_eq!(entries(&events), taken.iter().flat_map(entries).collect::<Vec<_>>());
+    let (_, some) = get("Subscription/full/$events?eventsSinceNumber=2&eventsUntilNumber=2").await;
+    assert_eq!(values(&status(&some), "event.event-number"), ["2"]);
+    let (_, less) = get("Subscription/full/$events?content=id-only").await;
+    assert_eq!(types(&less), ["Parameters"]);
+    assert_eq!(get("Subscription/ids/$events?content=full-resource").await.0, 403, "no more than was agreed");
+    assert_eq!(get("Subscription/full/$events?eventsSinceNumber=x").await.0, 400);
+    assert_eq!(get("Subscription/full/$events?since=1").await.0, 400);
 }
 
 #[tokio::test]

@@ -4,6 +4,8 @@ use super::{Answer, Api, outcome};
 use crate::ingest::keys::Keys;
 use crate::ingest::senders::Known;
 use crate::normalize::waiters::{Changed, Done};
+use crate::route::notification::{PROFILES, TOPIC};
+use crate::route::topics;
 use crate::store::{self, Format, NewMessage, Refused};
 use crate::telemetry::trace;
 use adapters::Verdict;
@@ -380,6 +382,11 @@ fn read(interaction: &Interaction, body: &[u8]) -> Result<(Value, String), Refus
         }
         Interaction::Create(_) | Interaction::Update(..) => interaction.to_string(),
     };
+    if let Some(place) = subscription_in(&resource) {
+        let text = "a Subscription is written in the configuration of this gateway, not here";
+        let issues = vec![Issue::new(Severity::Error, "not-supported", place, text)];
+        return Err(Refusal { status: StatusCode::UNPROCESSABLE_ENTITY, code: "not-supported", issues });
+    }
     let is_batch = kind == "Bundle" && resource["type"] == "batch";
     let found = if is_batch { fhir::validate(&envelope(&resource)) } else { fhir::validate(&resource) };
     let issues: Vec<_> = found.into_iter().filter(|issue| issue.severity == Severity::Error).collect();
@@ -387,6 +394,16 @@ fn read(interaction: &Interaction, body: &[u8]) -> Result<(Value, String), Refus
         return Err(Refusal { status: StatusCode::UNPROCESSABLE_ENTITY, code: "invalid", issues });
     }
     Ok((resource, label))
+}
+
+/// Where a Subscription stands: it would be kept and do nothing.
+fn subscription_in(resource: &Value) -> Option<String> {
+    let is_one = |resource: &Value| resource["resourceType"] == "Subscription";
+    if is_one(resource) {
+        return Some("Subscription".to_owned());
+    }
+    let mut entries = resource["entry"].as_array().into_iter().flatten();
+    entries.position(|entry| is_one(&entry["resource"])).map(|at| format!("Bundle.entry[{at}].resource"))
 }
 
 fn parse(body: &[u8]) -> Result<Value, Refusal> {
@@ -448,6 +465,35 @@ fn keys(resource: &Value, sender: &str) -> Keys {
     keys.or_sender(sender)
 }
 
+/// What it can do with subscriptions: they are shown to their owners. The topics are told as the backport has it for R4.
+fn subscription(parameters: Vec<Value>) -> Value {
+    let topics: Vec<Value> = topics::names()
+        .iter()
+        .map(|name| {
+            json!({
+                "url": format!("{PROFILES}capabilitystatement-subscriptiontopic-canonical"),
+                "valueCanonical": format!("{TOPIC}{name}"),
+            })
+        })
+        .collect();
+    let operation = |name: &str| {
+        json!({
+            "name": format!("${name}"),
+            "definition": format!(
+                "http://hl7.org/fhir/uv/subscriptions-backport/OperationDefinition/backport-subscription-{name}"
+            ),
+        })
+    };
+    json!({
+        "extension": topics,
+        "type": "Subscription",
+        "supportedProfile": [format!("{PROFILES}backport-subscription")],
+        "interaction": [{"code": "read"}, {"code": "search-type"}],
+        "searchParam": parameters,
+        "operation": [operation("status"), operation("events")],
+    })
+}
+
 /// What this server can do, and nothing else.
 pub fn metadata() -> Answer {
     let parameters = |of: &str| -> Vec<Value> {
@@ -461,6 +507,9 @@ pub fn metadata() -> Answer {
         .filter(|one| one.kind == fhir::Kind::Resource)
         .filter(|one| !matches!(one.name, "Bundle" | "Parameters" | "OperationOutcome"))
         .map(|one| {
+            if one.name == "Subscription" {
+                return subscription(parameters(one.name));
+            }
             json!({
                 "type": one.name, "interaction": interactions, "versioning": "versioned", "readHistory": false,
                 "updateCreate": true, "searchParam": parameters(one.name),

@@ -6,8 +6,9 @@ pub mod auth;
 pub mod fhir;
 pub mod outcome;
 pub mod read;
+pub mod subscriptions;
 
-use crate::config::Http;
+use crate::config::{Http, Subscription};
 use crate::ingest::Ingest;
 use crate::normalize::waiters::Waiters;
 use crate::store::Store;
@@ -38,6 +39,8 @@ pub struct Api {
     pub waiters: Arc<Waiters>,
     /// What readers are answered from.
     pub store: Arc<dyn Store>,
+    /// What owners ask for.
+    pub subscriptions: Vec<Subscription>,
     /// Settings.
     pub http: Http,
     /// The text of `/metrics`.
@@ -147,6 +150,14 @@ async fn answer(api: &Api, request: Request<Incoming>, peer: SocketAddr, names: 
     match (&head.method, path) {
         (&Method::GET, "/metrics") => text(StatusCode::OK, &(api.metrics)()),
         (_, path) if path == "/fhir" || path.starts_with("/fhir/") => {
+            if let Some(ask) = subscriptions::ask(&head.method, path) {
+                let body = match whole(api, body).await {
+                    Ok(body) => body,
+                    Err(refused) => return refused,
+                };
+                return subscriptions::answer(&*api.store, &api.subscriptions, &client, &head, &body, ask)
+                    .await;
+            }
             if let Some(ask) = read::ask(&head.method, path) {
                 let scheme = if api.http.tls.is_some() { "https" } else { "http" };
                 return read::answer(&*api.store, &client, &head, scheme, ask).await;
@@ -169,26 +180,31 @@ async fn answer(api: &Api, request: Request<Incoming>, peer: SocketAddr, names: 
             if let Err(refused) = fhir::acceptable(&head) {
                 return refused;
             }
-            let read = Limited::new(body, api.http.body_max).collect();
-            let body = match tokio::time::timeout(api.http.timeout, read).await {
-                Ok(Ok(body)) => body.to_bytes(),
-                Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => {
-                    return outcome::answer(
-                        StatusCode::PAYLOAD_TOO_LARGE,
-                        "too-long",
-                        &format!("the body is larger than {} bytes", api.http.body_max),
-                    );
-                }
-                Ok(Err(_)) => {
-                    return outcome::answer(StatusCode::BAD_REQUEST, "incomplete", "the body ended early");
-                }
-                Err(_) => {
-                    return outcome::answer(StatusCode::REQUEST_TIMEOUT, "timeout", "the body took too long");
-                }
+            let body = match whole(api, body).await {
+                Ok(body) => body,
+                Err(refused) => return refused,
             };
             fhir::write(api, &client, &head, interaction, body, peer).await
         }
         _ => text(StatusCode::NOT_FOUND, "nothing is here; FHIR lies at /fhir\n"),
+    }
+}
+
+/// The whole body of a request.
+///
+/// # Errors
+/// The answer to give: it is too large, ended early, or took too long.
+async fn whole(api: &Api, body: Incoming) -> Result<Bytes, Answer> {
+    let read = Limited::new(body, api.http.body_max).collect();
+    match tokio::time::timeout(api.http.timeout, read).await {
+        Ok(Ok(body)) => Ok(body.to_bytes()),
+        Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => Err(outcome::answer(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            "too-long",
+            &format!("the body is larger than {} bytes", api.http.body_max),
+        )),
+        Ok(Err(_)) => Err(outcome::answer(StatusCode::BAD_REQUEST, "incomplete", "the body ended early")),
+        Err(_) => Err(outcome::answer(StatusCode::REQUEST_TIMEOUT, "timeout", "the body took too long")),
     }
 }
 

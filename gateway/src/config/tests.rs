@@ -145,6 +145,12 @@ fn notifications_need_an_address_and_a_name_that_is_an_id() {
     assert!(told(&hook(with("id-only"))).contains("say under which `/fhir` is reached"));
     assert!(told(&hook(with("some"))).contains("expected one of"));
     let addressed = format!("http: {{base_url: 'https://pons.test/fhir/'}}\n{}", hook(with("id-only")));
+    assert!(told(&addressed).contains("has one topic"));
+    let addressed = addressed.replace("[encounter-start, encounter-end]", "[encounter-end]");
+    let owned =
+        |owner: &str| addressed.replace("content: id-only", &format!("content: id-only\n    owner: {owner}"));
+    assert!(told(&owned("genhsop")).contains("there is no sender `genhsop`; did you mean `genhosp`?"));
+    assert_eq!(told(&owned("portal")), "");
     assert!(told(&addressed.replace("name: insurer", "name: the_insurer")).contains("rename it"));
     let folder = folder();
     let config = Config::parse(&addressed, folder.path()).expect("valid");

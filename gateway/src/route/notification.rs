@@ -7,7 +7,9 @@
 //! HL7 FHIR Subscriptions R5 Backport 1.1.0, R4 notification Bundle and R4 subscription status (CC0).
 
 use super::publish::{Event, Told};
+use jiff::Timestamp;
 use memchr::memmem;
+use schemas::message::DeliveryId;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
@@ -15,7 +17,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use uuid::Uuid;
 
-const PROFILES: &str = "http://hl7.org/fhir/uv/subscriptions-backport/StructureDefinition/";
+/// What the backport's profiles and extensions begin with.
+pub const PROFILES: &str = "http://hl7.org/fhir/uv/subscriptions-backport/StructureDefinition/";
 /// What a topic's canonical URL begins with.
 pub const TOPIC: &str = "urn:pons:topic:";
 /// How a resource of the Bundle is referred to within it.
@@ -35,6 +38,11 @@ pub enum Payload {
 }
 
 impl Payload {
+    /// Its code.
+    pub fn code(self) -> &'static str {
+        Payload::ALL.iter().find(|(_, known)| *known == self).map_or("", |(code, _)| code)
+    }
+
     /// Each with its code.
     pub const ALL: [(&'static str, Payload); 3] =
         [("empty", Payload::Empty), ("id-only", Payload::IdOnly), ("full-resource", Payload::FullResource)];
@@ -49,17 +57,82 @@ pub struct Notifies {
     pub payload: Payload,
 }
 
+/// One event of a subscription, as it was recorded.
+#[derive(Clone, Copy, Debug)]
+pub struct Occurrence<'o> {
+    /// Its delivery.
+    pub delivery: DeliveryId,
+    /// Its number in the subscription.
+    pub number: i64,
+    /// When its message was received.
+    pub received_at: Timestamp,
+    /// What it is about, then what goes along.
+    pub references: &'o [String],
+    /// The resources.
+    pub told: Told<'o>,
+}
+
+/// What a Bundle says of its subscription.
+#[derive(Clone, Copy, Debug)]
+pub struct About<'a> {
+    /// The Bundle's id.
+    pub id: Uuid,
+    /// When it is made, or was.
+    pub at: Timestamp,
+    /// `event-notification`, `query-status`, `query-event`.
+    pub kind: &'static str,
+    /// The subscription's id.
+    pub subscription: &'a str,
+    /// The topic's name.
+    pub topic: Option<&'a str>,
+    /// The number of its last event.
+    pub last: i64,
+}
+
 impl Notifies {
     /// Writes the notification of an event: a Bundle in JSON.
     pub(super) fn write(&self, into: &mut Vec<u8>, event: &Event<'_>, references: &[String]) {
-        let named = if self.payload == Payload::Empty { &[][..] } else { references };
-        let status = self.status(event, named);
+        let about = About {
+            id: event.delivery.0,
+            at: event.received_at,
+            kind: "event-notification",
+            subscription: event.subscription,
+            topic: event.matched.topics.first().map(String::as_str),
+            last: event.number,
+        };
+        let occurrence = Occurrence {
+            delivery: event.delivery,
+            number: event.number,
+            received_at: event.received_at,
+            references,
+            told: event.told,
+        };
+        serde_json::to_writer(into, &self.bundle(&about, &[occurrence])).expect("memory takes all");
+    }
+
+    /// The Bundle of some events.
+    pub fn bundle(&self, about: &About<'_>, occurrences: &[Occurrence<'_>]) -> Value {
+        let mut entries = vec![self.status_entry(about, occurrences)];
+        for occurrence in occurrences {
+            self.add(&mut entries, occurrence);
+        }
+        json!({
+            "resourceType": "Bundle",
+            "id": about.id.to_string(),
+            "meta": {"profile": [format!("{PROFILES}backport-subscription-notification-r4")]},
+            "type": "history",
+            "timestamp": about.at.to_string(),
+            "entry": entries,
+        })
+    }
+
+    /// Adds the entries of an event.
+    fn add(&self, entries: &mut Vec<Value>, occurrence: &Occurrence<'_>) {
+        let named = self.named(occurrence.references);
         let texts = match self.payload {
-            Payload::FullResource if !named.is_empty() => Texts::of(event.told),
+            Payload::FullResource if !named.is_empty() => Texts::of(occurrence.told),
             _ => Texts::default(),
         };
-        let mut entries = Vec::with_capacity(named.len() + 1);
-        entries.push(status);
         for (index, reference) in named.iter().enumerate() {
             // What the message wrote, and what was known before.
             let method = if index == 0 { "PUT" } else { "GET" };
@@ -73,55 +146,61 @@ impl Notifies {
             }
             entries.push(entry);
         }
-        let bundle = json!({
-            "resourceType": "Bundle",
-            "id": event.delivery.to_string(),
-            "meta": {"profile": [format!("{PROFILES}backport-subscription-notification-r4")]},
-            "type": "history",
-            "timestamp": event.received_at.to_string(),
-            "entry": entries,
-        });
-        serde_json::to_writer(into, &bundle).expect("memory takes all");
     }
 
-    /// The first entry: which event of which subscription this is.
-    fn status(&self, event: &Event<'_>, named: &[String]) -> Value {
-        let id = Uuid::new_v5(&event.delivery.0, b"status");
-        let subscription = format!("Subscription/{}", event.subscription);
-        let mut parts = vec![
-            json!({"name": "event-number", "valueString": event.number.to_string()}),
-            json!({"name": "timestamp", "valueInstant": event.received_at.to_string()}),
-        ];
-        for (index, reference) in named.iter().enumerate() {
-            let name = if index == 0 { "focus" } else { "additional-context" };
-            parts.push(json!({"name": name, "valueReference": {"reference": self.url(reference)}}));
-        }
-        let mut parameters =
-            vec![json!({"name": "subscription", "valueReference": {"reference": self.url(&subscription)}})];
-        // Who asked to be told nothing is not told on which topic either.
-        if let (Some(topic), false) = (event.matched.topics.first(), self.payload == Payload::Empty) {
-            parameters.push(json!({"name": "topic", "valueCanonical": format!("{TOPIC}{topic}")}));
-        }
-        parameters.extend([
-            json!({"name": "status", "valueCode": "active"}),
-            json!({"name": "type", "valueCode": "event-notification"}),
-            json!({"name": "events-since-subscription-start", "valueString": event.number.to_string()}),
-            json!({"name": "notification-event", "part": parts}),
-        ]);
+    /// The first entry of a notification: which events of which subscription these are.
+    fn status_entry(&self, about: &About<'_>, occurrences: &[Occurrence<'_>]) -> Value {
+        let status = self.status(about, occurrences);
+        let subscription = self.url(&format!("Subscription/{}", about.subscription));
         json!({
-            "fullUrl": format!("urn:uuid:{id}"),
-            "resource": {
-                "resourceType": "Parameters",
-                "id": id.to_string(),
-                "meta": {"profile": [format!("{PROFILES}backport-subscription-status-r4")]},
-                "parameter": parameters,
-            },
-            "request": {"method": "GET", "url": format!("{}/$status", self.url(&subscription))},
+            "fullUrl": format!("urn:uuid:{}", status["id"].as_str().unwrap_or_default()),
+            "resource": status,
+            "request": {"method": "GET", "url": format!("{subscription}/$status")},
             "response": {"status": "200"},
         })
     }
 
-    fn url(&self, reference: &str) -> String {
+    /// How a subscription stands, and some of its events.
+    pub fn status(&self, about: &About<'_>, occurrences: &[Occurrence<'_>]) -> Value {
+        let id = Uuid::new_v5(&about.id, b"status");
+        let subscription = self.url(&format!("Subscription/{}", about.subscription));
+        let mut parameters =
+            vec![json!({"name": "subscription", "valueReference": {"reference": subscription}})];
+        // Who asked to be told nothing is not told on which topic either.
+        if let (Some(topic), false) = (about.topic, self.payload == Payload::Empty) {
+            parameters.push(json!({"name": "topic", "valueCanonical": format!("{TOPIC}{topic}")}));
+        }
+        parameters.extend([
+            json!({"name": "status", "valueCode": "active"}),
+            json!({"name": "type", "valueCode": about.kind}),
+            json!({"name": "events-since-subscription-start", "valueString": about.last.to_string()}),
+        ]);
+        for occurrence in occurrences {
+            let mut parts = vec![
+                json!({"name": "event-number", "valueString": occurrence.number.to_string()}),
+                json!({"name": "timestamp", "valueInstant": occurrence.received_at.to_string()}),
+            ];
+            for (index, reference) in self.named(occurrence.references).iter().enumerate() {
+                let name = if index == 0 { "focus" } else { "additional-context" };
+                parts.push(json!({"name": name, "valueReference": {"reference": self.url(reference)}}));
+            }
+            parameters.push(json!({"name": "notification-event", "part": parts}));
+        }
+        json!({
+            "resourceType": "Parameters",
+            "id": id.to_string(),
+            "meta": {"profile": [format!("{PROFILES}backport-subscription-status-r4")]},
+            "parameter": parameters,
+        })
+    }
+
+    /// What may be named of an event.
+    fn named<'r>(&self, references: &'r [String]) -> &'r [String] {
+        if self.payload == Payload::Empty { &[] } else { references }
+    }
+
+    /// The address of something under `/fhir`.
+    pub fn url(&self, reference: &str) -> String {
         format!("{}/{reference}", self.base)
     }
 }
@@ -208,7 +287,7 @@ struct Head {
 mod tests {
     use super::*;
     use crate::store::Matched;
-    use schemas::message::{DeliveryId, MessageId};
+    use schemas::message::MessageId;
 
     const BUNDLE: &str = r#"{"resourceType":"Bundle","type":"transaction","entry":[
         {"fullUrl":"urn:uuid:00000000-0000-0000-0000-000000000001","resource":{"resourceType":"Patient","id":"00000000-0000-0000-0000-000000000001"}},

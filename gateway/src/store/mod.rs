@@ -733,6 +733,19 @@ pub trait Store: Send + Sync + 'static {
         limit: usize,
     ) -> Result<Vec<OpenDelivery>, StoreError>;
 
+    /// The notifications of a subscription with an event number above `after` and not above `until`, whatever became of them: lowest
+    /// first, without those that retention has let go.
+    async fn events(
+        &self,
+        subscription: &str,
+        after: i64,
+        until: i64,
+        limit: usize,
+    ) -> Result<Vec<OpenDelivery>, StoreError>;
+
+    /// The last event number that a subscription was given; 0 before the first.
+    async fn last_event(&self, subscription: &str) -> Result<i64, StoreError>;
+
     /// What these deliveries carry, by (message, revision).
     async fn contents(
         &self,

@@ -302,6 +302,8 @@ not_a_delivery! {
     translate_code(who: &str, code: &mappings::SiteCode) -> usize;
     site_codes(known: i64) -> Option<mappings::SiteCodes>;
     housekeeping(retention: &Retention, now: Timestamp) -> u64;
+    events(subscription: &str, after: i64, until: i64, limit: usize) -> Vec<OpenDelivery>;
+    last_event(subscription: &str) -> i64;
     room() -> Option<u64>;
 }
 

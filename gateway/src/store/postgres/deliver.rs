@@ -158,6 +158,35 @@ impl Postgres {
         rows.iter().map(open_delivery).collect()
     }
 
+    pub(super) async fn read_events(
+        &self,
+        subscription: &str,
+        after: i64,
+        until: i64,
+        limit: usize,
+    ) -> Result<Vec<OpenDelivery>, StoreError> {
+        let rows = sqlx::query(concat!(
+            "SELECT ",
+            delivery_columns!(),
+            ", ",
+            clock!(),
+            " FROM delivery d WHERE d.subscription = (SELECT id FROM subscription WHERE name = $1) AND d.number > $2
+                 AND d.number <= $3 AND strpos(d.topics, '>') > 0 ORDER BY d.number LIMIT $4"
+        ))
+        .bind(subscription)
+        .bind(after)
+        .bind(until)
+        .bind(i64::try_from(limit).unwrap_or(i64::MAX))
+        .fetch_all(&self.path)
+        .await?;
+        rows.iter().map(open_delivery).collect()
+    }
+
+    pub(super) async fn read_last_event(&self, subscription: &str) -> Result<i64, StoreError> {
+        let last = sqlx::query_scalar("SELECT last FROM subscription WHERE name = $1").bind(subscription);
+        Ok(last.fetch_optional(&self.path).await?.unwrap_or(0))
+    }
+
     pub(super) async fn read_contents(
         &self,
         of: &[(MessageId, u32)],

@@ -99,6 +99,35 @@ impl Sqlite {
         rows.iter().map(open_delivery).collect()
     }
 
+    pub(super) async fn read_events(
+        &self,
+        subscription: &str,
+        after: i64,
+        until: i64,
+        limit: usize,
+    ) -> Result<Vec<OpenDelivery>, StoreError> {
+        let rows = sqlx::query(concat!(
+            "SELECT ",
+            delivery_columns!(),
+            ", ",
+            clock!(),
+            " FROM delivery d WHERE d.subscription = (SELECT id FROM subscription WHERE name = ?) AND d.number > ?
+                 AND d.number <= ? AND instr(d.topics, '>') > 0 ORDER BY d.number LIMIT ?"
+        ))
+        .bind(subscription)
+        .bind(after)
+        .bind(until)
+        .bind(i64::try_from(limit).unwrap_or(i64::MAX))
+        .fetch_all(&self.readers)
+        .await?;
+        rows.iter().map(open_delivery).collect()
+    }
+
+    pub(super) async fn read_last_event(&self, subscription: &str) -> Result<i64, StoreError> {
+        let last = sqlx::query_scalar("SELECT last FROM subscription WHERE name = ?").bind(subscription);
+        Ok(last.fetch_optional(&self.readers).await?.unwrap_or(0))
+    }
+
     pub(super) async fn read_contents(
         &self,
         of: &[(MessageId, u32)],

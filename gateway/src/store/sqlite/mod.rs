@@ -399,6 +399,20 @@ impl Store for Sqlite {
         self.read_delivered(subscription, within, after, limit).await
     }
 
+    async fn events(
+        &self,
+        subscription: &str,
+        after: i64,
+        until: i64,
+        limit: usize,
+    ) -> Result<Vec<OpenDelivery>, StoreError> {
+        self.read_events(subscription, after, until, limit).await
+    }
+
+    async fn last_event(&self, subscription: &str) -> Result<i64, StoreError> {
+        self.read_last_event(subscription).await
+    }
+
     async fn contents(
         &self,
         of: &[(MessageId, u32)],

@@ -185,6 +185,18 @@ async fn a_notification_keeps_what_it_names_and_what_goes_along(place: Place) {
     let matched: Vec<&Matched> = lab.iter().map(|delivery| &delivery.matched).collect();
     assert_eq!(matched, [&named(&["Encounter/2", "Patient/1"]), &named(&[])], "a withheld one is still sent");
     assert!(deliveries(&store, "insurer").await.is_empty(), "a whole message that is withheld is not");
+    let lease = lease(&store, 1, "subscription:lab").await;
+    store.change_deliveries(&lease, vec![change(&lab[0], DeliveryState::Delivered)]).await.unwrap();
+    let numbers = async |name: &str, after: i64, until: i64, limit: usize| -> Vec<i64> {
+        let events = store.events(name, after, until, limit).await.unwrap();
+        events.iter().map(|event| event.number).collect()
+    };
+    assert_eq!(numbers("lab", 0, 99, 99).await, [1, 2], "whatever became of them");
+    assert_eq!((numbers("lab", 1, 99, 99).await, numbers("lab", 0, 1, 99).await), (vec![2], vec![1]));
+    assert_eq!((numbers("lab", 0, 99, 1).await, numbers("nobody", 0, 99, 1).await), (vec![1], vec![]));
+    assert_eq!(numbers("insurer", 0, 99, 99).await, [] as [i64; 0], "whole messages are no events");
+    assert_eq!(store.last_event("lab").await.unwrap(), 2);
+    assert_eq!(store.last_event("nobody").await.unwrap(), 0);
     let contents = store.contents(&[(open[0].id, 0), (open[1].id, 0)]).await.unwrap();
     assert_eq!(contents[&(open[0].id, 0)].beside, beside);
     assert!(contents[&(open[1].id, 0)].beside.is_empty());

@@ -1,0 +1,343 @@
+//! Subscriptions as their owners see them: what they are, how they stand (`$status`), and their events once more (`$events`).
+//!
+//! Nobody sees another's: to whom it does not belong, it is not there.
+//!
+//! # Source
+//! HL7 FHIR Subscriptions R5 Backport 1.1.0: R4 Subscription profile, operations `$status` and `$events`.
+
+use super::{Answer, outcome};
+use crate::config::Subscription;
+use crate::ingest::senders::Known;
+use crate::route::notification::{About, Notifies, Occurrence, PROFILES, Payload, TOPIC};
+use crate::route::policy::{self, Decision};
+use crate::route::publish::Told;
+use crate::store::{self, Store, StoreError};
+use bytes::Bytes;
+use hyper::http::request::Parts;
+use hyper::{Method, StatusCode};
+use schemas::fhir::search::Query;
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+/// How many events one answer has at most; the reader asks again for what comes after.
+const EVENTS_MAX: usize = 100;
+/// Beyond so many bytes an answer has no further event.
+const BYTES_MAX: usize = 8 << 20;
+
+/// What an owner asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Ask {
+    /// `GET /fhir/Subscription?...`
+    Search,
+    /// `GET /fhir/Subscription/[id]`
+    Read(String),
+    /// `$status` of one, or of those that the parameters name.
+    Status(Option<String>),
+    /// `$events` of one.
+    Events(String),
+}
+
+/// Reads what is asked from a method and a path below `/fhir`.
+pub fn ask(method: &Method, path: &str) -> Option<Ask> {
+    let parts: Vec<&str> = path.trim_end_matches('/').split('/').skip(2).collect();
+    let is_get = *method == Method::GET;
+    if !is_get && *method != Method::POST {
+        return None;
+    }
+    Some(match parts.as_slice() {
+        ["Subscription"] if is_get => Ask::Search,
+        ["Subscription", "$status"] => Ask::Status(None),
+        ["Subscription", id, "$status"] => Ask::Status(Some((*id).to_owned())),
+        ["Subscription", id, "$events"] => Ask::Events((*id).to_owned()),
+        ["Subscription", id] if is_get => Ask::Read((*id).to_owned()),
+        _ => return None,
+    })
+}
+
+/// Answers it. `body` is that of a POST: empty, or Parameters.
+pub async fn answer(
+    store: &dyn Store,
+    subscriptions: &[Subscription],
+    client: &Known,
+    head: &Parts,
+    body: &Bytes,
+    ask: Ask,
+) -> Answer {
+    let own: Vec<Own<'_>> = subscriptions
+        .iter()
+        .filter(|subscription| subscription.owner.as_ref() == Some(&client.name))
+        .filter_map(|of| Some(Own { of, notifies: of.notifies.as_ref()? }))
+        .collect();
+    let one = |id: &str| {
+        let missing = || {
+            let text =
+                "this client owns no subscription of this id: `owner` in the configuration says whose one is";
+            outcome::answer(StatusCode::NOT_FOUND, "not-found", text)
+        };
+        own.iter().find(|one| *one.of.name == *id).ok_or_else(missing)
+    };
+    let answered = match (Given::read(head, body), &ask) {
+        (Err(refused), _) => Err(refused),
+        (Ok(_), Ask::Read(id)) => one(id).map(|one| outcome::resource(StatusCode::OK, &one.resource())),
+        (Ok(given), Ask::Search) => search(&own, &given),
+        (Ok(given), Ask::Status(Some(id))) => match one(id) {
+            Ok(one) => status(store, std::slice::from_ref(one), &given).await,
+            Err(missing) => Err(missing),
+        },
+        (Ok(given), Ask::Status(None)) => status(store, &own, &given).await,
+        (Ok(given), Ask::Events(id)) => match one(id) {
+            Ok(one) => events(store, one, &given).await,
+            Err(missing) => Err(missing),
+        },
+    };
+    let answer = answered.unwrap_or_else(|refused| refused);
+    // The id is shown only if it is one of ours: anything may stand in a path.
+    let named = match &ask {
+        Ask::Read(id) | Ask::Status(Some(id)) | Ask::Events(id) => {
+            own.iter().find(|one| *one.of.name == **id)
+        }
+        Ask::Search | Ask::Status(None) => None,
+    };
+    let status = answer.status().as_u16();
+    let events = matches!(ask, Ask::Events(_));
+    tracing::info!(client = %client.name, subscription = ?named.map(|one| &one.of.name), events, status, "an owner asked for subscriptions");
+    answer
+}
+
+/// A subscription of the client that asks.
+#[derive(Clone, Copy)]
+struct Own<'s> {
+    of: &'s Subscription,
+    notifies: &'s Notifies,
+}
+
+impl Own<'_> {
+    fn topic(&self) -> Option<&str> {
+        self.of.topics.first().map(String::as_str)
+    }
+
+    /// It as a FHIR resource.
+    fn resource(&self) -> Value {
+        let extension = |name: &str, (kind, value): (&str, Value)| json!({"url": format!("{PROFILES}{name}"), kind: value});
+        let (adapter, endpoint) = &self.of.channel;
+        let payload = ("valueCode", json!(self.notifies.payload.code()));
+        let mut channel = json!({
+            "type": "rest-hook",
+            "endpoint": endpoint,
+            "payload": "application/fhir+json",
+            "_payload": {"extension": [extension("backport-payload-content", payload)]},
+        });
+        if adapter != "rest-hook" {
+            let kind = ("valueCoding", json!({"system": "urn:pons:channel", "code": adapter}));
+            channel["type"] = "message".into();
+            channel["_type"] = json!({"extension": [extension("backport-channel-type", kind)]});
+            channel["endpoint"] = format!("{adapter}:{endpoint}").into();
+        }
+        let mut resource = json!({
+            "resourceType": "Subscription",
+            "id": &*self.of.name,
+            "meta": {"profile": [format!("{PROFILES}backport-subscription")]},
+            "status": "active",
+            "reason": "written in the configuration of this gateway",
+            "criteria": format!("{TOPIC}{}", self.topic().unwrap_or_default()),
+            "channel": channel,
+        });
+        let filters: Vec<Value> = (self.of.filters.iter())
+            .map(|filter| extension("backport-filter-criteria", ("valueString", json!(filter.to_string()))))
+            .collect();
+        if !filters.is_empty() {
+            resource["_criteria"] = json!({"extension": filters});
+        }
+        resource
+    }
+}
+
+/// The parameters of a request, from its address and from the Parameters in its body.
+struct Given(Vec<(String, String)>);
+
+impl Given {
+    fn read(head: &Parts, body: &Bytes) -> Result<Given, Answer> {
+        let text = head.uri.query().unwrap_or_default();
+        let mut given: Vec<(String, String)> =
+            form_urlencoded::parse(text.as_bytes()).map(|(n, v)| (n.into_owned(), v.into_owned())).collect();
+        if body.is_empty() {
+            return Ok(Given(given));
+        }
+        let wrong = || refuse("expected an empty body, or Parameters with a name and a value each");
+        let parameters: Value = serde_json::from_slice(body).map_err(|_| wrong())?;
+        if parameters["resourceType"] != "Parameters" {
+            return Err(wrong());
+        }
+        for one in parameters["parameter"].as_array().into_iter().flatten() {
+            let name = one["name"].as_str().ok_or_else(wrong)?;
+            let values = one.as_object().into_iter().flatten().filter(|(key, _)| key.starts_with("value"));
+            let value = values.map(|(_, value)| value).next().ok_or_else(wrong)?;
+            let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+            given.push((name.to_owned(), value));
+        }
+        Ok(Given(given))
+    }
+
+    /// The values of a parameter; each may name several, parted by commas.
+    fn all<'g>(&'g self, name: &'g str) -> impl Iterator<Item = &'g str> {
+        let own = self.0.iter().filter(move |(known, _)| known == name);
+        own.flat_map(|(_, value)| value.split(',')).filter(|value| !value.is_empty())
+    }
+
+    /// An event number, if one is given.
+    fn number(&self, name: &str) -> Result<Option<i64>, Answer> {
+        let wrong = |_| refuse(&format!("{name}: an event number is wanted"));
+        self.all(name).next().map(str::parse).transpose().map_err(wrong)
+    }
+
+    /// Refuses what is none of these.
+    fn only(&self, known: &[&str]) -> Result<(), Answer> {
+        match self.0.iter().find(|(name, _)| !known.contains(&name.as_str())) {
+            Some(_) => Err(refuse(&format!("parameters are: {}", known.join(", ")))),
+            None => Ok(()),
+        }
+    }
+}
+
+fn refuse(text: &str) -> Answer {
+    outcome::answer(StatusCode::BAD_REQUEST, "invalid", text)
+}
+
+fn away(error: StoreError) -> Answer {
+    tracing::warn!(error = %crate::chain(&error), "the store could not be read");
+    outcome::answer(StatusCode::SERVICE_UNAVAILABLE, "transient", "the store cannot be read now; try again")
+}
+
+fn search(own: &[Own<'_>], given: &Given) -> Result<Answer, Answer> {
+    let pairs = given.0.iter().map(|(name, value)| (name.as_str(), value.as_str()));
+    let query = Query::of_pairs("Subscription", pairs).map_err(|refused| refuse(&refused.to_string()))?;
+    let mut entries = Vec::new();
+    for one in own {
+        let resource = one.resource();
+        if query.holds(&resource, store::now()).unwrap_or(true) {
+            let url = one.notifies.url(&format!("Subscription/{}", one.of.name));
+            entries.push(json!({"fullUrl": url, "resource": resource, "search": {"mode": "match"}}));
+        }
+    }
+    Ok(outcome::resource(StatusCode::OK, &searchset(entries)))
+}
+
+fn searchset(entries: Vec<Value>) -> Value {
+    let mut bundle = json!({"resourceType": "Bundle", "type": "searchset", "total": entries.len()});
+    if !entries.is_empty() {
+        bundle["entry"] = entries.into();
+    }
+    bundle
+}
+
+async fn status(store: &dyn Store, own: &[Own<'_>], given: &Given) -> Result<Answer, Answer> {
+    given.only(&["id", "status"])?;
+    let (ids, states): (Vec<&str>, Vec<&str>) = (given.all("id").collect(), given.all("status").collect());
+    let mut entries = Vec::new();
+    for one in own {
+        let is_asked = ids.is_empty() || ids.contains(&&*one.of.name);
+        if !is_asked || !(states.is_empty() || states.contains(&"active")) {
+            continue;
+        }
+        let about = About {
+            id: Uuid::now_v7(),
+            at: store::now(),
+            kind: "query-status",
+            subscription: &one.of.name,
+            topic: one.topic(),
+            last: store.last_event(&one.of.name).await.map_err(away)?,
+        };
+        let status = one.notifies.status(&about, &[]);
+        let url = format!("urn:uuid:{}", status["id"].as_str().unwrap_or_default());
+        entries.push(json!({"fullUrl": url, "resource": status, "search": {"mode": "match"}}));
+    }
+    Ok(outcome::resource(StatusCode::OK, &searchset(entries)))
+}
+
+/// Events once more, as they were recorded; what policy withholds by now is told by its number alone.
+async fn events(store: &dyn Store, one: &Own<'_>, given: &Given) -> Result<Answer, Answer> {
+    given.only(&["eventsSinceNumber", "eventsUntilNumber", "content"])?;
+    let name = &*one.of.name;
+    let since = given.number("eventsSinceNumber")?.unwrap_or(1).max(1);
+    let until = given.number("eventsUntilNumber")?.unwrap_or(i64::MAX);
+    let mut notifies = one.notifies.clone();
+    if let Some(asked) = given.all("content").next() {
+        let found = Payload::ALL.iter().find(|(code, _)| *code == asked);
+        let (_, payload) =
+            found.ok_or_else(|| refuse("content: empty, id-only or full-resource is wanted"))?;
+        // It may ask for less than it is sent, never for more.
+        let order = |payload: Payload| Payload::ALL.iter().position(|(_, known)| *known == payload);
+        if order(*payload) > order(notifies.payload) {
+            let text = "content: this subscription is not sent as much";
+            return Err(outcome::answer(StatusCode::FORBIDDEN, "forbidden", text));
+        }
+        notifies.payload = *payload;
+    }
+    let last = store.last_event(name).await.map_err(away)?;
+    let rows = store.events(name, since - 1, until, EVENTS_MAX).await.map_err(away)?;
+    let of: Vec<_> = rows.iter().map(|row| (row.message, row.revision)).collect();
+    let contents = store.contents(&of).await.map_err(away)?;
+    let mut told = Vec::with_capacity(rows.len());
+    let mut bytes = 0;
+    for row in &rows {
+        // Without content retention is letting it go at this moment.
+        let Some(content) = contents.get(&(row.message, row.revision)) else { continue };
+        bytes += content.bundle.len() + content.beside.len();
+        if bytes > BYTES_MAX && !told.is_empty() {
+            break;
+        }
+        let occurrence = Occurrence {
+            delivery: row.id,
+            number: row.number,
+            received_at: content.received_at,
+            references: row.matched.references.as_deref().unwrap_or_default(),
+            told: Told { bundle: &content.bundle, beside: &content.beside },
+        };
+        let about = About {
+            id: row.id.0,
+            at: content.received_at,
+            kind: "query-event",
+            subscription: name,
+            topic: one.topic(),
+            last,
+        };
+        let alone = notifies.bundle(&about, &[occurrence]).to_string();
+        told.push(match policy::at_delivery(alone.as_bytes()) {
+            Decision::Allow => occurrence,
+            Decision::Suppress(_) => Occurrence { references: &[], ..occurrence },
+        });
+    }
+    let about = About {
+        id: Uuid::now_v7(),
+        at: store::now(),
+        kind: "query-event",
+        subscription: name,
+        topic: one.topic(),
+        last,
+    };
+    Ok(outcome::resource(StatusCode::OK, &notifies.bundle(&about, &told)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_asked_is_read_from_method_and_path() {
+        let check = |method: Method, path: &str, expected: Option<Ask>| {
+            assert_eq!(ask(&method, path), expected, "{method} {path}");
+        };
+        let id = || "lab".to_owned();
+        check(Method::GET, "/fhir/Subscription", Some(Ask::Search));
+        check(Method::GET, "/fhir/Subscription/lab", Some(Ask::Read(id())));
+        check(Method::GET, "/fhir/Subscription/$status", Some(Ask::Status(None)));
+        for method in [Method::GET, Method::POST] {
+            check(method.clone(), "/fhir/Subscription/lab/$status", Some(Ask::Status(Some(id()))));
+            check(method, "/fhir/Subscription/lab/$events", Some(Ask::Events(id())));
+        }
+        check(Method::POST, "/fhir/Subscription", None);
+        check(Method::DELETE, "/fhir/Subscription/lab", None);
+        check(Method::GET, "/fhir/Patient/lab/$status", None);
+        check(Method::GET, "/fhir/Subscription/lab/$else", None);
+    }
+}
