@@ -741,7 +741,13 @@ fn notifies(
     (name, topics): (&str, &[&str]),
     base: Option<&str>,
 ) -> Option<Notifies> {
-    let (_, payload) = *Payload::ALL.iter().find(|(code, _)| *code == content)?;
+    let Some((_, payload)) = Payload::ALL.iter().find(|(code, _)| *code == content) else {
+        if let Some(owner) = node.get("owner") {
+            let text = "whole messages cannot be asked for over `/fhir`: say `content: full-resource`, or leave it out";
+            fields.wrong(owner.place, "owner", text);
+        }
+        return None;
+    };
     let mut wrong = |text: &str| {
         let place = node.get("content").map_or(node.place, |node| node.place);
         fields.wrong(place, "content", text);
@@ -757,7 +763,7 @@ fn notifies(
             "notifications name resources by their address: say under which `/fhir` is reached, as `http: {base_url: ...}`",
         );
     }
-    Some(Notifies { base: base?.trim_end_matches('/').into(), payload })
+    Some(Notifies { base: base?.trim_end_matches('/').into(), payload: *payload })
 }
 
 /// `write:` and what goes with it.

@@ -601,6 +601,10 @@ async fn what_only_restricted_messages_said_is_shown_to_nobody() {
             assert_eq!((&shown["name"][0]["family"], &shown["birthDate"]), (&json!(NAME), &Value::Null));
             assert_eq!(shown["meta"]["security"][0]["code"], "REDACTED");
             assert_eq!(schemas::fhir::validate(shown), []);
+            let id = shown["id"].as_str().unwrap();
+            let (put, body) = (format!("PUT /fhir/Patient/{id}"), shown.to_string());
+            let refused = ask(&gateway, &put, &[JSON], body.as_bytes()).await.outcome(422);
+            assert!(refused.contains("written back it would be lost"), "{refused}");
         }
     }
 }

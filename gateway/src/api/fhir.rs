@@ -382,13 +382,23 @@ fn read(interaction: &Interaction, body: &[u8]) -> Result<(Value, String), Refus
         }
         Interaction::Create(_) | Interaction::Update(..) => interaction.to_string(),
     };
-    if let Some(place) = subscription_in(&resource) {
-        let text = "a Subscription is written in the configuration of this gateway, not here";
-        let issues = vec![Issue::new(Severity::Error, "not-supported", place, text)];
-        return Err(Refusal { status: StatusCode::UNPROCESSABLE_ENTITY, code: "not-supported", issues });
-    }
     let is_batch = kind == "Bundle" && resource["type"] == "batch";
-    let found = if is_batch { fhir::validate(&envelope(&resource)) } else { fhir::validate(&resource) };
+    let envelope = is_batch.then(|| envelope(&resource));
+    let judged = envelope.as_ref().unwrap_or(&resource);
+    let refuse = |code: &'static str, place: String, text: &str| Refusal {
+        status: StatusCode::UNPROCESSABLE_ENTITY,
+        code,
+        issues: vec![Issue::new(Severity::Error, code, place, text)],
+    };
+    if let Some(place) = subscription_in(judged) {
+        let text = "a Subscription is written in the configuration of this gateway, not here";
+        return Err(refuse("not-supported", place, text));
+    }
+    if let Some(place) = redacted_in(judged) {
+        let text = "something was left out of this resource when it was read (REDACTED): written back it would be lost";
+        return Err(refuse("business-rule", place, text));
+    }
+    let found = fhir::validate(judged);
     let issues: Vec<_> = found.into_iter().filter(|issue| issue.severity == Severity::Error).collect();
     if !issues.is_empty() {
         return Err(Refusal { status: StatusCode::UNPROCESSABLE_ENTITY, code: "invalid", issues });
@@ -398,12 +408,24 @@ fn read(interaction: &Interaction, body: &[u8]) -> Result<(Value, String), Refus
 
 /// Where a Subscription stands: it would be kept and do nothing.
 fn subscription_in(resource: &Value) -> Option<String> {
-    let is_one = |resource: &Value| resource["resourceType"] == "Subscription";
-    if is_one(resource) {
-        return Some("Subscription".to_owned());
+    place_in(resource, |resource| resource["resourceType"] == "Subscription")
+}
+
+/// Where a resource stands that was read without what its reader may not know.
+fn redacted_in(resource: &Value) -> Option<String> {
+    place_in(resource, |resource| {
+        let mut labels = resource["meta"]["security"].as_array().into_iter().flatten();
+        labels.any(|label| label["code"] == "REDACTED")
+    })
+}
+
+/// The place of a resource, or of the first of a Bundle, that is such.
+fn place_in(resource: &Value, is_such: impl Fn(&Value) -> bool) -> Option<String> {
+    if is_such(resource) {
+        return Some(resource["resourceType"].as_str().unwrap_or_default().to_owned());
     }
     let mut entries = resource["entry"].as_array().into_iter().flatten();
-    entries.position(|entry| is_one(&entry["resource"])).map(|at| format!("Bundle.entry[{at}].resource"))
+    entries.position(|entry| is_such(&entry["resource"])).map(|at| format!("Bundle.entry[{at}].resource"))
 }
 
 fn parse(body: &[u8]) -> Result<Value, Refusal> {

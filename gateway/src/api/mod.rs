@@ -16,6 +16,7 @@ use adapters::tls::{ServerTls, client_names};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
+use hyper::http::request::Parts;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode, header};
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -159,8 +160,7 @@ async fn answer(api: &Api, request: Request<Incoming>, peer: SocketAddr, names: 
                     .await;
             }
             if let Some(ask) = read::ask(&head.method, path) {
-                let scheme = if api.http.tls.is_some() { "https" } else { "http" };
-                return read::answer(&*api.store, &client, &head, scheme, ask).await;
+                return read::answer(&*api.store, &client, &head, &base(api, &head), ask).await;
             }
             let Some(interaction) = fhir::interaction(&head.method, path) else {
                 let mut answer = outcome::answer(
@@ -188,6 +188,16 @@ async fn answer(api: &Api, request: Request<Incoming>, peer: SocketAddr, names: 
         }
         _ => text(StatusCode::NOT_FOUND, "nothing is here; FHIR lies at /fhir\n"),
     }
+}
+
+/// Where resources lie: as configured, else as the client addressed this server.
+fn base(api: &Api, head: &Parts) -> String {
+    let asked = || {
+        let scheme = if api.http.tls.is_some() { "https" } else { "http" };
+        let host = head.headers.get(header::HOST).and_then(|value| value.to_str().ok());
+        format!("{scheme}://{}/fhir", host.unwrap_or("localhost"))
+    };
+    api.http.base_url.clone().unwrap_or_else(asked)
 }
 
 /// The whole body of a request.

@@ -44,8 +44,8 @@ pub fn ask(method: &Method, path: &str) -> Option<Ask> {
     parts.next().is_none().then_some(ask)
 }
 
-/// Answers it.
-pub async fn answer(store: &dyn Store, client: &Known, head: &Parts, scheme: &str, ask: Ask) -> Answer {
+/// Answers it; `base` is where this server's resources lie.
+pub async fn answer(store: &dyn Store, client: &Known, head: &Parts, base: &str, ask: Ask) -> Answer {
     let (Ask::Read(kind, _) | Ask::Search(kind)) = &ask;
     if !r4().is_resource(kind) {
         return outcome::answer(StatusCode::NOT_FOUND, "not-supported", "R4 has no such resource type");
@@ -56,7 +56,7 @@ pub async fn answer(store: &dyn Store, client: &Known, head: &Parts, scheme: &st
             Err(outcome::answer(StatusCode::FORBIDDEN, "forbidden", text))
         }
         Ask::Read(kind, id) => read(store, head, kind, id).await,
-        Ask::Search(kind) => search(store, head, scheme, kind).await,
+        Ask::Search(kind) => search(store, head, base, kind).await,
     };
     let answer = answered.unwrap_or_else(|refused| refused);
     let status = answer.status().as_u16();
@@ -162,7 +162,7 @@ enum Whom {
     PatientOf(Alias),
 }
 
-async fn search(store: &dyn Store, head: &Parts, scheme: &str, kind: &str) -> Result<Answer, Answer> {
+async fn search(store: &dyn Store, head: &Parts, base: &str, kind: &str) -> Result<Answer, Answer> {
     let asked = Asked::read(head, kind)?;
     let patient = match &asked.whom {
         Whom::Patient(id) => Some(*id),
@@ -213,8 +213,7 @@ async fn search(store: &dyn Store, head: &Parts, scheme: &str, kind: &str) -> Re
             break more;
         }
     };
-    let host = head.headers.get(header::HOST).and_then(|value| value.to_str().ok()).unwrap_or("localhost");
-    Ok(bundle(&format!("{scheme}://{host}/fhir"), kind, &asked, &found, (withheld, incomplete), next))
+    Ok(bundle(base, kind, &asked, &found, (withheld, incomplete), next))
 }
 
 /// The patient whom a merge left.

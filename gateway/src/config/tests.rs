@@ -151,6 +151,8 @@ fn notifications_need_an_address_and_a_name_that_is_an_id() {
         |owner: &str| addressed.replace("content: id-only", &format!("content: id-only\n    owner: {owner}"));
     assert!(told(&owned("genhsop")).contains("there is no sender `genhsop`; did you mean `genhosp`?"));
     assert_eq!(told(&owned("portal")), "");
+    let whole = owned("portal").replace("content: id-only", "content: message");
+    assert!(told(&whole).contains("whole messages cannot be asked for"));
     assert!(told(&addressed.replace("name: insurer", "name: the_insurer")).contains("rename it"));
     let folder = folder();
     let config = Config::parse(&addressed, folder.path()).expect("valid");
