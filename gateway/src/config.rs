@@ -763,7 +763,7 @@ fn notifies(
             "notifications name resources by their address: say under which `/fhir` is reached, as `http: {base_url: ...}`",
         );
     }
-    Some(Notifies { base: base?.trim_end_matches('/').into(), payload: *payload })
+    Some(Notifies::new(base?.trim_end_matches('/'), *payload))
 }
 
 /// `write:` and what goes with it.

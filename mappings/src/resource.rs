@@ -3,7 +3,7 @@
 //! A slot is the stable name of a mapping rule with what the rule last said. Invariants, each a property test: a thin
 //! message never wipes what a rich one said; what one sender said later (by its own clock) wins, in whatever order its messages
 //! arrive; HL7's `""` empties a slot and the emptiness is remembered; applying a message twice changes nothing; what was said
-//! under a message's labels stays under them until somebody says the same without.
+//! under a message's labels stays under them unless somebody says the same without.
 
 #[cfg(test)]
 mod tests;
@@ -335,6 +335,11 @@ impl State {
             return;
         }
         let known = self.slots.iter_mut().find(|slot| slot.name == write.name);
+        let mut stamp = stamp.clone();
+        // What was said without labels before is no secret for being said with them.
+        if known.as_ref().is_some_and(|known| known.stamp.labels.is_none() && known.fragments == fragments) {
+            stamp.labels = None;
+        }
         let slot = Slot {
             name: Cow::Borrowed(write.name),
             order: write.order,
@@ -551,14 +556,18 @@ impl State {
             }
         }
         let mut out = Encoder { out: Vec::with_capacity(slots.out.len() + 64 * said.len() + 2) };
-        out.out.push(FORMAT);
+        // Without labels it is as it was before there were any, so that a replica of before reads it.
+        let is_labelled = said.iter().any(|(stamp, _)| stamp.labels.is_some());
+        out.out.push(if is_labelled { FORMAT } else { UNLABELLED });
         out.number(said.len());
         for (stamp, message) in said {
             out.text(&stamp.sender);
             out.signed(stamp.at);
             out.signed(stamp.number);
             out.signed(Some(stamp.seq));
-            out.text(stamp.labels.as_deref().unwrap_or_default());
+            if is_labelled {
+                out.text(stamp.labels.as_deref().unwrap_or_default());
+            }
             out.out.extend_from_slice(message.as_bytes());
         }
         out.out.extend_from_slice(&slots.out);

@@ -166,9 +166,7 @@ async fn search(store: &dyn Store, head: &Parts, base: &str, kind: &str) -> Resu
     let asked = Asked::read(head, kind)?;
     let patient = match &asked.whom {
         Whom::Patient(id) => Some(*id),
-        Whom::PatientOf(alias) => {
-            store.named(std::slice::from_ref(alias)).await.map_err(away)?.first().copied()
-        }
+        Whom::PatientOf(alias) => openly_named(store, alias).await?.first().copied(),
         Whom::Ids(_) | Whom::Identifier(_) => None,
     };
     let patient = match patient {
@@ -183,7 +181,7 @@ async fn search(store: &dyn Store, head: &Parts, base: &str, kind: &str) -> Resu
         let mut page = match (&asked.whom, patient) {
             (Whom::Ids(ids), _) => store.held(ids).await,
             (Whom::Identifier(alias), _) => {
-                let ids = store.named(std::slice::from_ref(alias)).await.map_err(away)?;
+                let ids = openly_named(store, alias).await?;
                 store.held(&ids).await
             }
             (_, Some(patient)) => store.held_of_patient(patient, kind, after, PAGE_MAX).await,
@@ -214,6 +212,21 @@ async fn search(store: &dyn Store, head: &Parts, base: &str, kind: &str) -> Resu
         }
     };
     Ok(bundle(base, kind, &asked, &found, (withheld, incomplete), next))
+}
+
+/// Whom an identifier names, unless that is known from restricted messages only.
+async fn openly_named(store: &dyn Store, alias: &Alias) -> Result<Vec<Uuid>, Answer> {
+    let ids = store.named(std::slice::from_ref(alias)).await.map_err(away)?;
+    let held = store.held(&ids).await.map_err(away)?;
+    let value = format!("\"value\":{}", Value::from(alias.value.as_str()));
+    let is_open = |held: &&Held| {
+        let Ok(state) = State::decode(&held.resource.state) else { return false };
+        let (kind, id) = (&held.resource.resource_type, held.resource.id);
+        let open = state.render_open(kind, id, policy::is_open);
+        let said = |json: &str| json.contains(&value);
+        !said(&state.render(kind, id).json) || open.is_some_and(|open| said(&open.json))
+    };
+    Ok(held.iter().filter(is_open).map(|held| held.resource.id).collect())
 }
 
 /// The patient whom a merge left.

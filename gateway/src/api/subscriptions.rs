@@ -8,15 +8,17 @@
 use super::{Answer, outcome};
 use crate::config::Subscription;
 use crate::ingest::senders::Known;
-use crate::route::notification::{About, Notifies, Occurrence, PROFILES, Payload, TOPIC};
+use crate::route::notification::{About, Notifies, Occurrence, PROFILES, Payload, TOPIC, Texts};
 use crate::route::policy::{self, Decision};
 use crate::route::publish::Told;
-use crate::store::{self, Store, StoreError};
+use crate::store::{self, OpenDelivery, Store, StoreError};
 use bytes::Bytes;
 use hyper::http::request::Parts;
 use hyper::{Method, StatusCode};
+use jiff::Timestamp;
 use schemas::fhir::search::Query;
 use serde_json::{Value, json};
+use std::sync::Arc;
 use uuid::Uuid;
 
 /// How many events one answer has at most; the reader asks again for what comes after.
@@ -39,6 +41,8 @@ pub enum Ask {
 
 /// Reads what is asked from a method and a path below `/fhir`.
 pub fn ask(method: &Method, path: &str) -> Option<Ask> {
+    // Some clients write the `$` of an operation as a URL may have it.
+    let path = path.replace("%24", "$");
     let parts: Vec<&str> = path.trim_end_matches('/').split('/').skip(2).collect();
     let is_get = *method == Method::GET;
     if !is_get && *method != Method::POST {
@@ -160,6 +164,8 @@ impl Given {
         let text = head.uri.query().unwrap_or_default();
         let mut given: Vec<(String, String)> =
             form_urlencoded::parse(text.as_bytes()).map(|(n, v)| (n.into_owned(), v.into_owned())).collect();
+        // JSON is what there is.
+        given.retain(|(name, value)| name != "_format" || !value.contains("json"));
         if body.is_empty() {
             return Ok(Given(given));
         }
@@ -275,34 +281,43 @@ async fn events(store: &dyn Store, one: &Own<'_>, given: &Given) -> Result<Answe
     }
     let last = store.last_event(name).await.map_err(away)?;
     let rows = store.events(name, since - 1, until, EVENTS_MAX).await.map_err(away)?;
-    let of: Vec<_> = rows.iter().map(|row| (row.message, row.revision)).collect();
-    let contents = store.contents(&of).await.map_err(away)?;
-    let mut told = Vec::with_capacity(rows.len());
+    // One message at a time, so that an answer takes no more memory than it may; the events of one stand together.
+    let mut told: Vec<(&OpenDelivery, Timestamp, Arc<Texts>)> = Vec::with_capacity(rows.len());
     let mut bytes = 0;
     for row in &rows {
-        // Without content retention is letting it go at this moment.
-        let Some(content) = contents.get(&(row.message, row.revision)) else { continue };
-        bytes += content.bundle.len() + content.beside.len();
-        if bytes > BYTES_MAX && !told.is_empty() {
+        let of = (row.message, row.revision);
+        let before = told.last().filter(|(before, ..)| (before.message, before.revision) == of);
+        if let Some((_, at, texts)) = before {
+            told.push((row, *at, texts.clone()));
+            continue;
+        }
+        if bytes > BYTES_MAX {
             break;
         }
+        // Without content retention is letting it go at this moment.
+        let Some(content) = store.contents(&[of]).await.map_err(away)?.remove(&of) else { continue };
+        bytes += content.bundle.len() + content.beside.len();
+        told.push((row, content.received_at, Arc::new(Texts::of(&Told::of(&content)))));
+    }
+    let mut occurrences = Vec::with_capacity(told.len());
+    for (row, at, texts) in &told {
         let occurrence = Occurrence {
             delivery: row.id,
             number: row.number,
-            received_at: content.received_at,
+            received_at: *at,
             references: row.matched.references.as_deref().unwrap_or_default(),
-            told: Told { bundle: &content.bundle, beside: &content.beside },
+            texts,
         };
         let about = About {
             id: row.id.0,
-            at: content.received_at,
+            at: *at,
             kind: "query-event",
             subscription: name,
             topic: one.topic(),
             last,
         };
         let alone = notifies.bundle(&about, &[occurrence]).to_string();
-        told.push(match policy::at_delivery(alone.as_bytes()) {
+        occurrences.push(match policy::at_delivery(alone.as_bytes()) {
             Decision::Allow => occurrence,
             Decision::Suppress(_) => Occurrence { references: &[], ..occurrence },
         });
@@ -315,7 +330,7 @@ async fn events(store: &dyn Store, one: &Own<'_>, given: &Given) -> Result<Answe
         topic: one.topic(),
         last,
     };
-    Ok(outcome::resource(StatusCode::OK, &notifies.bundle(&about, &told)))
+    Ok(outcome::resource(StatusCode::OK, &notifies.bundle(&about, &occurrences)))
 }
 
 #[cfg(test)]
@@ -333,7 +348,8 @@ mod tests {
         check(Method::GET, "/fhir/Subscription/$status", Some(Ask::Status(None)));
         for method in [Method::GET, Method::POST] {
             check(method.clone(), "/fhir/Subscription/lab/$status", Some(Ask::Status(Some(id()))));
-            check(method, "/fhir/Subscription/lab/$events", Some(Ask::Events(id())));
+            check(method.clone(), "/fhir/Subscription/lab/$events", Some(Ask::Events(id())));
+            check(method, "/fhir/Subscription/lab/%24events", Some(Ask::Events(id())));
         }
         check(Method::POST, "/fhir/Subscription", None);
         check(Method::DELETE, "/fhir/Subscription/lab", None);

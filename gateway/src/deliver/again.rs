@@ -52,7 +52,7 @@ pub(super) async fn hand_over_again(
                 sender: &content.sender,
                 received_at: content.received_at,
                 traceparent: None,
-                told: Told { bundle: &content.bundle, beside: &content.beside },
+                told: &Told::of(content),
                 notifies: names.notifies.as_ref(),
             })
             .body;

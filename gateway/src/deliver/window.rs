@@ -972,7 +972,7 @@ impl Entry {
             sender: &content.sender,
             received_at: content.received_at,
             traceparent: self.traceparent.clone(),
-            told: Told { bundle: &content.bundle, beside: &content.beside },
+            told: &Told::of(content),
             notifies: names.notifies.as_ref(),
         }))
     }

@@ -41,6 +41,7 @@ impl Reader<'_> {
     fn read(&self) -> Result<Facts, String> {
         let body: Value =
             serde_json::from_slice(&self.open.bytes).map_err(|_| "the body is not JSON".to_owned())?;
+        let labels = labels(&body);
         let writes = match body["resourceType"].as_str() {
             Some("Bundle") if self.open.message_type.starts_with("Bundle") => bundle(body)?,
             Some(_) => {
@@ -68,8 +69,10 @@ impl Reader<'_> {
             })
             .collect::<Result<_, String>>()?;
         let sender = self.open.sender.clone();
-        let stamp = Stamp { sender, at: None, number: None, seq: self.open.seq.0, labels: None };
-        Ok(Facts { bundle: String::new(), what, effects: Vec::new(), stamp })
+        let bundle = labels.as_ref().map_or(String::new(), |labels| format!("\"meta\":{labels}"));
+        let labels = labels.map(|labels| labels.to_string().into());
+        let stamp = Stamp { sender, at: None, number: None, seq: self.open.seq.0, labels };
+        Ok(Facts { bundle, what, effects: Vec::new(), stamp })
     }
 
     fn contribution(&self, index: usize, write: &Write) -> Contribution {
@@ -196,6 +199,13 @@ fn by_identifier(search: &str) -> Option<(String, String)> {
     let (system, value) = token.split_once('|')?;
     let plain = !system.is_empty() && !value.is_empty() && !token.contains(['&', '%', ',']);
     plain.then(|| (system.to_owned(), value.to_owned()))
+}
+
+/// The tags and security labels of a Bundle: they are those of everything in it.
+fn labels(body: &Value) -> Option<Value> {
+    let mut meta = body["meta"].as_object().filter(|_| body["resourceType"] == "Bundle")?.clone();
+    meta.retain(|name, _| name == "tag" || name == "security");
+    (!meta.is_empty()).then_some(Value::Object(meta))
 }
 
 /// The elements of a resource as the store keeps them; what the server gives (id, version, time) is left out.

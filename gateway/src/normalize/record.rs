@@ -224,7 +224,9 @@ struct Taken {
     bundle: String,
     /// Which resources are in it.
     bundled: HashSet<Uuid>,
+    /// Each resource that somebody's topic looks at, once.
     touched: Vec<Touched<'static>>,
+    touched_at: HashMap<Uuid, usize>,
     changed: Vec<Changed>,
     issues: Vec<Issue>,
 }
@@ -319,6 +321,7 @@ impl<'r> Merge<'r> {
             bundle: String::new(),
             bundled: HashSet::new(),
             touched: Vec::new(),
+            touched_at: HashMap::new(),
             changed: Vec::new(),
             issues,
         };
@@ -399,7 +402,7 @@ impl<'r> Merge<'r> {
         let current = self.resources.entry(id).or_default();
         let existed = current.version > 0;
         let watched = self.router.watches(&contribution.resource_type);
-        let before = (watched && existed).then(|| current.state.render(&contribution.resource_type, id).json);
+        let before = if watched && existed { current.open(id, facts) } else { None };
         if !existed {
             current.resource_type = contribution.resource_type.to_string();
         }
@@ -451,9 +454,8 @@ impl<'r> Merge<'r> {
             version: Some(current.version),
             created: !existed,
         });
-        if watched {
-            let now = current.state.render(&contribution.resource_type, id).json;
-            taken.touched.push(Touched::new(contribution.resource_type.to_string(), before, now));
+        if watched && let Some(now) = current.open(id, facts) {
+            taken.touch(id, &contribution.resource_type, before, now);
         }
     }
 
@@ -474,15 +476,13 @@ impl<'r> Merge<'r> {
     /// said under a label that withholds, unless its own withholds it too.
     fn bundle(&self, prepared: &Prepared, ids: &[Uuid], issues: &mut Vec<Issue>) -> (String, HashSet<Uuid>) {
         let mut seen = HashSet::new();
-        let labels = prepared.facts.as_ref().ok().and_then(|facts| facts.stamp.labels.as_deref());
-        let is_open = labels.is_none_or(policy::is_open);
+        let facts = prepared.facts.as_ref().ok();
         let mut rendered: Vec<Rendered<'_>> = ids
             .iter()
             .filter(|id| seen.insert(**id))
             .filter_map(|id| self.resources.get_key_value(id))
             .filter_map(|(id, current)| {
-                let open = |labels: &str| !is_open || policy::is_open(labels);
-                let rendered = current.state.render_open(&current.resource_type, *id, open);
+                let rendered = current.rendered(*id, facts?);
                 if rendered.as_ref().is_none_or(Rendered::is_redacted) {
                     let text = "what is known of it from restricted messages is left out";
                     issues.push(Issue::new(Severity::Information, "withheld", &*current.resource_type, text));
@@ -526,6 +526,33 @@ impl<'r> Merge<'r> {
                 })
             })
             .collect()
+    }
+}
+
+impl Taken {
+    /// Notes what became of a resource; several parts of a message may be about the same one.
+    fn touch(&mut self, id: Uuid, resource_type: &str, before: Option<String>, now: String) {
+        match self.touched_at.get(&id) {
+            Some(at) => self.touched[*at].is_now(now),
+            None => {
+                self.touched_at.insert(id, self.touched.len());
+                self.touched.push(Touched::new(resource_type.to_owned(), before, now));
+            }
+        }
+    }
+}
+
+impl Current {
+    /// It as far as it may go along with a message: without what others said under a label that withholds, unless the message's own
+    /// withholds it too.
+    fn rendered(&self, id: Uuid, facts: &Facts) -> Option<Rendered<'_>> {
+        let is_closed = facts.stamp.labels.as_deref().is_some_and(|labels| !policy::is_open(labels));
+        self.state.render_open(&self.resource_type, id, |labels| is_closed || policy::is_open(labels))
+    }
+
+    /// The same as JSON.
+    fn open(&self, id: Uuid, facts: &Facts) -> Option<String> {
+        Some(self.rendered(id, facts)?.json)
     }
 }
 

@@ -1,5 +1,6 @@
 //! Messages through mapping and recording into a real SQLite store.
 
+mod along;
 mod moving;
 
 use super::lanes::Held;

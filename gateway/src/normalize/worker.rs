@@ -33,6 +33,8 @@ const BATCH_BYTES: usize = 128 << 10;
 const UNDER_WAY: usize = 3;
 /// How often a batch is recorded again after another wrote the same shared resource, such as a ward, before it.
 const CONFLICTS_MAX: usize = 5;
+/// And how often a message is, recorded alone.
+const CONFLICTS_ALONE_MAX: usize = 20;
 /// A batch of fewer messages than this is soon followed by another: then the next ones gather for a moment, because a
 /// transaction costs more than a message.
 const GATHER_BELOW: usize = 24;
@@ -336,8 +338,8 @@ impl Normalizer {
         }
     }
 
-    /// Records a batch. Where that fails as a whole by a mistake of ours, each message is recorded alone, and one that fails even so
-    /// goes into quarantine: it must not stop the others.
+    /// Records a batch. Where that fails as a whole by a mistake of ours, or comes into conflict again and again, each message is
+    /// recorded alone, and one that fails even so goes into quarantine: it must not stop the others.
     async fn record(&self, ours: &Held, mut batch: Vec<Prepared>) -> Result<(), StoreError> {
         let lanes =
             LaneSet::of(&batch.iter().flat_map(|prepared| prepared.open.keys.clone()).collect::<Vec<_>>());
@@ -358,16 +360,27 @@ impl Normalizer {
             }
             conflicts += 1;
         };
-        if !matches!(error, StoreError::Bug(_)) {
+        if !matches!(error, StoreError::Bug(_) | StoreError::Conflict) {
             return Err(error);
         }
         tracing::error!(error = %crate::chain(&error), messages = batch.len(), "a batch was refused; recording its messages one by one");
         for prepared in batch {
             let began = Instant::now();
             let mut alone = vec![prepared];
-            let tx = self.store.begin_record(&leases).await?;
-            let recorded = match record::record(tx, &mut alone, &self.router).await {
-                Err(error @ StoreError::Bug(_)) => {
+            let mut conflicts = 0;
+            let recorded = loop {
+                let tx = self.store.begin_record(&leases).await?;
+                match record::record(tx, &mut alone, &self.router).await {
+                    // Alone it conflicts with others for a moment at most; with itself it would for ever.
+                    Err(StoreError::Conflict) if conflicts < CONFLICTS_ALONE_MAX => {
+                        conflicts += 1;
+                        tokio::time::sleep(PAUSE_AT_CONFLICT).await;
+                    }
+                    recorded => break recorded,
+                }
+            };
+            let recorded = match recorded {
+                Err(error @ (StoreError::Bug(_) | StoreError::Conflict)) => {
                     tracing::error!(error = %crate::chain(&error), "a message was refused; it goes into quarantine");
                     for prepared in &mut alone {
                         prepared.facts = Err("it could not be recorded: a defect of Pons".to_owned());

@@ -9,12 +9,13 @@
 use super::publish::{Event, Told};
 use jiff::Timestamp;
 use memchr::memmem;
-use schemas::message::DeliveryId;
+use schemas::message::{DeliveryId, MessageId};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::ops::Range;
+use std::sync::{Arc, Mutex, PoisonError};
 use uuid::Uuid;
 
 /// What the backport's profiles and extensions begin with.
@@ -49,12 +50,24 @@ impl Payload {
 }
 
 /// How the notifications of a subscription are written.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Notifies {
     /// Under what address `/fhir` is reached, without a slash at its end.
     pub base: Arc<str>,
     /// How much they say.
     pub payload: Payload,
+    last: Last,
+}
+
+/// The message that was told of last.
+#[derive(Clone, Debug, Default)]
+struct Last(Arc<Mutex<Option<Known>>>);
+
+/// A message, by its revision, and what it made known.
+#[derive(Debug)]
+struct Known {
+    of: (MessageId, u32),
+    texts: Arc<Texts>,
 }
 
 /// One event of a subscription, as it was recorded.
@@ -69,7 +82,7 @@ pub struct Occurrence<'o> {
     /// What it is about, then what goes along.
     pub references: &'o [String],
     /// The resources.
-    pub told: Told<'o>,
+    pub texts: &'o Texts,
 }
 
 /// What a Bundle says of its subscription.
@@ -90,6 +103,11 @@ pub struct About<'a> {
 }
 
 impl Notifies {
+    /// Notifications that name resources under an address, without a slash at its end.
+    pub fn new(base: impl Into<Arc<str>>, payload: Payload) -> Notifies {
+        Notifies { base: base.into(), payload, last: Last::default() }
+    }
+
     /// Writes the notification of an event: a Bundle in JSON.
     pub(super) fn write(&self, into: &mut Vec<u8>, event: &Event<'_>, references: &[String]) {
         let about = About {
@@ -100,14 +118,32 @@ impl Notifies {
             topic: event.matched.topics.first().map(String::as_str),
             last: event.number,
         };
+        let texts = self.texts(event);
         let occurrence = Occurrence {
             delivery: event.delivery,
             number: event.number,
             received_at: event.received_at,
             references,
-            told: event.told,
+            texts: &texts,
         };
         serde_json::to_writer(into, &self.bundle(&about, &[occurrence])).expect("memory takes all");
+    }
+
+    /// The resources of an event's message. The events of a message come one after the other, so the last ones are kept.
+    fn texts(&self, event: &Event<'_>) -> Arc<Texts> {
+        if self.payload != Payload::FullResource {
+            return Arc::default();
+        }
+        let of = (event.message, event.revision);
+        let mut last = self.last.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*last {
+            Some(known) if known.of == of => Arc::clone(&known.texts),
+            _ => {
+                let texts = Arc::new(Texts::of(event.told));
+                *last = Some(Known { of, texts: Arc::clone(&texts) });
+                texts
+            }
+        }
     }
 
     /// The Bundle of some events.
@@ -129,10 +165,6 @@ impl Notifies {
     /// Adds the entries of an event.
     fn add(&self, entries: &mut Vec<Value>, occurrence: &Occurrence<'_>) {
         let named = self.named(occurrence.references);
-        let texts = match self.payload {
-            Payload::FullResource if !named.is_empty() => Texts::of(occurrence.told),
-            _ => Texts::default(),
-        };
         for (index, reference) in named.iter().enumerate() {
             // What the message wrote, and what was known before.
             let method = if index == 0 { "PUT" } else { "GET" };
@@ -141,7 +173,8 @@ impl Notifies {
                 "request": {"method": method, "url": reference},
                 "response": {"status": "200"},
             });
-            if let Some(text) = texts.get(reference) {
+            let text = || occurrence.texts.get(reference).filter(|_| self.payload == Payload::FullResource);
+            if let Some(text) = text() {
                 entry["resource"] = serde_json::from_str(&text).unwrap_or_default();
             }
             entries.push(entry);
@@ -205,28 +238,38 @@ impl Notifies {
     }
 }
 
-/// The resources of a message, and those beside them, by `Type/id`.
-#[derive(Default)]
-struct Texts<'t> {
-    of: HashMap<String, &'t str>,
+/// The resources of a message, and those beside them, found once for all events of the message.
+#[derive(Debug, Default)]
+pub struct Texts {
+    told: Told,
+    /// Where each stands, by `Type/id`.
+    of: HashMap<String, Place>,
     /// `Type/id` of each resource of the Bundle, by its id.
     within: HashMap<String, String>,
 }
 
-impl<'t> Texts<'t> {
-    fn of(told: Told<'t>) -> Texts<'t> {
-        let mut texts = Texts::default();
-        let bundle: Entries<'t> = serde_json::from_slice(told.bundle).unwrap_or_default();
+/// A piece of the Bundle, or of what goes along beside it.
+#[derive(Clone, Debug)]
+enum Place {
+    Bundle(Range<usize>),
+    Beside(Range<usize>),
+}
+
+impl Texts {
+    /// Finds what was told.
+    pub fn of(told: &Told) -> Texts {
+        let mut texts = Texts { told: told.clone(), ..Texts::default() };
+        let bundle: Entries<'_> = serde_json::from_slice(&told.bundle).unwrap_or_default();
         for resource in bundle.entry.into_iter().filter_map(|entry| entry.resource) {
-            if let Some((reference, id)) = name(resource) {
-                texts.of.insert(reference.clone(), resource.get());
+            if let (Some((reference, id)), Some(range)) = (name(resource), range_in(&told.bundle, resource)) {
+                texts.of.insert(reference.clone(), Place::Bundle(range));
                 texts.within.insert(id, reference);
             }
         }
-        let beside: Vec<&'t RawValue> = serde_json::from_slice(told.beside).unwrap_or_default();
+        let beside: Vec<&RawValue> = serde_json::from_slice(&told.beside).unwrap_or_default();
         for resource in beside {
-            if let Some((reference, _)) = name(resource) {
-                texts.of.entry(reference).or_insert(resource.get());
+            if let (Some((reference, _)), Some(range)) = (name(resource), range_in(&told.beside, resource)) {
+                texts.of.entry(reference).or_insert(Place::Beside(range));
             }
         }
         texts
@@ -234,9 +277,12 @@ impl<'t> Texts<'t> {
 
     /// A resource as it is sent: what it refers to within the Bundle of its message stands as `Type/id`.
     fn get(&self, reference: &str) -> Option<String> {
-        let text = self.of.get(reference)?;
-        let mut out = String::with_capacity(text.len() + 64);
-        let mut rest = *text;
+        let text = match self.of.get(reference)? {
+            Place::Bundle(range) => &self.told.bundle[range.clone()],
+            Place::Beside(range) => &self.told.beside[range.clone()],
+        };
+        let mut rest = std::str::from_utf8(text).ok()?;
+        let mut out = String::with_capacity(rest.len() + 64);
         while let Some(at) = memmem::find(rest.as_bytes(), WITHIN.as_bytes()) {
             let (before, after) = rest.split_at(at);
             out.push_str(before);
@@ -256,6 +302,13 @@ impl<'t> Texts<'t> {
         out.push_str(rest);
         Some(out)
     }
+}
+
+/// Where a piece lies in the bytes that it was read from.
+fn range_in(whole: &[u8], piece: &RawValue) -> Option<Range<usize>> {
+    let start = (piece.get().as_ptr() as usize).checked_sub(whole.as_ptr() as usize)?;
+    let end = start + piece.get().len();
+    (end <= whole.len()).then_some(start..end)
 }
 
 /// `Type/id` of a resource, and its id.
@@ -287,7 +340,6 @@ struct Head {
 mod tests {
     use super::*;
     use crate::store::Matched;
-    use schemas::message::MessageId;
 
     const BUNDLE: &str = r#"{"resourceType":"Bundle","type":"transaction","entry":[
         {"fullUrl":"urn:uuid:00000000-0000-0000-0000-000000000001","resource":{"resourceType":"Patient","id":"00000000-0000-0000-0000-000000000001"}},
@@ -304,7 +356,8 @@ mod tests {
             .map(|reference| reference.replace('#', "00000000-0000-0000-0000-00000000000"))
             .collect();
         let matched = Matched { topics: vec!["encounter-end".to_owned()], references: None };
-        let notifies = Notifies { base: "https://pons.test/fhir".into(), payload };
+        let notifies = Notifies::new("https://pons.test/fhir", payload);
+        let told = Told { bundle: BUNDLE.into(), beside: BESIDE.into() };
         let event = Event {
             installation: "test",
             delivery: DeliveryId(Uuid::from_u128(5)),
@@ -316,7 +369,7 @@ mod tests {
             sender: "TEST",
             received_at: "2026-01-02T03:04:05.678Z".parse().expect("a time"),
             traceparent: None,
-            told: Told { bundle: BUNDLE.as_bytes(), beside: BESIDE.as_bytes() },
+            told: &told,
             notifies: None,
         };
         let (mut one, mut other) = (Vec::new(), Vec::new());

@@ -5,7 +5,7 @@
 
 use crate::bus::{Bus, BusError, Envelope, routing_key};
 use crate::route::notification::Notifies;
-use crate::store::{Matched, Store, StoreError};
+use crate::store::{Content, Matched, Store, StoreError};
 use bytes::Bytes;
 use jiff::Timestamp;
 use schemas::message::{DeliveryId, MessageId};
@@ -43,18 +43,25 @@ pub struct Event<'a> {
     /// W3C trace context, if traced.
     pub traceparent: Option<String>,
     /// What there is to tell.
-    pub told: Told<'a>,
+    pub told: &'a Told,
     /// How a notification of it is written.
     pub notifies: Option<&'a Notifies>,
 }
 
 /// What a message made known.
-#[derive(Clone, Copy, Debug)]
-pub struct Told<'a> {
+#[derive(Clone, Debug, Default)]
+pub struct Told {
     /// The normalized Bundle in JSON, without an identifier.
-    pub bundle: &'a [u8],
+    pub bundle: Bytes,
     /// The resources that notifications bring along beside it: a JSON array, or nothing.
-    pub beside: &'a [u8],
+    pub beside: Bytes,
+}
+
+impl Told {
+    /// That of a delivery's content.
+    pub fn of(content: &Content) -> Told {
+        Told { bundle: content.bundle.clone(), beside: content.beside.clone() }
+    }
 }
 
 /// Writes the CloudEvents 1.0 envelope in structured JSON. The Bundle goes in as it is, with the delivery's id as its
@@ -84,7 +91,7 @@ pub fn envelope(event: &Event<'_>) -> Envelope {
     body.extend_from_slice(DATA);
     match (event.notifies, &event.matched.references) {
         (Some(notifies), Some(references)) => notifies.write(&mut body, event, references),
-        _ => write_bundle(&mut body, event.delivery, event.told.bundle),
+        _ => write_bundle(&mut body, event.delivery, &event.told.bundle),
     }
     body.push(b'}');
     Envelope {
@@ -186,7 +193,7 @@ mod tests {
             sender: "TEST,\"data\":LAB",
             received_at: "2026-01-02T03:04:05.678Z".parse().expect("a time"),
             traceparent: Some("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01".to_owned()),
-            told: Told { bundle, beside: b"" },
+            told: &Told { bundle: Bytes::copy_from_slice(bundle), beside: Bytes::new() },
             notifies: None,
         })
     }

@@ -13,10 +13,14 @@ use serde_json::Value;
 use std::collections::{HashMap, HashSet};
 use uuid::Uuid;
 
-/// How many resources go along with one event at most.
+/// How many resources that the message itself does not say go along with one event at most.
 const ALONG_MAX: usize = 200;
 /// How many of a patient's resources of one type are looked through for those that refer to something.
 const LOOKED_AT: usize = 2_000;
+
+/// What is nobody's: who works where.
+const NO_SECRET: [&str; 5] =
+    ["Practitioner", "PractitionerRole", "Organization", "Location", "HealthcareService"];
 
 /// A resource that goes along.
 #[derive(Clone)]
@@ -49,7 +53,7 @@ impl Merge<'_> {
             };
             let place = (topic.name().to_owned(), focus.clone());
             if !known.contains_key(&place) {
-                let along = self.along(tx, topic, &focus, now).await?;
+                let along = self.along(tx, topic, &focus, bundled, now).await?;
                 known.insert(place.clone(), along);
             }
             for along in &known[&place] {
@@ -75,11 +79,13 @@ impl Merge<'_> {
         tx: &mut dyn RecordTx,
         topic: &Topic,
         focus: &str,
+        bundled: &HashSet<Uuid>,
         now: Timestamp,
     ) -> Result<Vec<Along>, StoreError> {
         let Some(focus) = id_in(focus) else { return Ok(Vec::new()) };
         let mut found: Vec<Along> = Vec::new();
         let (mut queue, mut at) = (vec![focus], 0);
+        let (mut seen, mut from_before) = (HashSet::from([focus]), 0_usize);
         while let Some(&id) = queue.get(at) {
             at += 1;
             let Some(current) = self.resources.get(&id) else { continue };
@@ -106,6 +112,10 @@ impl Merge<'_> {
                         );
                     }
                     self.load(tx, &about).await?;
+                    // Those under whose numbers they came, who were merged into this one since.
+                    let theirs = about.iter().filter_map(|id| self.resources.get(id)?.state.patient());
+                    let theirs: Vec<Uuid> = theirs.collect();
+                    self.load(tx, &theirs).await?;
                     let is_theirs = |current: &Current| {
                         let patient = current.state.patient().map(|patient| self.survivor(patient));
                         current.resource_type == *kind && patient == Some(whose)
@@ -116,32 +126,42 @@ impl Merge<'_> {
                     let refers = |other: &Uuid| {
                         let json: Value = serde_json::from_str(&self.shown(*other)?).ok()?;
                         let references = parameter.references(&json, now).ok()?;
-                        references.iter().any(|reference| id_in(reference) == Some(id)).then_some(())
+                        let mut referred = references.iter().filter_map(|reference| id_in(reference));
+                        let same = |other: Uuid| self.survivor(other) == self.survivor(id);
+                        referred.any(same).then_some(())
                     };
                     ids.extend(own.into_iter().filter(|other| refers(other).is_some()));
                 }
                 self.load(tx, &ids).await?;
                 for id in ids {
-                    if found.len() < ALONG_MAX
-                        && id != focus
-                        && found.iter().all(|along| along.id != id)
-                        && self.shown(id).is_some()
-                    {
-                        let reference = format!("{}/{id}", self.resources[&id].resource_type);
-                        found.push(Along { id, reference });
-                        queue.push(id);
+                    if !seen.insert(id) || self.shown(id).is_none() {
+                        continue;
                     }
+                    // What the message itself says goes along whatever it is.
+                    if !bundled.contains(&id) {
+                        from_before += 1;
+                        if from_before > ALONG_MAX {
+                            continue;
+                        }
+                    }
+                    let reference = format!("{}/{id}", self.resources[&id].resource_type);
+                    found.push(Along { id, reference });
+                    queue.push(id);
                 }
             }
+        }
+        if from_before > ALONG_MAX {
+            let left = from_before - ALONG_MAX;
+            tracing::warn!(topic = topic.name(), %focus, left, "more is known than goes along with an event");
         }
         Ok(found)
     }
 
-    /// Whether a subscription listens to everybody who said something of a resource. Doctors and wards are no secret.
+    /// Whether a subscription listens to everybody who said something of a resource. What is nobody's, everybody may.
     fn may_know(&self, subscription: &str, id: Uuid) -> bool {
         let Some(current) = self.resources.get(&id) else { return false };
-        let is_of_patient = current.resource_type == "Patient" || current.state.patient().is_some();
-        !is_of_patient || current.state.senders().all(|sender| self.router.hears(subscription, sender))
+        NO_SECRET.contains(&&*current.resource_type)
+            || current.state.senders().all(|sender| self.router.hears(subscription, sender))
     }
 
     /// Reads those that are not known to the batch yet.

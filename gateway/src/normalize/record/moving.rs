@@ -4,7 +4,6 @@
 //! which has no visit of its own in R4, when everything moves that refers to it. What is about nobody (a ward, a doctor) stays.
 
 use super::{Changed, Current, Merge, Prepared, Taken};
-use crate::route::topics::Touched;
 use crate::store::{RecordTx, StoreError, StoredResource};
 use mappings::Effect;
 use mappings::resource::State;
@@ -137,7 +136,8 @@ impl Merge<'_> {
             let Some(current) = self.resources.get_mut(&id) else { continue };
             let Some(patient) = current.state.patient().filter(|patient| *patient != into) else { continue };
             let watched = self.router.watches(&current.resource_type);
-            let before = watched.then(|| current.state.render(&current.resource_type, id).json);
+            let facts = prepared.facts.as_ref().ok().filter(|_| watched);
+            let before = facts.and_then(|facts| current.open(id, facts));
             if !current.state.relink(&[(patient, into)]) {
                 continue;
             }
@@ -153,9 +153,9 @@ impl Merge<'_> {
                 version: Some(current.version),
                 created: false,
             });
-            if let Some(before) = before {
-                let now = current.state.render(&current.resource_type, id).json;
-                taken.touched.push(Touched::new(current.resource_type.clone(), Some(before), now));
+            if let Some(now) = facts.and_then(|facts| current.open(id, facts)) {
+                let of = current.resource_type.clone();
+                taken.touch(id, &of, before, now);
             }
             ids.push(id);
         }

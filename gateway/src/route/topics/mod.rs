@@ -82,6 +82,11 @@ impl Read<'_> {
 }
 
 impl<'h> Touched<'h> {
+    /// The same resource after the message did more to it.
+    pub fn is_now(&mut self, now: impl Into<Cow<'h, str>>) {
+        self.now = Read { text: now.into(), json: OnceCell::new() };
+    }
+
     /// `Type/id`
     pub fn reference(&self) -> Option<String> {
         Some(format!("{}/{}", self.resource_type, self.now.json()["id"].as_str()?))
