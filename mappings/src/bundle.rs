@@ -199,8 +199,15 @@ fn label(json: &str, labels: &serde_json::Map<String, serde_json::Value>) -> Str
         let own = &mut resource["meta"][name];
         let mut all = own.as_array().cloned().unwrap_or_default();
         for coding in codings.as_array().into_iter().flatten() {
-            if !all.contains(coding) {
-                all.push(coding.clone());
+            let is_same = |known: &&mut serde_json::Value| {
+                let coded = coding["code"].is_string() && known["code"] == coding["code"];
+                **known == *coding || (coded && known["system"] == coding["system"])
+            };
+            match all.iter_mut().find(is_same) {
+                // The same with and without its display is one.
+                Some(known) if known.get("display").is_none() => *known = coding.clone(),
+                Some(_) => {}
+                None => all.push(coding.clone()),
             }
         }
         *own = all.into();

@@ -127,6 +127,7 @@ impl Link {
             connection,
             confirm_wait_max: self.confirm_wait_max,
             over: AtomicBool::new(false),
+            told_blocked: AtomicBool::new(false),
             known: Mutex::default(),
             declaring: tokio::sync::Mutex::default(),
             unlimited: tokio::sync::OnceCell::new(),
@@ -166,6 +167,8 @@ pub(super) struct Session {
     connection: Connection,
     confirm_wait_max: Duration,
     over: AtomicBool,
+    /// Whether it was told that the broker stops publishers.
+    told_blocked: AtomicBool,
     /// The queues that are known to be there.
     known: Mutex<HashSet<String>>,
     /// Held while a queue is declared: a broker that is told to make one twice at the same time may fail.
@@ -208,8 +211,19 @@ impl Session {
         let mut answer = std::pin::pin!(answer);
         loop {
             match timeout(self.confirm_wait_max, answer.as_mut()).await {
-                Ok(answer) => return Ok(answer),
-                Err(_) if self.connection.status().blocked() && self.is_alive() => {}
+                Ok(answer) => {
+                    self.told_blocked.store(false, Ordering::Relaxed);
+                    return Ok(answer);
+                }
+                Err(_) if self.connection.status().blocked() && self.is_alive() => {
+                    if !self.told_blocked.swap(true, Ordering::Relaxed) {
+                        tracing::warn!(
+                            purpose = self.purpose,
+                            session = self.number,
+                            "the broker stops publishers, as it does when it is short of memory or disk: waiting"
+                        );
+                    }
+                }
                 Err(_) => return Err(self.broken(BusError::away("the broker did not answer in time"))),
             }
         }
