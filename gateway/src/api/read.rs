@@ -214,17 +214,16 @@ async fn search(store: &dyn Store, head: &Parts, base: &str, kind: &str) -> Resu
     Ok(bundle(base, kind, &asked, &found, (withheld, incomplete), next))
 }
 
-/// Whom an identifier names, unless that is known from restricted messages only.
+/// Whom an identifier names. Who has been spoken of in restricted messages too is found by what is shown of him alone: the number
+/// may be one of theirs, even if nothing shows it any more.
 async fn openly_named(store: &dyn Store, alias: &Alias) -> Result<Vec<Uuid>, Answer> {
     let ids = store.named(std::slice::from_ref(alias)).await.map_err(away)?;
     let held = store.held(&ids).await.map_err(away)?;
     let value = format!("\"value\":{}", Value::from(alias.value.as_str()));
     let is_open = |held: &&Held| {
         let Ok(state) = State::decode(&held.resource.state) else { return false };
-        let (kind, id) = (&held.resource.resource_type, held.resource.id);
-        let open = state.render_open(kind, id, policy::is_open);
-        let said = |json: &str| json.contains(&value);
-        !said(&state.render(kind, id).json) || open.is_some_and(|open| said(&open.json))
+        let open = state.render_open(&held.resource.resource_type, held.resource.id, policy::is_open);
+        open.is_some_and(|open| !open.is_redacted() || open.json.contains(&value))
     };
     Ok(held.iter().filter(is_open).map(|held| held.resource.id).collect())
 }
