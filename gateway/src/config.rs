@@ -3,6 +3,10 @@
 //! Invariant: nothing here opens a socket or a database. The tables below are what is read, what the defaults are and what
 //! the documentation says; the adapters bring tables of their own.
 
+pub mod subscribes;
+
+pub use subscribes::Subscribes;
+
 use crate::deliver::Writes;
 use crate::route::notification::{Notifies, Payload};
 use crate::route::topics::Filter;
@@ -161,6 +165,12 @@ pub const SENDER: &[Setting] = &[
         Kind::Text,
         Fallback::Absent,
         "the resource types that it may read over `/fhir`, one or a list; `*` for any; none if left out",
+    ),
+    row(
+        "subscribes",
+        Kind::Text,
+        Fallback::Absent,
+        "what it may subscribe to over `/fhir` by itself; nothing if left out",
     ),
 ];
 
@@ -369,6 +379,8 @@ pub struct Sender {
     pub types: Vec<String>,
     /// Resource types that it may read over `/fhir`; `*` for any, empty for none.
     pub reads: Vec<String>,
+    /// What it may subscribe to over `/fhir` by itself.
+    pub subscribes: Option<Arc<Subscribes>>,
 }
 
 /// Who is told of what.
@@ -472,6 +484,14 @@ fn read(root: &Node, folder: &Path, mistakes: &mut Vec<Mistake>) -> Config {
     known_names(&mut fields, root, ("senders", "sources"), "source", &source_names);
     known_names(&mut fields, root, ("subscriptions", "senders"), "sender", &sender_names);
     known_names(&mut fields, root, ("subscriptions", "owner"), "sender", &sender_names);
+    for sender in root.get("senders").map_or(&[][..], items) {
+        let Some(node) = sender.get("subscribes") else { continue };
+        listed_names(&mut fields, node.get("senders"), ("senders", "sender"), &sender_names);
+        if base.is_none() {
+            let text = "notifications name resources by their address: say under which `/fhir` is reached, as `http: {base_url: ...}`";
+            fields.wrong(node.place, "senders", text);
+        }
+    }
     let store = url(&mut fields, "store", folder, &["sqlite:", "postgres://", "postgresql://"]);
     let bus = url(&mut fields, "bus", folder, &["amqp://", "amqps://"]);
     let mut reader = SettingsReader::new(&mut fields, TOP, folder);
@@ -595,6 +615,10 @@ fn sender(node: &Node, path: &str, folder: &Path, mistakes: &mut Vec<Mistake>) -
     let token = reader.secret("token");
     plain_name(&mut fields, &name);
     let systems = systems(&mut fields);
+    let subscribes = fields.take("subscribes");
+    let path_of = fields.path_of("subscribes");
+    let subscribes =
+        subscribes.and_then(|node| subscribes::read(node, &path_of, folder, fields.mistakes())).map(Arc::new);
     let sender = Sender {
         name,
         applications: owned(fields.take_texts("application")),
@@ -603,6 +627,7 @@ fn sender(node: &Node, path: &str, folder: &Path, mistakes: &mut Vec<Mistake>) -
         sources: owned(fields.take_texts("sources")),
         types: owned(fields.take_texts("types")),
         reads: owned(reads(&mut fields, node)),
+        subscribes,
         zone: zone(&mut fields),
         token,
         systems,
@@ -922,17 +947,35 @@ fn known_names(
     what: &str,
     known: &[&str],
 ) {
-    let Some(Value::List(items)) = root.get(section).map(|node| &node.value) else { return };
-    for listed in items.iter().filter_map(|item| item.get(key)) {
-        let names: Vec<&Node> = match &listed.value {
-            Value::List(names) => names.iter().collect(),
-            _ => vec![listed],
-        };
-        for (place, name) in names.into_iter().filter_map(|node| Some((node.place, node.text()?))) {
-            if name != "*" && !known.contains(&name) {
-                fields.wrong(place, section, format!("there is no {what} `{name}`; {}", hint(name, known)));
-            }
+    for item in root.get(section).map_or(&[][..], items) {
+        listed_names(fields, item.get(key), (section, what), known);
+    }
+}
+
+/// Reports each name of a list, or the one that stands in its place, that no part of the file makes.
+fn listed_names(
+    fields: &mut Fields<'_, '_>,
+    listed: Option<&Node>,
+    (section, what): (&str, &str),
+    known: &[&str],
+) {
+    let Some(listed) = listed else { return };
+    let names = match &listed.value {
+        Value::List(names) => names.iter().collect(),
+        _ => vec![listed],
+    };
+    for (place, name) in names.into_iter().filter_map(|node| Some((node.place, node.text()?))) {
+        if name != "*" && !known.contains(&name) {
+            fields.wrong(place, section, format!("there is no {what} `{name}`; {}", hint(name, known)));
         }
+    }
+}
+
+/// The items of a list; none of anything else.
+fn items(node: &Node) -> &[Node] {
+    match &node.value {
+        Value::List(items) => items,
+        _ => &[],
     }
 }
 

@@ -14,23 +14,21 @@
 
 use crate::api::{self, Api};
 use crate::bus::{Bus, Embedded, RabbitMq, RabbitMqSettings};
-use crate::config::{Config, ConfiguredSource, To};
-use crate::deliver::{self, AmqpQueue, Counters, Feed, OnParked, Routed, Written};
+use crate::config::{Config, ConfiguredSource};
+use crate::deliver::{self, Deliverers, Routed};
 use crate::ingest::commit::Committer;
 use crate::ingest::pressure::Pressure;
 use crate::ingest::senders::Senders;
 use crate::ingest::{Ingest, Takes};
-use crate::lifecycle::RetryPolicy;
 use crate::normalize::{Mapper, Normalizer, Recorded, lanes, reload, waiters::Waiters};
-use crate::route::{Router, publish::EpochWatch};
+use crate::route::{publish::EpochWatch, roster::Roster};
 use crate::store::{self, Content, Role, Store, StoreError};
-use crate::telemetry::{TelemetryError, health::Health, metrics::DeliverTimings, metrics::Metrics};
+use crate::telemetry::{TelemetryError, health::Health, metrics::Metrics};
 use crate::upkeep;
 use adapters::Intake;
 use mappings::{Catalog, FileMistake};
 use schemas::hl7v2::Limits;
 use schemas::message::Seq;
-use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
@@ -43,9 +41,6 @@ use uuid::Uuid;
 
 /// How many bytes a queue of the embedded bus holds at most.
 const EMBEDDED_QUEUE_BYTES: usize = 32 << 20;
-
-/// What had gone into a subscriber's own queue within this time is handed over again when the broker was wiped.
-const AGAIN_AFTER_WIPE: Duration = Duration::from_secs(3_600);
 
 /// Why the gateway did not start.
 #[derive(Debug, thiserror::Error)]
@@ -91,8 +86,8 @@ pub struct Running {
     pub sources: Vec<(Arc<str>, Option<SocketAddr>)>,
     /// The store.
     pub store: Arc<dyn Store>,
-    /// What each subscription's deliverer has counted.
-    pub deliverers: Vec<(Arc<str>, Arc<Counters>)>,
+    /// What delivers to each subscription.
+    pub deliverers: Arc<Deliverers>,
     /// What is counted and timed.
     pub metrics: Arc<Metrics>,
     health: Arc<Health>,
@@ -160,21 +155,19 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         replica,
         installation: namespace.to_string().into(),
     };
-    let mut feeds = HashMap::new();
-    let mut deliverers = Vec::new();
+    let deliverers =
+        Arc::new(Deliverers::new(services, mapper.clone(), metrics.clone(), at_work.clone(), work.clone()));
     for subscription in &config.subscriptions {
-        let (feed, fed) = deliver::feed();
-        let counters = Arc::new(Counters::default());
-        feeds.insert(subscription.name.clone(), feed);
-        deliverers.push((subscription.name.clone(), counters.clone()));
-        let one = deliverer(subscription, &bus, &mapper, counters, metrics.timings(&subscription.name));
-        at_work.spawn(deliver::run(one, services.clone(), fed, work.clone()));
+        deliverers.start(subscription, None);
     }
     metrics.watch_deliverers(&deliverers);
 
     // normalize and route: mapped, merged and routed in one transaction a batch
-    let subscriptions = config.subscriptions.clone();
-    let router = Arc::new(Router::new(config.subscriptions, namespace));
+    let base = config.http.base_url.clone();
+    let roster =
+        Arc::new(Roster::new(store.clone(), config.subscriptions, ingest.senders().clone(), base, namespace));
+    roster.refresh().await?;
+    at_work.spawn(deliver::keep(deliverers.clone(), roster.clone(), work.clone()));
     let (holding, held) = lanes::hold(store.clone(), replica, work.clone());
     at_work.spawn(holding);
     if let Some(folder) = config.mappings_dir {
@@ -183,11 +176,14 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     let normalizer = Normalizer {
         store: store.clone(),
         mapper,
-        router,
+        roster: roster.clone(),
         waiters: waiters.clone(),
         pressure,
         metrics: metrics.clone(),
-        hand_on: Arc::new(move |recorded| hand_on(&feeds, recorded)),
+        hand_on: {
+            let deliverers = deliverers.clone();
+            Arc::new(move |recorded| hand_on(&deliverers, recorded))
+        },
     };
     at_work.spawn(normalizer.run(woken, held, work.clone()));
     let keep =
@@ -209,7 +205,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         at_work,
         shutdown_wait: config.shutdown_wait,
     };
-    let opened = match listen(config.http, &ingest, waiters, subscriptions, &bus, &mut running).await {
+    let opened = match listen(config.http, &ingest, waiters, roster, &bus, &mut running).await {
         Ok(()) => sources(config.sources, &ingest, &mut running).await,
         Err(error) => Err(error),
     };
@@ -321,52 +317,11 @@ fn open_bus(config: &Config) -> Result<Arc<dyn Bus>, StartError> {
     Ok(Arc::new(RabbitMq::new(settings).map_err(|error| StartError::Bus(error.to_string()))?))
 }
 
-fn deliverer(
-    subscription: &crate::config::Subscription,
-    bus: &Arc<dyn Bus>,
-    mapper: &Arc<Mapper>,
-    counters: Arc<Counters>,
-    timings: DeliverTimings,
-) -> deliver::Subscription {
-    let destination: Arc<dyn adapters::Destination> = match &subscription.to {
-        To::Adapter(destination) => destination.clone(),
-        To::Queue(queue) => Arc::new(AmqpQueue::new(bus.clone(), queue.as_str())),
-    };
-    let destination = match &subscription.writes {
-        Some(writes) => Arc::new(Written::new(destination, mapper.clone(), writes.clone())),
-        None => destination,
-    };
-    let settings = deliver::Settings {
-        in_flight_max: subscription.in_flight_max,
-        retry: RetryPolicy {
-            base: subscription.retry_base,
-            cap: subscription.retry_cap,
-            attempts_max: subscription.attempts_max,
-        },
-        attempt_wait_max: subscription.attempt_timeout,
-        on_parked: match subscription.block_for {
-            None => OnParked::Pass,
-            Some(age_max) => OnParked::Block { age_max },
-        },
-        // Nobody but the subscriber knows what it took from its own queue before the broker was wiped.
-        again_after_wipe: matches!(subscription.to, To::Queue(_)).then_some(AGAIN_AFTER_WIPE),
-        ..deliver::Settings::default()
-    };
-    deliver::Subscription {
-        name: subscription.name.clone(),
-        settings,
-        notifies: subscription.notifies.clone(),
-        destination,
-        counters,
-        timings,
-    }
-}
-
 /// Hands what was recorded to the deliverers, as far as they have room.
-fn hand_on(feeds: &HashMap<Arc<str>, Feed>, recorded: Vec<Recorded>) {
+fn hand_on(deliverers: &Deliverers, recorded: Vec<Recorded>) {
     for one in recorded {
         for (delivery, number) in one.deliveries {
-            let Some(feed) = feeds.get(&delivery.subscription) else { continue };
+            let Some(feed) = deliverers.feed(&delivery.subscription) else { continue };
             if delivery.is_final() {
                 continue;
             }
@@ -399,7 +354,7 @@ async fn listen(
     http: crate::config::Http,
     ingest: &Arc<Ingest>,
     waiters: Arc<Waiters>,
-    subscriptions: Vec<crate::config::Subscription>,
+    roster: Arc<Roster>,
     bus: &Arc<dyn Bus>,
     running: &mut Running,
 ) -> Result<(), StartError> {
@@ -413,7 +368,7 @@ async fn listen(
         ingest: ingest.clone(),
         waiters,
         store: running.store.clone(),
-        subscriptions,
+        roster,
         http,
         metrics: Box::new(move || metrics.text()),
         ready: Box::new(move || health.readyz(&*bus)),

@@ -315,7 +315,7 @@ impl DestinationConfig {
         if settings.failed() {
             return None;
         }
-        let connector = Connector { target: target?, tls, timeout };
+        let connector = Connector { target: target?, tls, is_public: false, timeout };
         Some(DestinationConfig { connector, wait_for, connections, answer_timeout, framing })
     }
 }

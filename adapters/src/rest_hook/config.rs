@@ -3,7 +3,7 @@
 use crate::connect::Connector;
 use crate::settings::{Fallback, HostPort, Kind, Secret, Setting, SettingsReader};
 use crate::tls::{CLIENT_SETTINGS, ClientFiles, ClientTls};
-use hyper::Uri;
+use hyper::{HeaderMap, Uri};
 use std::time::Duration;
 
 const fn s(count: u64) -> Duration {
@@ -68,9 +68,51 @@ pub(super) struct RestHookConfig {
     pub(super) url: Uri,
     pub(super) connector: Connector,
     pub(super) bearer: Option<Secret>,
+    /// Beside our own; they may hold secrets.
+    pub(super) headers: HeaderMap,
     pub(super) connections: usize,
     pub(super) answer_timeout: Duration,
     pub(super) retry_after_max: Duration,
+}
+
+/// A rest-hook as a FHIR Subscription asks for it, beside what its operator allows.
+#[derive(Clone, Debug)]
+pub struct Hook {
+    /// Where Bundles are posted.
+    pub url: Uri,
+    /// Headers that go along; they may hold secrets.
+    pub headers: HeaderMap,
+    /// How long the receiver may take to answer.
+    pub answer_timeout: Duration,
+    /// Which authorities are trusted for `https:`; those of the system if left out.
+    pub tls: Option<ClientTls>,
+    /// Whether it must lie on the public internet.
+    pub is_public: bool,
+}
+
+impl Hook {
+    /// With the defaults of [`SETTINGS`] for the rest.
+    pub(super) fn config(self) -> Result<RestHookConfig, String> {
+        let is_https = self.url.scheme_str() == Some("https");
+        let tls = match self.tls {
+            tls @ Some(_) if is_https => tls,
+            None if is_https => {
+                Some(ClientTls::load(ClientFiles::default()).map_err(|error| error.to_string())?)
+            }
+            _ => None,
+        };
+        let target = target(&self.url).ok_or("a URL with a host is wanted")?;
+        let connector = Connector { target, tls, is_public: self.is_public, timeout: s(10) };
+        Ok(RestHookConfig {
+            url: self.url,
+            connector,
+            bearer: None,
+            headers: self.headers,
+            connections: 32,
+            answer_timeout: self.answer_timeout,
+            retry_after_max: s(3_600),
+        })
+    }
 }
 
 impl RestHookConfig {
@@ -107,8 +149,17 @@ impl RestHookConfig {
         if settings.failed() {
             return None;
         }
-        let connector = Connector { target: target?, tls, timeout };
-        Some(RestHookConfig { url: url?, connector, bearer, connections, answer_timeout, retry_after_max })
+        let connector = Connector { target: target?, tls, is_public: false, timeout };
+        let headers = HeaderMap::new();
+        Some(RestHookConfig {
+            url: url?,
+            connector,
+            bearer,
+            headers,
+            connections,
+            answer_timeout,
+            retry_after_max,
+        })
     }
 }
 

@@ -45,6 +45,9 @@ impl RestHook {
             .header(CONTENT_TYPE, "application/fhir+json")
             .header(USER_AGENT, concat!("pons/", env!("CARGO_PKG_VERSION")))
             .header("idempotency-key", outgoing.delivery.to_string());
+        for (name, value) in &self.config.headers {
+            request = request.header(name, value);
+        }
         if let Some(traceparent) = &outgoing.traceparent {
             request = request.header("traceparent", traceparent);
         }

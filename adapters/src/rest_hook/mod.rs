@@ -6,7 +6,8 @@ mod destination;
 mod tests;
 
 use crate::settings::SettingsReader;
-use crate::{AdapterSpec, DestinationSpec};
+use crate::{AdapterSpec, Destination, DestinationSpec};
+pub use config::Hook;
 use config::RestHookConfig;
 use std::sync::Arc;
 
@@ -24,3 +25,11 @@ pub const SPEC: AdapterSpec = AdapterSpec {
         example: "url: http://127.0.0.1:8081/events",
     }),
 };
+
+/// The destination of a FHIR Subscription.
+///
+/// # Errors
+/// Why there can be none: no host in the URL, or no certificates of the system.
+pub fn hook(hook: Hook) -> Result<Arc<dyn Destination>, String> {
+    Ok(Arc::new(destination::RestHook::new(hook.config()?)))
+}

@@ -75,6 +75,14 @@ pub fn acceptable(head: &Parts) -> Result<(), Answer> {
             "expected Content-Type: application/fhir+json",
         ));
     }
+    Ok(())
+}
+
+/// Refuses a write that would have to be conditional.
+///
+/// # Errors
+/// The answer to give.
+pub fn unconditional(head: &Parts) -> Result<(), Answer> {
     for name in ["if-match", "if-none-exist", "if-none-match"] {
         if head.headers.contains_key(name) {
             let text = format!(
@@ -303,7 +311,7 @@ fn later(text: &str) -> Answer {
 }
 
 /// Why a body is not taken.
-struct Refusal {
+pub(super) struct Refusal {
     status: StatusCode,
     /// Of the value set issue-type.
     code: &'static str,
@@ -314,6 +322,11 @@ struct Refusal {
 impl Refusal {
     fn new(status: StatusCode, code: &'static str, text: impl Into<String>) -> Self {
         Refusal { status, code, issues: vec![Issue::new(Severity::Error, code, "", text)] }
+    }
+
+    /// What the client is told.
+    pub(super) fn answer(&self) -> Answer {
+        outcome::of_issues(self.status, self.code, &self.issues)
     }
 }
 
@@ -340,7 +353,7 @@ async fn refuse(
     if let Verdict::Unavailable { reason } = api.ingest.keep(message).await {
         tracing::error!(error = %reason, "a refused request could not be kept");
     }
-    outcome::of_issues(refusal.status, refusal.code, &refusal.issues)
+    refusal.answer()
 }
 
 /// A message for the store, without keys.
@@ -391,7 +404,7 @@ fn read(interaction: &Interaction, body: &[u8]) -> Result<(Value, String), Refus
         issues: vec![Issue::new(Severity::Error, code, place, text)],
     };
     if let Some(place) = subscription_in(judged) {
-        let text = "a Subscription is written in the configuration of this gateway, not here";
+        let text = "a Subscription is created by itself, with POST /fhir/Subscription: not in a Bundle";
         return Err(refuse("not-supported", place, text));
     }
     if let Some(place) = redacted_in(judged) {
@@ -428,7 +441,8 @@ fn place_in(resource: &Value, is_such: impl Fn(&Value) -> bool) -> Option<String
     entries.position(|entry| is_such(&entry["resource"])).map(|at| format!("Bundle.entry[{at}].resource"))
 }
 
-fn parse(body: &[u8]) -> Result<Value, Refusal> {
+/// Reads a resource, of whatever type.
+pub(super) fn parse(body: &[u8]) -> Result<Value, Refusal> {
     if depth(body) > DEPTH_MAX {
         let text = format!("nested more than {DEPTH_MAX} levels deep");
         return Err(Refusal::new(StatusCode::BAD_REQUEST, "too-costly", text));
@@ -506,11 +520,13 @@ fn subscription(parameters: Vec<Value>) -> Value {
             ),
         })
     };
+    let interactions =
+        ["create", "update", "delete", "read", "search-type"].map(|code| json!({"code": code}));
     json!({
         "extension": topics,
         "type": "Subscription",
         "supportedProfile": [format!("{PROFILES}backport-subscription")],
-        "interaction": [{"code": "read"}, {"code": "search-type"}],
+        "interaction": interactions,
         "searchParam": parameters,
         "operation": [operation("status"), operation("events")],
     })

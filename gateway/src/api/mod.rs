@@ -6,11 +6,13 @@ pub mod auth;
 pub mod fhir;
 pub mod outcome;
 pub mod read;
+pub mod subscribe;
 pub mod subscriptions;
 
-use crate::config::{Http, Subscription};
+use crate::config::Http;
 use crate::ingest::Ingest;
 use crate::normalize::waiters::Waiters;
+use crate::route::roster::Roster;
 use crate::store::Store;
 use adapters::tls::{ServerTls, client_names};
 use bytes::Bytes;
@@ -40,8 +42,8 @@ pub struct Api {
     pub waiters: Arc<Waiters>,
     /// What readers are answered from.
     pub store: Arc<dyn Store>,
-    /// What owners ask for.
-    pub subscriptions: Vec<Subscription>,
+    /// Who is subscribed.
+    pub roster: Arc<Roster>,
     /// Settings.
     pub http: Http,
     /// The text of `/metrics`.
@@ -156,8 +158,22 @@ async fn answer(api: &Api, request: Request<Incoming>, peer: SocketAddr, names: 
                     Ok(body) => body,
                     Err(refused) => return refused,
                 };
-                return subscriptions::answer(&*api.store, &api.subscriptions, &client, &head, &body, ask)
-                    .await;
+                return subscriptions::answer(&*api.store, &api.roster, &client, &head, &body, ask).await;
+            }
+            if let Some(ask) = subscribe::ask(&head.method, path) {
+                let acceptable = match head.method {
+                    Method::DELETE => Ok(()),
+                    _ => fhir::acceptable(&head),
+                };
+                let body = match acceptable {
+                    Ok(()) => whole(api, body).await,
+                    Err(refused) => Err(refused),
+                };
+                let body = match body {
+                    Ok(body) => body,
+                    Err(refused) => return refused,
+                };
+                return subscribe::answer(&api.roster, &client, &head, &body, ask).await;
             }
             if let Some(ask) = read::ask(&head.method, path) {
                 return read::answer(&*api.store, &client, &head, &base(api, &head), ask).await;
@@ -177,7 +193,7 @@ async fn answer(api: &Api, request: Request<Incoming>, peer: SocketAddr, names: 
                 answer.headers_mut().insert(header::ALLOW, header::HeaderValue::from_static(allowed));
                 return answer;
             };
-            if let Err(refused) = fhir::acceptable(&head) {
+            if let Err(refused) = fhir::acceptable(&head).and_then(|()| fhir::unconditional(&head)) {
                 return refused;
             }
             let body = match whole(api, body).await {

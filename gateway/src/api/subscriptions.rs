@@ -11,10 +11,12 @@ use crate::ingest::senders::Known;
 use crate::route::notification::{About, Notifies, Occurrence, PROFILES, Payload, TOPIC, Texts};
 use crate::route::policy::{self, Decision};
 use crate::route::publish::Told;
-use crate::store::{self, OpenDelivery, Store, StoreError};
+use crate::route::requested::PAYLOAD;
+use crate::route::roster::{Enrolment, Roster};
+use crate::store::{self, OpenDelivery, Standing, Store, StoreError};
 use bytes::Bytes;
 use hyper::http::request::Parts;
-use hyper::{Method, StatusCode};
+use hyper::{Method, StatusCode, header};
 use jiff::Timestamp;
 use schemas::fhir::search::Query;
 use serde_json::{Value, json};
@@ -61,28 +63,34 @@ pub fn ask(method: &Method, path: &str) -> Option<Ask> {
 /// Answers it. `body` is that of a POST: empty, or Parameters.
 pub async fn answer(
     store: &dyn Store,
-    subscriptions: &[Subscription],
+    roster: &Roster,
     client: &Known,
     head: &Parts,
     body: &Bytes,
     ask: Ask,
 ) -> Answer {
-    let own: Vec<Own<'_>> = subscriptions
-        .iter()
+    // What a replica has just changed is seen by whoever asks another.
+    let enrolled = match roster.refresh().await {
+        Ok(enrolled) => enrolled,
+        Err(error) => return away(error),
+    };
+    let configured = (roster.configured().iter())
         .filter(|subscription| subscription.owner.as_ref() == Some(&client.name))
-        .filter_map(|of| Some(Own { of, notifies: of.notifies.as_ref()? }))
-        .collect();
+        .filter_map(|of| Some(Own::Configured(of, of.notifies.as_ref()?)));
+    let requested = (enrolled.requested.iter())
+        .filter(|one| one.stored.owner == client.name && one.stored.standing != Standing::Removed)
+        .map(|one| Own::Requested(one, roster.base().unwrap_or_default()));
+    let own: Vec<Own<'_>> = configured.chain(requested).collect();
     let one = |id: &str| {
         let missing = || {
-            let text =
-                "this client owns no subscription of this id: `owner` in the configuration says whose one is";
+            let text = "this client owns no subscription of this id: who created one owns it, or `owner` in the configuration";
             outcome::answer(StatusCode::NOT_FOUND, "not-found", text)
         };
-        own.iter().find(|one| *one.of.name == *id).ok_or_else(missing)
+        own.iter().find(|one| one.name() == id).ok_or_else(missing)
     };
     let answered = match (Given::read(head, body), &ask) {
         (Err(refused), _) => Err(refused),
-        (Ok(_), Ask::Read(id)) => one(id).map(|one| outcome::resource(StatusCode::OK, &one.resource())),
+        (Ok(_), Ask::Read(id)) => one(id).map(Own::answer),
         (Ok(given), Ask::Search) => search(&own, &given),
         (Ok(given), Ask::Status(Some(id))) => match one(id) {
             Ok(one) => status(store, std::slice::from_ref(one), &given).await,
@@ -97,63 +105,144 @@ pub async fn answer(
     let answer = answered.unwrap_or_else(|refused| refused);
     // The id is shown only if it is one of ours: anything may stand in a path.
     let named = match &ask {
-        Ask::Read(id) | Ask::Status(Some(id)) | Ask::Events(id) => {
-            own.iter().find(|one| *one.of.name == **id)
-        }
+        Ask::Read(id) | Ask::Status(Some(id)) | Ask::Events(id) => own.iter().find(|one| one.name() == *id),
         Ask::Search | Ask::Status(None) => None,
     };
     let status = answer.status().as_u16();
     let events = matches!(ask, Ask::Events(_));
-    tracing::info!(client = %client.name, subscription = ?named.map(|one| &one.of.name), events, status, "an owner asked for subscriptions");
+    tracing::info!(client = %client.name, subscription = ?named.map(Own::name), events, status, "an owner asked for subscriptions");
     answer
 }
 
 /// A subscription of the client that asks.
 #[derive(Clone, Copy)]
-struct Own<'s> {
-    of: &'s Subscription,
-    notifies: &'s Notifies,
+enum Own<'s> {
+    /// It stands in the configuration, and is notified so.
+    Configured(&'s Subscription, &'s Notifies),
+    /// It was created over `/fhir`, which lies there.
+    Requested(&'s Enrolment, &'s str),
 }
 
 impl Own<'_> {
+    fn name(&self) -> String {
+        match self {
+            Own::Configured(of, _) => of.name.to_string(),
+            Own::Requested(one, _) => one.stored.id.to_string(),
+        }
+    }
+
     fn topic(&self) -> Option<&str> {
-        self.of.topics.first().map(String::as_str)
+        match self {
+            Own::Configured(of, _) => of.topics.first().map(String::as_str),
+            Own::Requested(one, _) => {
+                one.wanted.as_ref().ok()?.subscription.topics.first().map(String::as_str)
+            }
+        }
+    }
+
+    /// How it is notified; as little as can be where the configuration does not allow it any more.
+    fn notifies(&self) -> Notifies {
+        match self {
+            Own::Configured(_, notifies) => (*notifies).clone(),
+            Own::Requested(one, base) => {
+                let wanted = one.wanted.as_ref().ok().and_then(|wanted| wanted.subscription.notifies.clone());
+                wanted.unwrap_or_else(|| Notifies::new(*base, Payload::Empty))
+            }
+        }
+    }
+
+    /// Its status, of the value set subscription-status.
+    fn status(&self) -> &'static str {
+        match self {
+            Own::Configured(..) => Standing::Active.code(),
+            Own::Requested(one, _) => status_of(one),
+        }
     }
 
     /// It as a FHIR resource.
     fn resource(&self) -> Value {
-        let extension = |name: &str, (kind, value): (&str, Value)| json!({"url": format!("{PROFILES}{name}"), kind: value});
-        let (adapter, endpoint) = &self.of.channel;
-        let payload = ("valueCode", json!(self.notifies.payload.code()));
-        let mut channel = json!({
-            "type": "rest-hook",
-            "endpoint": endpoint,
-            "payload": "application/fhir+json",
-            "_payload": {"extension": [extension("backport-payload-content", payload)]},
-        });
-        if adapter != "rest-hook" {
-            let kind = ("valueCoding", json!({"system": "urn:pons:channel", "code": adapter}));
-            channel["type"] = "message".into();
-            channel["_type"] = json!({"extension": [extension("backport-channel-type", kind)]});
-            channel["endpoint"] = format!("{adapter}:{endpoint}").into();
+        match self {
+            Own::Configured(of, notifies) => written(of, notifies),
+            Own::Requested(one, _) => resource_of(one),
         }
-        let mut resource = json!({
-            "resourceType": "Subscription",
-            "id": &*self.of.name,
-            "meta": {"profile": [format!("{PROFILES}backport-subscription")]},
-            "status": "active",
-            "reason": "written in the configuration of this gateway",
-            "criteria": format!("{TOPIC}{}", self.topic().unwrap_or_default()),
-            "channel": channel,
-        });
-        let filters: Vec<Value> = (self.of.filters.iter())
-            .map(|filter| extension("backport-filter-criteria", ("valueString", json!(filter.to_string()))))
-            .collect();
-        if !filters.is_empty() {
-            resource["_criteria"] = json!({"extension": filters});
-        }
-        resource
     }
+
+    fn answer(&self) -> Answer {
+        let mut answer = outcome::resource(StatusCode::OK, &self.resource());
+        if let Own::Requested(one, _) = self {
+            answer.headers_mut().insert(header::ETAG, etag(one));
+        }
+        answer
+    }
+}
+
+/// The status of a requested subscription.
+fn status_of(one: &Enrolment) -> &'static str {
+    match &one.wanted {
+        Ok(_) => one.stored.standing.code(),
+        Err(_) => Standing::Refused.code(),
+    }
+}
+
+/// Its version, as an entity tag.
+pub(super) fn etag(one: &Enrolment) -> header::HeaderValue {
+    let tag = format!("W/\"{}\"", one.stored.version);
+    header::HeaderValue::from_str(&tag).expect("a number in quotes")
+}
+
+/// A requested subscription as a FHIR resource: as its owner wrote it, and how it stands.
+pub(super) fn resource_of(one: &Enrolment) -> Value {
+    let stored = &one.stored;
+    let mut resource: Value = serde_json::from_str(&stored.resource).unwrap_or_default();
+    resource["id"] = stored.id.to_string().into();
+    resource["meta"]["versionId"] = stored.version.to_string().into();
+    resource["meta"]["lastUpdated"] = stored.changed_at.to_string().into();
+    resource["status"] = status_of(one).into();
+    let error = match &one.wanted {
+        Ok(_) => stored.error.as_str(),
+        Err(why) => why,
+    };
+    if !error.is_empty() {
+        resource["error"] = error.into();
+    }
+    resource
+}
+
+/// A subscription of the configuration as a FHIR resource.
+fn written(of: &Subscription, notifies: &Notifies) -> Value {
+    let extension =
+        |name: &str, (kind, value): (&str, Value)| json!({"url": format!("{PROFILES}{name}"), kind: value});
+    let (adapter, endpoint) = &of.channel;
+    let payload = ("valueCode", json!(notifies.payload.code()));
+    let mut channel = json!({
+        "type": "rest-hook",
+        "endpoint": endpoint,
+        "payload": PAYLOAD,
+        "_payload": {"extension": [extension("backport-payload-content", payload)]},
+    });
+    if adapter != "rest-hook" {
+        let kind = ("valueCoding", json!({"system": "urn:pons:channel", "code": adapter}));
+        channel["type"] = "message".into();
+        channel["_type"] = json!({"extension": [extension("backport-channel-type", kind)]});
+        channel["endpoint"] = format!("{adapter}:{endpoint}").into();
+    }
+    let topic = of.topics.first().map(String::as_str).unwrap_or_default();
+    let mut resource = json!({
+        "resourceType": "Subscription",
+        "id": &*of.name,
+        "meta": {"profile": [format!("{PROFILES}backport-subscription")]},
+        "status": "active",
+        "reason": "written in the configuration of this gateway",
+        "criteria": format!("{TOPIC}{topic}"),
+        "channel": channel,
+    });
+    let filters: Vec<Value> = (of.filters.iter())
+        .map(|filter| extension("backport-filter-criteria", ("valueString", json!(filter.to_string()))))
+        .collect();
+    if !filters.is_empty() {
+        resource["_criteria"] = json!({"extension": filters});
+    }
+    resource
 }
 
 /// The parameters of a request, from its address and from the Parameters in its body.
@@ -221,7 +310,7 @@ fn search(own: &[Own<'_>], given: &Given) -> Result<Answer, Answer> {
     for one in own {
         let resource = one.resource();
         if query.holds(&resource, store::now()).unwrap_or(true) {
-            let url = one.notifies.url(&format!("Subscription/{}", one.of.name));
+            let url = one.notifies().url(&format!("Subscription/{}", one.name()));
             entries.push(json!({"fullUrl": url, "resource": resource, "search": {"mode": "match"}}));
         }
     }
@@ -241,19 +330,21 @@ async fn status(store: &dyn Store, own: &[Own<'_>], given: &Given) -> Result<Ans
     let (ids, states): (Vec<&str>, Vec<&str>) = (given.all("id").collect(), given.all("status").collect());
     let mut entries = Vec::new();
     for one in own {
-        let is_asked = ids.is_empty() || ids.contains(&&*one.of.name);
-        if !is_asked || !(states.is_empty() || states.contains(&"active")) {
+        let (name, notifies) = (one.name(), one.notifies());
+        let is_asked = ids.is_empty() || ids.contains(&name.as_str());
+        if !is_asked || !(states.is_empty() || states.contains(&one.status())) {
             continue;
         }
         let about = About {
             id: Uuid::now_v7(),
             at: store::now(),
             kind: "query-status",
-            subscription: &one.of.name,
+            status: one.status(),
+            subscription: &name,
             topic: one.topic(),
-            last: store.last_event(&one.of.name).await.map_err(away)?,
+            last: store.last_event(&name).await.map_err(away)?,
         };
-        let status = one.notifies.status(&about, &[]);
+        let status = notifies.status(&about, &[]);
         let url = format!("urn:uuid:{}", status["id"].as_str().unwrap_or_default());
         entries.push(json!({"fullUrl": url, "resource": status, "search": {"mode": "match"}}));
     }
@@ -263,17 +354,16 @@ async fn status(store: &dyn Store, own: &[Own<'_>], given: &Given) -> Result<Ans
 /// Events once more, as they were recorded; what policy withholds by now is told by its number alone.
 async fn events(store: &dyn Store, one: &Own<'_>, given: &Given) -> Result<Answer, Answer> {
     given.only(&["eventsSinceNumber", "eventsUntilNumber", "content"])?;
-    let name = &*one.of.name;
+    let name = &*one.name();
     let since = given.number("eventsSinceNumber")?.unwrap_or(1).max(1);
     let until = given.number("eventsUntilNumber")?.unwrap_or(i64::MAX);
-    let mut notifies = one.notifies.clone();
+    let mut notifies = one.notifies();
     if let Some(asked) = given.all("content").next() {
         let found = Payload::ALL.iter().find(|(code, _)| *code == asked);
         let (_, payload) =
             found.ok_or_else(|| refuse("content: empty, id-only or full-resource is wanted"))?;
         // It may ask for less than it is sent, never for more.
-        let order = |payload: Payload| Payload::ALL.iter().position(|(_, known)| *known == payload);
-        if order(*payload) > order(notifies.payload) {
+        if *payload > notifies.payload {
             let text = "content: this subscription is not sent as much";
             return Err(outcome::answer(StatusCode::FORBIDDEN, "forbidden", text));
         }
@@ -312,6 +402,7 @@ async fn events(store: &dyn Store, one: &Own<'_>, given: &Given) -> Result<Answe
             id: row.id.0,
             at: *at,
             kind: "query-event",
+            status: one.status(),
             subscription: name,
             topic: one.topic(),
             last,
@@ -326,6 +417,7 @@ async fn events(store: &dyn Store, one: &Own<'_>, given: &Given) -> Result<Answe
         id: Uuid::now_v7(),
         at: store::now(),
         kind: "query-event",
+        status: one.status(),
         subscription: name,
         topic: one.topic(),
         last,

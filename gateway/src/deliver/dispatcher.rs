@@ -5,6 +5,7 @@
 
 use super::again::hand_over_again;
 use super::feed::Fed;
+use super::life::{self, Life, Pulse, Voice, Word};
 use super::window::{Batch, Ended, Names, ToTry, Window};
 use super::{Counters, Services, Settings, Subscription};
 use crate::bus::{BusError, Consumer, Taken, random};
@@ -48,13 +49,21 @@ const TAKEN_MAX: usize = 256;
 
 /// Delivers a subscription for as long as the process runs: waits for its lease, works, waits again when it is lost.
 /// Ends soon after `stop` is cancelled, with the attempts under way finished and written, and the lease given back.
-pub async fn run(subscription: Subscription, services: Services, mut feed: Fed, stop: CancellationToken) {
+pub(super) async fn run(
+    subscription: Subscription,
+    services: Services,
+    mut feed: Fed,
+    stop: CancellationToken,
+) {
     let name = format!("subscription:{}", subscription.name);
     let names = [name];
     while let Some(lease) = acquire(&subscription.settings, &services, &names, &mut feed, &stop).await {
         tracing::info!(subscription = %subscription.name, fence = lease.fence, "deliverer begins");
         Counters::set(&subscription.counters.leading, 1);
-        let end = Tenure::new(&subscription, &services, lease).work(&mut feed, &stop).await;
+        let end = match greeted(&subscription, &services, &lease, &stop).await {
+            None => Tenure::new(&subscription, &services, lease).work(&mut feed, &stop).await,
+            Some(end) => end,
+        };
         Counters::set(&subscription.counters.leading, 0);
         tracing::info!(subscription = %subscription.name, end = ?end, "deliverer ends");
         if end == End::Stopped {
@@ -62,6 +71,33 @@ pub async fn run(subscription: Subscription, services: Services, mut feed: Fed, 
                 tracing::debug!(%error, "lease not given back, it runs out by itself");
             }
             return;
+        }
+    }
+}
+
+/// Shakes hands where that is still to be done, keeping the lease meanwhile. `None`: notifications may be sent.
+async fn greeted(
+    subscription: &Subscription,
+    services: &Services,
+    lease: &Lease,
+    stop: &CancellationToken,
+) -> Option<End> {
+    let life = subscription.life.as_ref()?;
+    let mut greeting = std::pin::pin!(life.greet(subscription, &*services.store));
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return Some(End::Stopped),
+            may_begin = &mut greeting => return if may_begin { None } else { Some(End::Stopped) },
+            () = sleep(subscription.settings.lease_ttl / 3) => {}
+        }
+        let names = std::slice::from_ref(&lease.name);
+        match services.store.lease(services.replica, names, subscription.settings.lease_ttl).await {
+            Ok(held) if held.contains(lease) => {}
+            Ok(_) => return Some(End::Lost),
+            Err(error) => {
+                tracing::warn!(%error, "lease not to be had");
+                return Some(End::Lost);
+            }
         }
     }
 }
@@ -111,9 +147,20 @@ enum Done {
     Published(Vec<(i64, Result<(), BusError>)>),
     Tried(i64, Ended),
     Wrote(Batch, Result<(), StoreError>),
-    Read { rows: Result<Vec<OpenDelivery>, StoreError>, parked: Option<Vec<DeadLetter>>, limit: usize },
-    Fetched { wanted: Vec<i64>, contents: Result<HashMap<(MessageId, u32), Content>, StoreError> },
+    Read {
+        rows: Result<Vec<OpenDelivery>, StoreError>,
+        parked: Option<Vec<DeadLetter>>,
+        limit: usize,
+    },
+    Fetched {
+        wanted: Vec<i64>,
+        contents: Result<HashMap<(MessageId, u32), Content>, StoreError>,
+    },
     Renewed(Instant, Result<bool, StoreError>),
+    /// A heartbeat.
+    Beat(Result<(), String>),
+    /// A word to the owner, and whether it could be written down.
+    Told(Word, Result<bool, StoreError>),
 }
 
 /// From taking the lease to losing it.
@@ -148,6 +195,8 @@ struct Tenure<'a> {
     renew_at: Instant,
     /// Until when the lease is certainly ours.
     ours_until: Instant,
+    /// How the endpoint of a requested subscription takes what it is sent.
+    pulse: Pulse,
     stopping: Option<Instant>,
     end: Option<End>,
 }
@@ -195,6 +244,7 @@ impl<'a> Tenure<'a> {
             renewing: false,
             renew_at: now + settings.lease_ttl / 3,
             ours_until: now + settings.lease_ttl.mul_f64(0.8),
+            pulse: Pulse::new(subscription.life.as_ref().is_some_and(Life::is_failing), now),
             stopping: None,
             end: None,
         }
@@ -237,6 +287,7 @@ impl<'a> Tenure<'a> {
             let now = Instant::now();
             if now >= next_tick {
                 self.window.tick(now);
+                self.beat(now);
                 self.window.report();
                 self.flush().await;
                 next_tick = now + TICK;
@@ -422,6 +473,28 @@ impl<'a> Tenure<'a> {
         });
     }
 
+    /// Sends a heartbeat when one is due.
+    fn beat(&mut self, now: Instant) {
+        let Some(life) = &self.subscription.life else { return };
+        if self.stopping.is_some() || !self.pulse.beats(life.heartbeat, now) {
+            return;
+        }
+        let Some(voice) = Voice::of(self.subscription) else { return };
+        let (life, store) = (life.clone(), Arc::clone(&self.services.store));
+        self.tasks.spawn(async move { Done::Beat(life.say("heartbeat", &voice, &*store).await) });
+    }
+
+    /// Takes in how an attempt ended, and lets the owner know what that means.
+    fn felt(&mut self, outcome: &Outcome, now: Instant) {
+        let Some(life) = &self.subscription.life else { return };
+        let Some(word) = self.pulse.tried(outcome, now) else { return };
+        let life = life.clone();
+        self.tasks.spawn(async move {
+            let told = life.tell(&word).await;
+            Done::Told(word, told)
+        });
+    }
+
     fn write(&mut self, now: Instant) {
         if self.writing || now < self.write_at {
             return;
@@ -480,7 +553,17 @@ impl<'a> Tenure<'a> {
                     self.disconnected(&BusError::away("publishing failed"));
                 }
             }
-            Ok(Done::Tried(number, ended)) => self.window.ended(number, ended, now, random()),
+            Ok(Done::Tried(number, ended)) => {
+                self.felt(&ended.outcome, now);
+                self.window.ended(number, ended, now, random());
+            }
+            Ok(Done::Beat(said)) => self.felt(&life::outcome(&said), now),
+            Ok(Done::Told(word, told)) => {
+                if let Err(error) = told {
+                    self.pulse.untold(&word);
+                    self.store_failed(&error);
+                }
+            }
             Ok(Done::Wrote(batch, result)) => self.wrote(batch, result, now),
             Ok(Done::Read { rows, parked, limit }) => {
                 if let Some(parked) = parked {

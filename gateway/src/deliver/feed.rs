@@ -22,13 +22,13 @@ pub struct Feed {
 
 /// The end that takes.
 #[derive(Debug)]
-pub struct Fed {
+pub(super) struct Fed {
     receiver: mpsc::Receiver<Routed>,
     bytes: Arc<AtomicUsize>,
 }
 
 /// Makes one.
-pub fn feed() -> (Feed, Fed) {
+pub(super) fn feed() -> (Feed, Fed) {
     let (sender, receiver) = mpsc::channel(WAITING_MAX);
     let bytes = Arc::new(AtomicUsize::new(0));
     (Feed { sender, bytes: bytes.clone() }, Fed { receiver, bytes })
@@ -50,7 +50,7 @@ impl Feed {
 
 impl Fed {
     /// Waits for the next one; `None` when no more will come.
-    pub async fn recv(&mut self) -> Option<Routed> {
+    pub(super) async fn recv(&mut self) -> Option<Routed> {
         let routed = self.receiver.recv().await?;
         Some(self.took(routed))
     }

@@ -1,23 +1,27 @@
 //! The last stage of the path: off the bus and out to the subscriber, in order per patient.
 //!
-//! One deliverer a subscription, run by the replica that holds its lease. Invariants: an outcome is written before its
+//! One deliverer a subscription, run by the replica that holds its lease; those requested over `/fhir` come and go. Invariants: an outcome is written before its
 //! event is settled on the bus; what is not final is found again by reading the store, so starting, taking over and
 //! recovering are the same; memory is bounded whatever the backlog.
 
 mod again;
 mod amqp;
 mod circuit;
+mod deliverers;
 mod dispatcher;
 mod feed;
+mod life;
 #[cfg(test)]
 mod tests;
 mod window;
 mod written;
 
 pub use amqp::AmqpQueue;
-pub use dispatcher::run;
-pub use feed::{Fed, Feed, feed};
+pub use deliverers::{Deliverers, keep};
 pub use written::{Writes, Written};
+
+use dispatcher::run;
+use life::Life;
 
 use crate::bus::Bus;
 use crate::lifecycle::RetryPolicy;
@@ -117,6 +121,10 @@ pub struct Subscription {
     pub name: Arc<str>,
     /// How.
     pub settings: Settings,
+    /// Its topic, if it is notified.
+    pub topic: Option<String>,
+    /// What is to be done for it beside delivering, if it was requested over `/fhir`.
+    pub life: Option<Life>,
     /// How its notifications are written; `None` if it gets whole messages.
     pub notifies: Option<Notifies>,
     /// To whom.

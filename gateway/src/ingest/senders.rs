@@ -1,6 +1,6 @@
 //! Who a message is from: a certificate or token where there is one, bound to MSH-3 and MSH-4.
 
-use crate::config::{Sender, SourceConfig, Zone};
+use crate::config::{Sender, SourceConfig, Subscribes, Zone};
 use adapters::Received;
 use std::sync::Arc;
 use subtle::ConstantTimeEq;
@@ -120,6 +120,11 @@ impl Senders {
             });
         }
         Err(nearest)
+    }
+
+    /// What the configuration lets a sender subscribe to by itself.
+    pub fn subscribes(&self, sender: &str) -> Option<&Subscribes> {
+        self.senders.iter().find(|known| *known.name == *sender)?.subscribes.as_deref()
     }
 
     /// Finds the HTTP client that owns a bearer token. Every token is compared, each in constant time.

@@ -8,6 +8,7 @@ use super::{Mapper, Normalizer, Prepared, Recorded, record};
 use crate::ingest::keys::of_hl7v2;
 use crate::ingest::senders::Senders;
 use crate::route::Router;
+use crate::route::roster::Roster;
 use crate::store::{
     self, Alias, Format, Lease, NewMessage, RecordTx, Recording, Role, Store, StoreError, StoredResource,
 };
@@ -105,8 +106,8 @@ impl Bench {
         let senders = Senders::new(Vec::new(), Vec::new());
         let normalizer = Normalizer {
             store: self.store.clone(),
-            mapper: Arc::new(Mapper::new(CATALOG.clone(), NAMESPACE, senders, Limits::default())),
-            router: Arc::new(Router::new(Vec::new(), NAMESPACE)),
+            mapper: Arc::new(Mapper::new(CATALOG.clone(), NAMESPACE, senders.clone(), Limits::default())),
+            roster: Arc::new(Roster::new(self.store.clone(), Vec::new(), senders.clone(), None, NAMESPACE)),
             waiters: Arc::default(),
             pressure: Arc::default(),
             metrics: Arc::new(Metrics::new(Vec::new(), Vec::new(), None).expect("no address, none wrong")),
@@ -481,6 +482,10 @@ struct Broken;
 
 #[async_trait]
 impl RecordTx for Broken {
+    fn requested_version(&self) -> i64 {
+        0
+    }
+
     async fn resolve(&mut self, _: &[Alias]) -> Result<HashMap<Alias, Uuid>, StoreError> {
         panic!("TEST^JANE")
     }

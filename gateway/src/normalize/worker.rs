@@ -9,8 +9,8 @@ use super::plan::{Keyed, Plan, plan};
 use super::waiters::Waiters;
 use super::{Mapper, Prepared, Recorded, record};
 use crate::ingest::pressure::Pressure;
-use crate::route::Router;
-use crate::store::{OpenMessage, Store, StoreError};
+use crate::route::roster::{Enrolled, Roster};
+use crate::store::{Lease, OpenMessage, RecordTx, Store, StoreError};
 use crate::telemetry::metrics::Metrics;
 use schemas::message::{LaneSet, OrderKey, Seq};
 use std::collections::{HashMap, HashSet};
@@ -155,7 +155,7 @@ pub struct Normalizer {
     /// How they are mapped.
     pub mapper: Arc<Mapper>,
     /// Whom they concern.
-    pub router: Arc<Router>,
+    pub roster: Arc<Roster>,
     /// Those who wait for a result.
     pub waiters: Arc<Waiters>,
     /// How hard intake works.
@@ -347,8 +347,8 @@ impl Normalizer {
         let mut conflicts = 0;
         let error = loop {
             let began = Instant::now();
-            let tx = self.store.begin_record(&leases).await?;
-            let error = match record::record(tx, &mut batch, &self.router).await {
+            let (tx, enrolled) = self.begin(&leases).await?;
+            let error = match record::record(tx, &mut batch, &enrolled.router).await {
                 Ok(recorded) => {
                     self.tell(recorded, began.elapsed());
                     return Ok(());
@@ -369,8 +369,8 @@ impl Normalizer {
             let mut alone = vec![prepared];
             let mut conflicts = 0;
             let recorded = loop {
-                let tx = self.store.begin_record(&leases).await?;
-                match record::record(tx, &mut alone, &self.router).await {
+                let (tx, enrolled) = self.begin(&leases).await?;
+                match record::record(tx, &mut alone, &enrolled.router).await {
                     // Alone it conflicts with others for a moment at most; with itself it would for ever.
                     Err(StoreError::Conflict) if conflicts < CONFLICTS_ALONE_MAX => {
                         conflicts += 1;
@@ -385,14 +385,21 @@ impl Normalizer {
                     for prepared in &mut alone {
                         prepared.facts = Err("it could not be recorded: a defect of Pons".to_owned());
                     }
-                    let tx = self.store.begin_record(&leases).await?;
-                    record::record(tx, &mut alone, &self.router).await?
+                    let (tx, enrolled) = self.begin(&leases).await?;
+                    record::record(tx, &mut alone, &enrolled.router).await?
                 }
                 recorded => recorded?,
             };
             self.tell(recorded, began.elapsed());
         }
         Ok(())
+    }
+
+    /// The recording transaction, and who is subscribed by then.
+    async fn begin(&self, leases: &[Lease]) -> Result<(Box<dyn RecordTx>, Arc<Enrolled>), StoreError> {
+        let tx = self.store.begin_record(leases).await?;
+        let enrolled = self.roster.at_least(tx.requested_version()).await?;
+        Ok((tx, enrolled))
     }
 
     fn tell(&self, recorded: Vec<Recorded>, took: Duration) {

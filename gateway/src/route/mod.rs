@@ -6,13 +6,16 @@
 pub mod notification;
 pub mod policy;
 pub mod publish;
+pub mod requested;
+pub mod roster;
 pub mod topics;
 
 use crate::config::Subscription;
 use crate::store::{Matched, NewDelivery};
 use policy::Decision;
 use schemas::message::{DeliveryId, MessageId, OrderKey, Seq};
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
 use topics::{Filter, Happening, Topic, Touched};
 use uuid::Uuid;
 
@@ -20,6 +23,10 @@ use uuid::Uuid;
 #[derive(Debug)]
 pub struct Router {
     subscriptions: Vec<Subscription>,
+    /// Where each stands, by its name.
+    by_name: HashMap<Arc<str>, usize>,
+    /// Where those stand that subscribe to a topic.
+    by_topic: HashMap<&'static str, Vec<usize>>,
     namespace: Uuid,
     /// The topics that somebody subscribes to: no other is looked at.
     topics: Vec<&'static Topic>,
@@ -47,16 +54,22 @@ pub struct Routable<'r> {
 }
 
 impl Router {
-    /// A router over the configured subscriptions; `namespace` is the installation's.
+    /// A router over these subscriptions; `namespace` is the installation's.
     pub fn new(subscriptions: Vec<Subscription>, namespace: Uuid) -> Self {
         let mut topics: Vec<&'static Topic> = Vec::new();
-        for topic in subscriptions.iter().flat_map(|s| &s.topics).filter_map(|name| topics::find(name)) {
-            if !topics.iter().any(|known| known.name() == topic.name()) {
-                topics.push(topic);
+        let mut by_topic: HashMap<&'static str, Vec<usize>> = HashMap::new();
+        for (index, subscription) in subscriptions.iter().enumerate() {
+            for topic in subscription.topics.iter().filter_map(|name| topics::find(name)) {
+                let of_topic = by_topic.entry(topic.name()).or_insert_with(|| {
+                    topics.push(topic);
+                    Vec::new()
+                });
+                of_topic.push(index);
             }
         }
+        let by_name = subscriptions.iter().enumerate().map(|(index, s)| (s.name.clone(), index)).collect();
         let watched = topics.iter().flat_map(|topic| topic.types()).map(str::to_owned).collect();
-        Router { subscriptions, namespace, topics, watched }
+        Router { subscriptions, by_name, by_topic, namespace, topics, watched }
     }
 
     /// Whether anybody's topic looks at resources of a type.
@@ -66,13 +79,8 @@ impl Router {
 
     /// Whether a subscription may know what a sender says.
     pub fn hears(&self, subscription: &str, sender: &str) -> bool {
-        let mut subscriptions = self.subscriptions.iter();
-        subscriptions.any(|known| *known.name == *subscription && policy::listens(known, sender))
-    }
-
-    /// Whether anybody subscribes to anything.
-    pub fn is_idle(&self) -> bool {
-        self.subscriptions.is_empty()
+        let known = self.by_name.get(subscription).map(|index| &self.subscriptions[*index]);
+        known.is_some_and(|known| policy::listens(known, sender))
     }
 
     /// One delivery for each subscription that a topic of the message concerns, or one for each event where it is notified of events;
@@ -84,7 +92,10 @@ impl Router {
             return Vec::new();
         }
         let mut decision = None;
-        let listening = self.subscriptions.iter().filter(|s| policy::listens(s, message.sender));
+        let concerned: BTreeSet<usize> =
+            found.iter().filter_map(|(topic, _)| self.by_topic.get(topic)).flatten().copied().collect();
+        let concerned = concerned.into_iter().map(|index| &self.subscriptions[index]);
+        let listening = concerned.filter(|s| policy::listens(s, message.sender));
         let mut deliveries = Vec::new();
         for subscription in listening {
             let passes =

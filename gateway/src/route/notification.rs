@@ -27,8 +27,8 @@ const WITHIN: &str = "\"reference\":\"urn:uuid:";
 /// How long an id is in text.
 const ID_LENGTH: usize = uuid::fmt::Hyphenated::LENGTH;
 
-/// How much a notification says.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// How much a notification says; the later, the more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Payload {
     /// That something happened.
     Empty,
@@ -92,8 +92,10 @@ pub struct About<'a> {
     pub id: Uuid,
     /// When it is made, or was.
     pub at: Timestamp,
-    /// `event-notification`, `query-status`, `query-event`.
+    /// `event-notification`, `handshake`, `heartbeat`, `query-status`, `query-event`.
     pub kind: &'static str,
+    /// How the subscription stands: `requested`, `active`, `error`, `off`.
+    pub status: &'static str,
     /// The subscription's id.
     pub subscription: &'a str,
     /// The topic's name.
@@ -114,6 +116,8 @@ impl Notifies {
             id: event.delivery.0,
             at: event.received_at,
             kind: "event-notification",
+            // Whatever has become of it since: every attempt says the same.
+            status: "active",
             subscription: event.subscription,
             topic: event.matched.topics.first().map(String::as_str),
             last: event.number,
@@ -204,7 +208,7 @@ impl Notifies {
             parameters.push(json!({"name": "topic", "valueCanonical": format!("{TOPIC}{topic}")}));
         }
         parameters.extend([
-            json!({"name": "status", "valueCode": "active"}),
+            json!({"name": "status", "valueCode": about.status}),
             json!({"name": "type", "valueCode": about.kind}),
             json!({"name": "events-since-subscription-start", "valueString": about.last.to_string()}),
         ]);

@@ -16,12 +16,14 @@ pub(super) const POSTGRES: &[Migration] = &[
     Migration { version: 1, sql: include_str!("migrations/postgres/0001_start.sql") },
     Migration { version: 2, sql: include_str!("migrations/postgres/0002_codes.sql") },
     Migration { version: 3, sql: include_str!("migrations/postgres/0003_notifications.sql") },
+    Migration { version: 4, sql: include_str!("migrations/postgres/0004_requested.sql") },
 ];
 
 pub(super) const SQLITE: &[Migration] = &[
     Migration { version: 1, sql: include_str!("migrations/sqlite/0001_start.sql") },
     Migration { version: 2, sql: include_str!("migrations/sqlite/0002_codes.sql") },
     Migration { version: 3, sql: include_str!("migrations/sqlite/0003_notifications.sql") },
+    Migration { version: 4, sql: include_str!("migrations/sqlite/0004_requested.sql") },
 ];
 
 /// What is still to be applied, in order.

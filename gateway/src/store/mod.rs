@@ -14,9 +14,12 @@ mod pack;
 mod postgres;
 mod recent;
 mod recording;
+mod requested;
 mod sqlite;
 #[cfg(test)]
 mod suite;
+
+pub use requested::{Requested, Standing};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -343,6 +346,10 @@ pub struct UnmappedSeen {
 /// The recording transaction: opened with the fences of the lanes it works for, read from, then committed as a whole or dropped.
 #[async_trait]
 pub trait RecordTx: Send {
+    /// Which version of the requested subscriptions ([`Store::requested`]) these messages are routed by: they are in the store, so
+    /// every subscription that was active when one was received counts.
+    fn requested_version(&self) -> i64;
+
     /// Which resources these identifiers name. Nothing is locked: the commit fails with [`StoreError::Conflict`] if what
     /// it writes was changed meanwhile.
     async fn resolve(&mut self, aliases: &[Alias]) -> Result<HashMap<Alias, Uuid>, StoreError>;
@@ -811,6 +818,19 @@ pub trait Store: Send + Sync + 'static {
 
     /// What people have said of codes; `None` if that is still the version that is known.
     async fn site_codes(&self, known: i64) -> Result<Option<SiteCodes>, StoreError>;
+
+    /// What was requested over FHIR in the way of subscriptions, with its version; `None` if that is still the one that is known.
+    async fn requested(&self, known: i64) -> Result<Option<(i64, Vec<Requested>)>, StoreError>;
+
+    /// Writes a requested subscription: version 1 is new, any other follows the one before, or is a [`StoreError::Conflict`].
+    async fn write_requested(&self, one: &Requested) -> Result<(), StoreError>;
+
+    /// Sets every dead letter of a subscription back to pending. Answers how many.
+    async fn unpark(&self, subscription: &str) -> Result<u64, StoreError>;
+
+    /// Gives up whatever a removed subscription still had to be sent, and forgets it; its numbers stay used. Answers how many
+    /// deliveries that were.
+    async fn forget(&self, id: Uuid, why: &str) -> Result<u64, StoreError>;
 
     /// Makes the coming days' partitions and lets go of days that are final and old, counted back from `now` or from
     /// the database's clock, whichever is earlier. Answers how many messages went.

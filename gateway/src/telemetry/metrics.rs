@@ -5,7 +5,7 @@
 
 use super::otlp;
 use crate::bus::{Bus, Health};
-use crate::deliver::Counters;
+use crate::deliver::{Counters, Deliverers};
 use crate::store::Books;
 use adapters::Verdict;
 use opentelemetry::KeyValue;
@@ -18,7 +18,7 @@ use schemas::issue::Issue;
 use schemas::message::MessageId;
 use std::collections::{BTreeMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// How often the metrics go out by OTLP.
@@ -303,23 +303,19 @@ impl Metrics {
     }
 
     /// Shows what the deliverers count, each under its subscription.
-    pub fn watch_deliverers(&self, deliverers: &[(Arc<str>, Arc<Counters>)]) {
-        let labelled: Arc<[([KeyValue; 1], Arc<Counters>)]> = deliverers
-            .iter()
-            .map(|(name, counters)| ([KeyValue::new("subscription", Arc::clone(name))], counters.clone()))
-            .collect();
+    pub fn watch_deliverers(&self, deliverers: &Arc<Deliverers>) {
         for (name, help, counter) in DELIVER_COUNTERS {
-            let labelled = labelled.clone();
+            let deliverers = Arc::downgrade(deliverers);
             let builder = self.meter.u64_observable_counter(*name).with_description(*help);
             builder
-                .with_callback(move |to| observe_each(&labelled, *counter, |n, l| to.observe(n, l)))
+                .with_callback(move |to| observe_each(&deliverers, *counter, |n, l| to.observe(n, l)))
                 .build();
         }
         for (name, help, counter) in DELIVER_GAUGES {
-            let labelled = labelled.clone();
+            let deliverers = Arc::downgrade(deliverers);
             let builder = self.meter.u64_observable_gauge(*name).with_description(*help);
             builder
-                .with_callback(move |to| observe_each(&labelled, *counter, |n, l| to.observe(n, l)))
+                .with_callback(move |to| observe_each(&deliverers, *counter, |n, l| to.observe(n, l)))
                 .build();
         }
     }
@@ -408,12 +404,12 @@ fn is_word(code: &str) -> bool {
 }
 
 fn observe_each(
-    labelled: &[([KeyValue; 1], Arc<Counters>)],
+    deliverers: &Weak<Deliverers>,
     counter: fn(&Counters) -> &AtomicU64,
     mut observe: impl FnMut(u64, &[KeyValue]),
 ) {
-    for (labels, counters) in labelled {
-        observe(counter(counters).load(Ordering::Relaxed), labels);
+    for (name, counters) in deliverers.upgrade().map(|all| all.counters()).unwrap_or_default() {
+        observe(counter(&counters).load(Ordering::Relaxed), &[KeyValue::new("subscription", name)]);
     }
 }
 

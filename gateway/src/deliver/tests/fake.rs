@@ -304,6 +304,10 @@ not_a_delivery! {
     housekeeping(retention: &Retention, now: Timestamp) -> u64;
     events(subscription: &str, after: i64, until: i64, limit: usize) -> Vec<OpenDelivery>;
     last_event(subscription: &str) -> i64;
+    requested(known: i64) -> Option<(i64, Vec<crate::store::Requested>)>;
+    write_requested(one: &crate::store::Requested) -> ();
+    unpark(subscription: &str) -> u64;
+    forget(id: Uuid, why: &str) -> u64;
     room() -> Option<u64>;
 }
 

@@ -4,6 +4,7 @@ mod fake;
 
 use super::*;
 use crate::bus::{Embedded, RabbitMq, RabbitMqSettings};
+use crate::deliver::feed::{Feed, feed};
 use crate::store::DeliveryState;
 use fake::{FakeDestination, FakeStore, Reaction, SUBSCRIPTION};
 use proptest::prelude::*;
@@ -75,6 +76,8 @@ impl Bench {
         };
         let subscription = Subscription {
             notifies: None,
+            topic: None,
+            life: None,
             name: SUBSCRIPTION.into(),
             settings: self.settings.clone(),
             destination,

@@ -11,13 +11,15 @@ mod deliver;
 mod desk;
 mod leases;
 mod record;
+mod requested;
 mod resources;
 
 use crate::store::migrate::{self, Applied};
 use crate::store::recent::Recent;
 use crate::store::{
     Alias, Appended, Books, Content, DeadLetter, DeliveryChange, Held, Lease, NewMessage, OpenDelivery,
-    OpenMessage, Query, RecordTx, Request, Retention, Store, StoreError, Summary, Timeline, UnmappedSeen,
+    OpenMessage, Query, RecordTx, Request, Requested, Retention, Store, StoreError, Summary, Timeline,
+    UnmappedSeen,
 };
 use async_trait::async_trait;
 use jiff::Timestamp;
@@ -365,6 +367,22 @@ impl Store for Postgres {
 
     async fn books(&self) -> Result<Vec<Books>, StoreError> {
         self.count_books().await
+    }
+
+    async fn requested(&self, known: i64) -> Result<Option<(i64, Vec<Requested>)>, StoreError> {
+        self.read_requested(known).await
+    }
+
+    async fn write_requested(&self, one: &Requested) -> Result<(), StoreError> {
+        self.write_requested(one).await
+    }
+
+    async fn unpark(&self, subscription: &str) -> Result<u64, StoreError> {
+        self.unpark(subscription).await
+    }
+
+    async fn forget(&self, id: Uuid, why: &str) -> Result<u64, StoreError> {
+        self.forget(id, why).await
     }
 
     async fn housekeeping(&self, retention: &Retention, now: Timestamp) -> Result<u64, StoreError> {

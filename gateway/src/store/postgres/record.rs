@@ -66,6 +66,7 @@ pub(super) struct Recorder {
     leases: Vec<Lease>,
     resolved: Resolved,
     recent: Arc<Recent>,
+    requested: i64,
 }
 
 impl Recorder {
@@ -76,12 +77,17 @@ impl Recorder {
     ) -> Result<Self, StoreError> {
         let mut conn = pool.acquire().await?;
         leases::hold(&mut conn, leases, false).await?;
-        Ok(Recorder { conn, leases: leases.to_vec(), resolved: Resolved::new(), recent })
+        let requested = super::requested::version(&mut *conn).await?;
+        Ok(Recorder { conn, leases: leases.to_vec(), resolved: Resolved::new(), recent, requested })
     }
 }
 
 #[async_trait]
 impl RecordTx for Recorder {
+    fn requested_version(&self) -> i64 {
+        self.requested
+    }
+
     async fn resolve(&mut self, aliases: &[Alias]) -> Result<HashMap<Alias, Uuid>, StoreError> {
         if aliases.is_empty() {
             return Ok(HashMap::new());

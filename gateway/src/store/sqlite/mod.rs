@@ -8,6 +8,7 @@ mod codes;
 mod deliver;
 mod desk;
 mod record;
+mod requested;
 mod resources;
 mod rows;
 
@@ -15,7 +16,7 @@ use crate::store::migrate::{self, Applied};
 use crate::store::recent::Recent;
 use crate::store::{
     Alias, Appended, Books, Content, DeadLetter, DeliveryChange, Held, Lease, NewMessage, OpenDelivery,
-    OpenMessage, Query, RecordTx, Request, Retention, Role, Store, StoreError, Summary, Timeline,
+    OpenMessage, Query, RecordTx, Request, Requested, Retention, Role, Store, StoreError, Summary, Timeline,
     UnmappedSeen, pack,
 };
 use async_trait::async_trait;
@@ -495,6 +496,22 @@ impl Store for Sqlite {
 
     async fn books(&self) -> Result<Vec<Books>, StoreError> {
         self.count_books().await
+    }
+
+    async fn requested(&self, known: i64) -> Result<Option<(i64, Vec<Requested>)>, StoreError> {
+        self.read_requested(known).await
+    }
+
+    async fn write_requested(&self, one: &Requested) -> Result<(), StoreError> {
+        self.write_requested(one).await
+    }
+
+    async fn unpark(&self, subscription: &str) -> Result<u64, StoreError> {
+        self.unpark(subscription).await
+    }
+
+    async fn forget(&self, id: Uuid, why: &str) -> Result<u64, StoreError> {
+        self.forget(id, why).await
     }
 
     async fn housekeeping(&self, retention: &Retention, now: Timestamp) -> Result<u64, StoreError> {

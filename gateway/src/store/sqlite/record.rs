@@ -24,14 +24,17 @@ pub(super) struct Recorder {
     leases: Vec<Lease>,
     resolved: Resolved,
     recent: Arc<Recent>,
+    requested: i64,
 }
 
 impl Recorder {
     pub(super) async fn begin(store: &Sqlite, leases: &[Lease]) -> Result<Self, StoreError> {
         let mut reader = store.readers.acquire().await?;
         hold(&mut reader, leases).await?;
+        let requested = super::requested::version(&mut *reader).await?;
         Ok(Recorder {
             reader,
+            requested,
             writer: Arc::clone(&store.writer),
             options: store.options.clone(),
             leases: leases.to_vec(),
@@ -43,6 +46,10 @@ impl Recorder {
 
 #[async_trait]
 impl RecordTx for Recorder {
+    fn requested_version(&self) -> i64 {
+        self.requested
+    }
+
     async fn resolve(&mut self, aliases: &[Alias]) -> Result<HashMap<Alias, Uuid>, StoreError> {
         let ids: Vec<Uuid> = aliases.iter().map(recording::alias_id).collect();
         let found = named(&mut self.reader, &ids).await?;

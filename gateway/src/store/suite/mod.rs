@@ -29,6 +29,7 @@ mod desk;
 mod intake;
 mod opening;
 mod recording;
+mod requested;
 
 /// Where a test's store lies; every opening is as of another process.
 #[derive(Clone)]

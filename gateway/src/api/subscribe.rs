@@ -1,0 +1,258 @@
+//! Subscriptions as their owners make, change and end them. Durable once they are answered, and routed by from then on.
+
+use super::subscriptions::{etag, resource_of};
+use super::{Answer, fhir, outcome};
+use crate::config::Subscribes;
+use crate::ingest::senders::Known;
+use crate::route::requested;
+use crate::route::roster::{Enrolment, Roster};
+use crate::store::{Requested, Standing, StoreError};
+use bytes::Bytes;
+use hyper::http::request::Parts;
+use hyper::{Method, StatusCode, header};
+use jiff::Timestamp;
+use schemas::issue::Severity;
+use serde_json::Value;
+use std::sync::Arc;
+use uuid::Uuid;
+
+/// What an owner wants.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Ask {
+    /// `POST /fhir/Subscription`
+    Create,
+    /// `PUT /fhir/Subscription/[id]`
+    Update(String),
+    /// `DELETE /fhir/Subscription/[id]`
+    Delete(String),
+}
+
+/// Reads what is asked from a method and a path below `/fhir`.
+pub fn ask(method: &Method, path: &str) -> Option<Ask> {
+    let parts: Vec<&str> = path.trim_end_matches('/').split('/').skip(2).collect();
+    Some(match (method, parts.as_slice()) {
+        (&Method::POST, ["Subscription"]) => Ask::Create,
+        (&Method::PUT, ["Subscription", id]) => Ask::Update((*id).to_owned()),
+        (&Method::DELETE, ["Subscription", id]) => Ask::Delete((*id).to_owned()),
+        _ => return None,
+    })
+}
+
+/// Answers it.
+pub async fn answer(roster: &Roster, client: &Known, head: &Parts, body: &Bytes, ask: Ask) -> Answer {
+    let answered = match &ask {
+        Ask::Create => create(roster, client, head, body).await,
+        Ask::Update(id) => update(roster, client, head, body, id).await,
+        Ask::Delete(id) => delete(roster, client, head, id).await,
+    };
+    let (what, status) = match &ask {
+        Ask::Create => ("create", &answered),
+        Ask::Update(_) => ("update", &answered),
+        Ask::Delete(_) => ("delete", &answered),
+    };
+    let (id, answer) = match status {
+        Ok((id, _)) => (Some(*id), None),
+        Err(answer) => (None, Some(answer.status())),
+    };
+    let refused = answer.map(|status| status.as_u16());
+    // The id is shown only if it is one of the client's: anything may stand in a path.
+    tracing::info!(client = %client.name, what, subscription = ?id, ?refused, "an owner asked to change a subscription");
+    answered.map_or_else(|refused| refused, |(_, answer)| answer)
+}
+
+async fn create(
+    roster: &Roster,
+    client: &Known,
+    head: &Parts,
+    body: &Bytes,
+) -> Result<(Uuid, Answer), Answer> {
+    let (allowed, base) = allowed(roster, client)?;
+    if head.headers.contains_key("if-none-exist") {
+        let text = "If-None-Exist is not supported for a Subscription";
+        return Err(outcome::answer(StatusCode::PRECONDITION_FAILED, "not-supported", text));
+    }
+    let resource = parse(body)?;
+    let id = Uuid::new_v4();
+    let is_off = check(&resource, (id, client), allowed, base)?;
+    let now = roster.refresh().await.map_err(away)?;
+    let own = now.requested.iter().filter(|one| one.stored.owner == client.name);
+    if own.filter(|one| one.stored.standing != Standing::Removed).count() >= allowed.subscriptions_max {
+        let text = format!(
+            "this client has {} subscriptions, as many as the configuration allows (`subscribes`, `subscriptions_max`)",
+            allowed.subscriptions_max
+        );
+        return Err(outcome::answer(StatusCode::UNPROCESSABLE_ENTITY, "too-costly", &text));
+    }
+    let one = Requested {
+        id,
+        owner: Arc::clone(&client.name),
+        version: 1,
+        written: 1,
+        standing: if is_off { Standing::Off } else { Standing::Requested },
+        is_live: false,
+        error: String::new(),
+        resource: kept(resource),
+        changed_at: Timestamp::now(),
+    };
+    roster.write(&one).await.map_err(away)?;
+    let mut answer = shown(roster, id, StatusCode::CREATED)?;
+    let place = header::HeaderValue::from_str(&format!("{base}/Subscription/{id}/_history/1"));
+    if let Ok(place) = place {
+        answer.headers_mut().insert(header::LOCATION, place);
+    }
+    Ok((id, answer))
+}
+
+async fn update(
+    roster: &Roster,
+    client: &Known,
+    head: &Parts,
+    body: &Bytes,
+    id: &str,
+) -> Result<(Uuid, Answer), Answer> {
+    let known = own(roster, client, head, id).await?;
+    let (allowed, base) = allowed(roster, client)?;
+    let resource = parse(body)?;
+    if resource["id"].as_str() != Some(id) {
+        let text = "the id of the resource is not that of the address";
+        return Err(outcome::answer(StatusCode::BAD_REQUEST, "invalid", text));
+    }
+    let is_off = check(&resource, (known.stored.id, client), allowed, base)?;
+    let version = known.stored.version + 1;
+    let next = Requested {
+        version,
+        written: version,
+        standing: if is_off { Standing::Off } else { Standing::Requested },
+        is_live: known.stored.is_live && !is_off,
+        error: String::new(),
+        resource: kept(resource),
+        ..known.stored.clone()
+    };
+    roster.write(&next).await.map_err(away)?;
+    Ok((next.id, shown(roster, next.id, StatusCode::OK)?))
+}
+
+async fn delete(roster: &Roster, client: &Known, head: &Parts, id: &str) -> Result<(Uuid, Answer), Answer> {
+    let known = own(roster, client, head, id).await?;
+    let next = Requested {
+        version: known.stored.version + 1,
+        standing: Standing::Removed,
+        is_live: false,
+        ..known.stored.clone()
+    };
+    roster.write(&next).await.map_err(away)?;
+    let mut answer = Answer::default();
+    *answer.status_mut() = StatusCode::NO_CONTENT;
+    Ok((next.id, answer))
+}
+
+/// What the client may subscribe to, and where `/fhir` lies.
+fn allowed<'r>(roster: &'r Roster, client: &Known) -> Result<(&'r Subscribes, &'r str), Answer> {
+    let allowed = roster.senders().subscribes(&client.name).zip(roster.base());
+    allowed.ok_or_else(|| {
+        let text = "this client may not subscribe by itself: `subscribes` of the sender in the configuration says to what one may";
+        outcome::answer(StatusCode::FORBIDDEN, "forbidden", text)
+    })
+}
+
+/// A subscription that the client created, in the version that it means.
+async fn own(roster: &Roster, client: &Known, head: &Parts, id: &str) -> Result<Enrolment, Answer> {
+    let now = roster.refresh().await.map_err(away)?;
+    let known = id.parse().ok().and_then(|id| now.find(id)).filter(|one| one.stored.owner == client.name);
+    let Some(known) = known else {
+        let configured = roster.configured().iter();
+        let is_own =
+            configured.filter(|one| one.owner.as_ref() == Some(&client.name)).any(|one| *one.name == *id);
+        return Err(if is_own {
+            let text = "this subscription stands in the configuration of the gateway: it is changed there";
+            outcome::answer(StatusCode::METHOD_NOT_ALLOWED, "not-supported", text)
+        } else {
+            let text = "this client owns no subscription of this id; the server gives a new one its id: POST /fhir/Subscription";
+            outcome::answer(StatusCode::NOT_FOUND, "not-found", text)
+        });
+    };
+    let meant = head.headers.get(header::IF_MATCH);
+    if meant.is_some_and(|meant| meant != "*" && *meant != etag(known)) {
+        let text = "the subscription has changed meanwhile: read it again";
+        return Err(outcome::answer(StatusCode::PRECONDITION_FAILED, "conflict", text));
+    }
+    Ok(known.clone())
+}
+
+/// Reads a Subscription, valid as R4 wants it.
+fn parse(body: &[u8]) -> Result<Value, Answer> {
+    let resource = fhir::parse(body).map_err(|refusal| refusal.answer())?;
+    if resource["resourceType"] != "Subscription" {
+        let text = "the resource is of another type than the address says";
+        return Err(outcome::answer(StatusCode::BAD_REQUEST, "invalid", text));
+    }
+    let mut issues = schemas::fhir::validate(&resource);
+    issues.retain(|issue| issue.severity == Severity::Error);
+    if !issues.is_empty() {
+        return Err(outcome::of_issues(StatusCode::UNPROCESSABLE_ENTITY, "invalid", &issues));
+    }
+    Ok(resource)
+}
+
+/// Refuses what is not supported. Answers whether the subscription is to rest.
+fn check(
+    resource: &Value,
+    (id, client): (Uuid, &Known),
+    allowed: &Subscribes,
+    base: &str,
+) -> Result<bool, Answer> {
+    let id = id.to_string();
+    let wanted = requested::read(resource, (&id, &client.name), allowed, base);
+    let wanted = wanted
+        .map_err(|faults| outcome::of_issues(StatusCode::UNPROCESSABLE_ENTITY, "not-supported", &faults))?;
+    if !wanted.is_off && wanted.end.is_some_and(|end| end <= Timestamp::now()) {
+        let text = "Subscription.end: it has passed";
+        return Err(outcome::answer(StatusCode::UNPROCESSABLE_ENTITY, "business-rule", text));
+    }
+    Ok(wanted.is_off)
+}
+
+/// As it is kept: what the server says of it is not its owner's.
+fn kept(mut resource: Value) -> String {
+    if let Some(members) = resource.as_object_mut() {
+        members.remove("id");
+        members.remove("error");
+        // How it is read again; how it stands is kept beside it.
+        if members.get("status").is_some_and(|status| status != "off") {
+            members.insert("status".to_owned(), "requested".into());
+        }
+    }
+    if let Some(meta) = resource.get_mut("meta").and_then(Value::as_object_mut) {
+        meta.remove("versionId");
+        meta.remove("lastUpdated");
+    }
+    resource.to_string()
+}
+
+/// The answer that carries it as it stands.
+fn shown(roster: &Roster, id: Uuid, status: StatusCode) -> Result<Answer, Answer> {
+    let now = roster.now();
+    let Some(one) = now.find(id) else {
+        return Err(outcome::answer(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "transient",
+            "it is written; read it again",
+        ));
+    };
+    let mut answer = outcome::resource(status, &resource_of(one));
+    answer.headers_mut().insert(header::ETAG, etag(one));
+    Ok(answer)
+}
+
+fn away(error: StoreError) -> Answer {
+    if matches!(error, StoreError::Conflict) {
+        let text = "another change came first: read it again";
+        return outcome::answer(StatusCode::CONFLICT, "conflict", text);
+    }
+    tracing::warn!(error = %crate::chain(&error), "a subscription could not be written");
+    outcome::answer(
+        StatusCode::SERVICE_UNAVAILABLE,
+        "transient",
+        "the store cannot be written now; try again",
+    )
+}

@@ -1,0 +1,202 @@
+//! What a sender may subscribe to over `/fhir` by itself: the key `subscribes` of a sender.
+
+use super::{hint, place_of, row};
+use crate::route::notification::Payload;
+use adapters::settings::{Fallback, Kind, Setting, SettingsReader};
+use adapters::tls::{CLIENT_SETTINGS, ClientTls};
+use hyper::Uri;
+use schemas::yaml::{Fields, Mistake, Node};
+use std::path::Path;
+
+/// The keys of `subscribes`.
+pub const SUBSCRIBES: &[Setting] = &[
+    row(
+        "topics",
+        Kind::Text,
+        Fallback::Required,
+        "the topics that it may subscribe to, one or a list; `*` for any",
+    ),
+    row("senders", Kind::Text, Fallback::Required, "of whom it may learn, one or a list; `*` for any"),
+    row(
+        "endpoints",
+        Kind::Text,
+        Fallback::Required,
+        "where its notifications may go, one or a list: what a URL begins with, such as https://payer.example/events; `*` for any \
+         https: URL on the public internet",
+    ),
+    row(
+        "content",
+        Kind::Choice(&["full-resource", "id-only", "empty"]),
+        Fallback::Value("full-resource"),
+        "how much its notifications may say at most",
+    ),
+    row(
+        "subscriptions_max",
+        Kind::Count(1, 1_000),
+        Fallback::Value("20"),
+        "how many subscriptions it may have at once",
+    ),
+    row(
+        "tls",
+        Kind::Map(CLIENT_SETTINGS),
+        Fallback::Absent,
+        "for https: endpoints, which authorities are trusted and which certificate is shown (mTLS)",
+    ),
+];
+
+/// What a sender may subscribe to.
+#[derive(Clone, Debug)]
+pub struct Subscribes {
+    /// Topics by name; `*` for any.
+    pub topics: Vec<String>,
+    /// Senders by name; `*` for any.
+    pub senders: Vec<String>,
+    /// Where notifications may go.
+    pub endpoints: Vec<Endpoints>,
+    /// How much they may say at most.
+    pub content: Payload,
+    /// How many subscriptions it may have.
+    pub subscriptions_max: usize,
+    /// How its `https:` endpoints are reached; `None` trusts what the system trusts.
+    pub tls: Option<ClientTls>,
+}
+
+/// Endpoints that are allowed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Endpoints {
+    /// Any `https:` URL on the public internet.
+    Public,
+    /// What begins so: the same scheme, host and port, and the same first parts of the path.
+    Under(Uri),
+}
+
+impl Endpoints {
+    fn read(text: &str) -> Option<Endpoints> {
+        if text == "*" {
+            return Some(Endpoints::Public);
+        }
+        url(text).filter(|url| url.query().is_none()).map(Endpoints::Under)
+    }
+
+    /// Whether a URL is one of these.
+    pub fn hold(&self, url: &Uri) -> bool {
+        match self {
+            Endpoints::Public => url.scheme_str() == Some("https"),
+            Endpoints::Under(listed) => {
+                let port = |url: &Uri| {
+                    url.port_u16().or(if url.scheme_str() == Some("https") { Some(443) } else { Some(80) })
+                };
+                let host = |url: &Uri| url.host().map(str::to_ascii_lowercase);
+                let begin = listed.path().trim_end_matches('/');
+                let below = url.path().strip_prefix(begin);
+                listed.scheme_str() == url.scheme_str()
+                    && host(listed) == host(url)
+                    && port(listed) == port(url)
+                    && below.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+            }
+        }
+    }
+}
+
+/// An `http:` or `https:` URL with a host, without user, and whose path stays where it is.
+pub fn url(text: &str) -> Option<Uri> {
+    let url: Uri = text.parse().ok()?;
+    let is_http = matches!(url.scheme_str(), Some("http" | "https"));
+    let authority = url.authority()?;
+    let climbs = url.path().split('/').any(|part| {
+        let part = part.to_ascii_lowercase().replace("%2e", ".");
+        part == ".." || part == "."
+    });
+    (is_http
+        && !authority.host().is_empty()
+        && !authority.as_str().contains('@')
+        && !climbs
+        && !text.contains('#'))
+    .then_some(url)
+}
+
+/// Reads it, where it is given.
+pub(super) fn read(
+    node: &Node,
+    path: &str,
+    folder: &Path,
+    mistakes: &mut Vec<Mistake>,
+) -> Option<Subscribes> {
+    let mut fields = Fields::new(node, path, mistakes);
+    for key in ["topics", "senders", "endpoints"] {
+        fields.take_required(key);
+    }
+    let topics = fields.take_texts("topics");
+    let known = crate::route::topics::names();
+    for topic in topics.iter().filter(|topic| **topic != "*" && !known.contains(topic)) {
+        let place = place_of(node.get("topics"), topic).unwrap_or(fields.place());
+        fields.wrong(place, "topics", format!("unknown topic; {}", hint(topic, &known)));
+    }
+    let senders = fields.take_texts("senders");
+    let mut endpoints = Vec::new();
+    for text in fields.take_texts("endpoints") {
+        match Endpoints::read(text) {
+            Some(one) => endpoints.push(one),
+            None => {
+                let place = place_of(node.get("endpoints"), text).unwrap_or(fields.place());
+                fields.wrong(place, "endpoints", "expected what an http: or https: URL begins with, or `*`");
+            }
+        }
+    }
+    let mut reader = SettingsReader::new(&mut fields, SUBSCRIBES, folder);
+    let content = reader.choice("content");
+    let subscriptions_max = reader.count("subscriptions_max");
+    let tls = reader.map("tls", ClientTls::read);
+    fields.finish();
+    let (_, content) = *Payload::ALL.iter().find(|(code, _)| *code == content)?;
+    let owned = |texts: Vec<&str>| texts.into_iter().map(str::to_owned).collect();
+    Some(Subscribes {
+        topics: owned(topics),
+        senders: owned(senders),
+        endpoints,
+        content,
+        subscriptions_max,
+        tls,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_endpoint_is_allowed_by_what_its_url_begins_with() {
+        let check = |listed: &str, asked: &str, expected: bool| {
+            let listed = Endpoints::read(listed).expect("it is one");
+            assert_eq!(url(asked).is_some_and(|url| listed.hold(&url)), expected, "{asked}");
+        };
+        let listed = "https://payer.example/events";
+        for right in ["https://payer.example/events", "https://PAYER.example:443/events/a?b=c"] {
+            check(listed, right, true);
+        }
+        for wrong in [
+            "https://payer.example/events2",
+            "https://payer.example/",
+            "https://payer.example/events/../admin",
+            "https://payer.example/events/%2e%2E/admin",
+            "http://payer.example/events",
+            "https://payer.example:8443/events",
+            "https://payer.example.evil.example/events",
+            "https://payer.example@evil.example/events",
+            "https://evil.example/?https://payer.example/events",
+            "ftp://payer.example/events",
+        ] {
+            check(listed, wrong, false);
+            check(
+                "*",
+                wrong,
+                wrong.starts_with("https:")
+                    && !wrong.contains("..")
+                    && !wrong.contains('%')
+                    && !wrong.contains('@'),
+            );
+        }
+        check("http://10.0.0.7:8080", "http://10.0.0.7:8080/any", true);
+        assert_eq!(Endpoints::read("payer.example"), None);
+    }
+}

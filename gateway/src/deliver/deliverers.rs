@@ -1,0 +1,215 @@
+//! One deliverer for each subscription: started, and stopped, as subscriptions come and go.
+
+use super::feed::{Feed, feed};
+use super::life::Life;
+use super::{AmqpQueue, Counters, OnParked, Services, Settings, Subscription, Written};
+use crate::config::{self, To};
+use crate::lifecycle::RetryPolicy;
+use crate::normalize::Mapper;
+use crate::route::roster::{Enrolment, Roster};
+use crate::store::{Standing, StoreError};
+use crate::telemetry::metrics::Metrics;
+use jiff::Timestamp;
+use std::collections::HashMap;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use uuid::Uuid;
+
+/// What had gone into a subscriber's own queue within this time is handed over again when the broker was wiped.
+const AGAIN_AFTER_WIPE: Duration = Duration::from_secs(3_600);
+/// How often it is looked who is subscribed.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// How long a deleted subscription is kept, so that every recording that still knew it is over.
+const REMOVED_FOR: Duration = Duration::from_secs(90);
+
+/// The deliverers of this process.
+pub struct Deliverers {
+    services: Services,
+    mapper: Arc<Mapper>,
+    metrics: Arc<Metrics>,
+    at_work: TaskTracker,
+    stop: CancellationToken,
+    running: RwLock<HashMap<Arc<str>, One>>,
+}
+
+/// A deliverer at work.
+struct One {
+    feed: Feed,
+    counters: Arc<Counters>,
+    /// The version of what was requested; 0 for what is configured.
+    written: i64,
+    stop: CancellationToken,
+    task: JoinHandle<()>,
+}
+
+impl Deliverers {
+    /// None yet. They are tracked by `at_work`, and end soon after `stop`.
+    pub fn new(
+        services: Services,
+        mapper: Arc<Mapper>,
+        metrics: Arc<Metrics>,
+        at_work: TaskTracker,
+        stop: CancellationToken,
+    ) -> Deliverers {
+        Deliverers { services, mapper, metrics, at_work, stop, running: RwLock::default() }
+    }
+
+    /// Starts the deliverer of a subscription.
+    pub fn start(&self, subscription: &config::Subscription, life: Option<Life>) {
+        let (feed, fed) = feed();
+        let counters = Arc::new(Counters::default());
+        let written = life.as_ref().map_or(0, |life| life.written);
+        let stop = self.stop.child_token();
+        let one = self.one(subscription, counters.clone(), life);
+        let task = self.at_work.spawn(super::run(one, self.services.clone(), fed, stop.clone()));
+        let one = One { feed, counters, written, stop, task };
+        let mut running = self.running.write().unwrap_or_else(PoisonError::into_inner);
+        running.insert(subscription.name.clone(), one);
+    }
+
+    /// The way to the deliverer of a subscription.
+    pub fn feed(&self, subscription: &str) -> Option<Feed> {
+        let running = self.running.read().unwrap_or_else(PoisonError::into_inner);
+        running.get(subscription).map(|one| one.feed.clone())
+    }
+
+    /// What each has counted.
+    pub fn counters(&self) -> Vec<(Arc<str>, Arc<Counters>)> {
+        let running = self.running.read().unwrap_or_else(PoisonError::into_inner);
+        let mut all: Vec<_> =
+            running.iter().map(|(name, one)| (name.clone(), one.counters.clone())).collect();
+        all.sort_by(|(one, _), (other, _)| one.cmp(other));
+        all
+    }
+
+    fn one(
+        &self,
+        subscription: &config::Subscription,
+        counters: Arc<Counters>,
+        life: Option<Life>,
+    ) -> Subscription {
+        let destination: Arc<dyn adapters::Destination> = match &subscription.to {
+            To::Adapter(destination) => destination.clone(),
+            To::Queue(queue) => Arc::new(AmqpQueue::new(self.services.bus.clone(), queue.as_str())),
+        };
+        let destination = match &subscription.writes {
+            Some(writes) => Arc::new(Written::new(destination, self.mapper.clone(), writes.clone())),
+            None => destination,
+        };
+        let settings = Settings {
+            in_flight_max: subscription.in_flight_max,
+            retry: RetryPolicy {
+                base: subscription.retry_base,
+                cap: subscription.retry_cap,
+                attempts_max: subscription.attempts_max,
+            },
+            attempt_wait_max: subscription.attempt_timeout,
+            on_parked: match subscription.block_for {
+                None => OnParked::Pass,
+                Some(age_max) => OnParked::Block { age_max },
+            },
+            // Nobody but the subscriber knows what it took from its own queue before the broker was wiped.
+            again_after_wipe: matches!(subscription.to, To::Queue(_)).then_some(AGAIN_AFTER_WIPE),
+            ..Settings::default()
+        };
+        Subscription {
+            name: subscription.name.clone(),
+            settings,
+            notifies: subscription.notifies.clone(),
+            topic: subscription.topics.first().cloned(),
+            life,
+            destination,
+            counters,
+            timings: self.metrics.timings(&subscription.name),
+        }
+    }
+
+    /// Starts and stops what the roster asks for. Whoever is to stop is waited for before its successor begins: both would hold the same
+    /// lease.
+    fn follow(&self, roster: &Arc<Roster>) {
+        let now = roster.now();
+        let wanted: HashMap<String, &Enrolment> = now
+            .requested
+            .iter()
+            .filter(|one| {
+                matches!(one.stored.standing, Standing::Requested | Standing::Active | Standing::Failing)
+            })
+            .map(|one| (one.stored.id.to_string(), one))
+            .collect();
+        let mut running = self.running.write().unwrap_or_else(PoisonError::into_inner);
+        for (name, one) in running.iter().filter(|(_, one)| one.written > 0) {
+            let is_wanted = wanted.get(&**name).is_some_and(|asked| {
+                asked.wanted.is_ok() && asked.stored.written == one.written && !one.task.is_finished()
+            });
+            if !is_wanted {
+                one.stop.cancel();
+            }
+        }
+        running.retain(|_, one| one.written == 0 || !one.task.is_finished());
+        let missing: Vec<_> = wanted.into_iter().filter(|(name, _)| !running.contains_key(&**name)).collect();
+        drop(running);
+        for (_, one) in missing {
+            let Ok(asked) = &one.wanted else { continue };
+            let life = Life {
+                roster: Arc::clone(roster),
+                id: one.stored.id,
+                written: one.stored.written,
+                heartbeat: asked.heartbeat,
+            };
+            self.start(&asked.subscription, Some(life));
+        }
+    }
+}
+
+/// Follows the roster until `stop`: what was requested begins, ends at its time, and is forgotten once it was deleted.
+pub async fn keep(deliverers: Arc<Deliverers>, roster: Arc<Roster>, stop: CancellationToken) {
+    let mut changes = roster.watch();
+    loop {
+        deliverers.follow(&roster);
+        tokio::select! {
+            () = stop.cancelled() => return,
+            _ = changes.changed() => continue,
+            () = tokio::time::sleep(LOOK_EVERY) => {}
+        }
+        let looked = async {
+            roster.refresh().await?;
+            end(&roster).await
+        };
+        if let Err(error) = looked.await {
+            tracing::warn!(error = %crate::chain(&error), "the subscriptions could not be read");
+        }
+    }
+}
+
+/// Switches off what has come to its end, and forgets what was deleted.
+async fn end(roster: &Roster) -> Result<(), StoreError> {
+    let now = Timestamp::now();
+    let enrolled = roster.now();
+    let over = |one: &&Enrolment| {
+        let ended = one.wanted.as_ref().is_ok_and(|wanted| wanted.end.is_some_and(|end| end <= now));
+        ended && !matches!(one.stored.standing, Standing::Off | Standing::Removed)
+    };
+    for id in enrolled.requested.iter().filter(over).map(|one| one.stored.id) {
+        let ended = roster.change(id, |one| {
+            let goes_on = one.standing != Standing::Off;
+            (one.standing, one.is_live, one.error) = (Standing::Off, false, String::new());
+            goes_on
+        });
+        if ended.await? {
+            tracing::info!(subscription = %id, "the subscription has come to its end");
+        }
+    }
+    let gone = |one: &&Enrolment| {
+        let age = Duration::try_from(now.duration_since(one.stored.changed_at)).unwrap_or_default();
+        one.stored.standing == Standing::Removed && age >= REMOVED_FOR
+    };
+    let gone: Vec<Uuid> = enrolled.requested.iter().filter(gone).map(|one| one.stored.id).collect();
+    for id in gone {
+        let given_up = roster.forget(id).await?;
+        tracing::info!(subscription = %id, given_up, "a deleted subscription was forgotten");
+    }
+    Ok(())
+}

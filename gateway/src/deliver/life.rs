@@ -1,0 +1,315 @@
+//! The life of a requested subscription, as its deliverer leads it: the handshake before anything is sent, heartbeats while there is
+//! nothing to say, and the word to its owner when its endpoint does not take what it is sent.
+//!
+//! The rule: a subscription is in `error` when its endpoint does not take the handshake, when it has taken nothing for five minutes
+//! although it was tried, or after three dead letters in a row. Its events are kept and go on being numbered; what is not dead
+//! is tried again and again, and the first thing that is taken makes it active again. When its owner asks for it anew, its dead letters go again
+//! too.
+
+use super::Subscription;
+use crate::lifecycle::Outcome;
+use crate::route::notification::{About, Notifies};
+use crate::route::roster::Roster;
+use crate::store::{self, Requested, Standing, Store, StoreError};
+use adapters::{DeliverError, Destination, Outgoing};
+use bytes::Bytes;
+use schemas::message::DeliveryId;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::{Instant, sleep, timeout};
+use uuid::Uuid;
+
+/// How often a handshake is tried, and the rests between.
+const HANDSHAKES: [Duration; 3] = [Duration::ZERO, Duration::from_secs(1), Duration::from_secs(5)];
+/// After how long without anything taken it is in error.
+const FAILING_MAX: Duration = Duration::from_secs(300);
+/// After how many dead letters in a row.
+const DEAD_MAX: u32 = 3;
+
+/// Leads the life of one requested subscription.
+#[derive(Clone, Debug)]
+pub struct Life {
+    /// Where it stands.
+    pub roster: Arc<Roster>,
+    /// Which.
+    pub id: Uuid,
+    /// The version in which its owner spoke last: another one is not this deliverer's.
+    pub written: i64,
+    /// After how long without a notification there is a heartbeat.
+    pub heartbeat: Option<Duration>,
+}
+
+impl Life {
+    /// How it stands, if it is still this one's.
+    fn standing(&self) -> Option<Standing> {
+        let now = self.roster.now();
+        let one = now.find(self.id)?;
+        (one.stored.written == self.written).then_some(one.stored.standing)
+    }
+
+    /// Whether it was failing when it was looked at last.
+    pub(super) fn is_failing(&self) -> bool {
+        self.standing() == Some(Standing::Failing)
+    }
+
+    async fn change(&self, change: impl Fn(&mut Requested) -> bool) -> Result<bool, StoreError> {
+        let written = self.written;
+        self.roster.change(self.id, |one| one.written == written && change(one)).await
+    }
+
+    /// Shakes hands where that is still to be done. Answers whether notifications may be sent.
+    pub(super) async fn greet(&self, subscription: &Subscription, store: &dyn Store) -> bool {
+        match self.standing() {
+            Some(Standing::Active | Standing::Failing) => return true,
+            Some(Standing::Requested) => {}
+            Some(Standing::Refused | Standing::Off | Standing::Removed) | None => return false,
+        }
+        let Some(voice) = Voice::of(subscription) else { return false };
+        let mut said = String::new();
+        for rest in HANDSHAKES {
+            sleep(rest).await;
+            match self.say("handshake", &voice, store).await {
+                Ok(()) => {
+                    // First what was given up: it is to be delivered before anything newer.
+                    let begun = async {
+                        let again = store.unpark(&subscription.name).await?;
+                        let begun = self.change(|one| {
+                            let is_waiting = one.standing == Standing::Requested;
+                            (one.standing, one.is_live, one.error) = (Standing::Active, true, String::new());
+                            is_waiting
+                        });
+                        Ok::<_, StoreError>((begun.await?, again))
+                    };
+                    return match begun.await {
+                        Ok((begun, again)) => {
+                            tracing::info!(subscription = %self.id, again, "a handshake was taken; the subscription is active");
+                            begun
+                        }
+                        Err(error) => {
+                            tracing::warn!(subscription = %self.id, error = %crate::chain(&error), "a handshake could not be written down");
+                            false
+                        }
+                    };
+                }
+                Err(why) => said = why,
+            }
+        }
+        tracing::warn!(subscription = %self.id, answer = said, "a handshake was not taken; the subscription is in error");
+        let refused = self.change(|one| {
+            let is_waiting = one.standing == Standing::Requested;
+            (one.standing, one.error) =
+                (Standing::Refused, format!("the endpoint did not take the handshake: {said}"));
+            is_waiting
+        });
+        if let Err(error) = refused.await {
+            tracing::warn!(subscription = %self.id, error = %crate::chain(&error), "a handshake could not be written down");
+        }
+        false
+    }
+
+    /// Sends a notification without events.
+    ///
+    /// # Errors
+    /// What was answered instead of yes.
+    pub(super) async fn say(
+        &self,
+        kind: &'static str,
+        voice: &Voice,
+        store: &dyn Store,
+    ) -> Result<(), String> {
+        let last = store.last_event(&voice.name).await.map_err(|error| crate::chain(&error).to_string())?;
+        let standing = self.standing().unwrap_or(Standing::Requested);
+        let outgoing = voice.outgoing(kind, standing, last);
+        match timeout(voice.wait_max, voice.destination.deliver(&outgoing)).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(DeliverError::Again { answer, .. } | DeliverError::Never { answer })) => Err(answer),
+            Err(_) => Err("no answer in time".to_owned()),
+        }
+    }
+
+    /// Writes down that its endpoint takes nothing, or that it takes something again.
+    pub(super) async fn tell(&self, word: &Word) -> Result<bool, StoreError> {
+        let told = self.change(|one| match (word, one.standing) {
+            (Word::Failing(why), Standing::Active) => {
+                (one.standing, one.error) = (Standing::Failing, why.clone());
+                true
+            }
+            (Word::Well, Standing::Failing) => {
+                (one.standing, one.error) = (Standing::Active, String::new());
+                true
+            }
+            _ => false,
+        });
+        let told = told.await?;
+        match word {
+            Word::Failing(why) if told => {
+                tracing::warn!(subscription = %self.id, why, "the subscription is in error; its events are kept");
+            }
+            Word::Well if told => tracing::info!(subscription = %self.id, "the subscription is active again"),
+            _ => {}
+        }
+        Ok(told)
+    }
+}
+
+/// What is needed to say something without events.
+#[derive(Clone, Debug)]
+pub(super) struct Voice {
+    name: Arc<str>,
+    topic: Option<String>,
+    notifies: Notifies,
+    destination: Arc<dyn Destination>,
+    wait_max: Duration,
+}
+
+impl Voice {
+    /// That of a subscription, if it is notified of events.
+    pub(super) fn of(subscription: &Subscription) -> Option<Voice> {
+        Some(Voice {
+            name: Arc::clone(&subscription.name),
+            topic: subscription.topic.clone(),
+            notifies: subscription.notifies.clone()?,
+            destination: Arc::clone(&subscription.destination),
+            wait_max: subscription.settings.attempt_wait_max,
+        })
+    }
+
+    fn outgoing(&self, kind: &'static str, standing: Standing, last: i64) -> Outgoing {
+        let about = About {
+            id: Uuid::now_v7(),
+            at: store::now(),
+            kind,
+            status: standing.code(),
+            subscription: &self.name,
+            topic: self.topic.as_deref(),
+            last,
+        };
+        let bundle = Bytes::from(self.notifies.bundle(&about, &[]).to_string());
+        Outgoing {
+            delivery: DeliveryId(about.id),
+            subscription: Arc::clone(&self.name),
+            attempt: 1,
+            event: bundle.clone(),
+            bundle,
+            passes: None,
+            original: Bytes::new(),
+            traceparent: None,
+        }
+    }
+}
+
+/// What its owner is to know.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Word {
+    /// It takes nothing, and why.
+    Failing(String),
+    /// It does.
+    Well,
+}
+
+/// How an endpoint takes what it is sent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Pulse {
+    is_failing: bool,
+    failing_since: Option<Instant>,
+    dead: u32,
+    /// When it was sent something last.
+    sent_at: Instant,
+}
+
+impl Pulse {
+    pub(super) fn new(is_failing: bool, now: Instant) -> Pulse {
+        Pulse { is_failing, failing_since: None, dead: 0, sent_at: now }
+    }
+
+    /// Takes the end of an attempt, and says what is to be told.
+    pub(super) fn tried(&mut self, outcome: &Outcome, now: Instant) -> Option<Word> {
+        self.sent_at = now;
+        match outcome {
+            Outcome::Withheld => return None,
+            Outcome::Accepted => {
+                (self.failing_since, self.dead) = (None, 0);
+                return std::mem::take(&mut self.is_failing).then_some(Word::Well);
+            }
+            Outcome::Never => self.dead += 1,
+            Outcome::Again { .. } | Outcome::Away { .. } => {}
+        }
+        let since = *self.failing_since.get_or_insert(now);
+        let why = if self.dead >= DEAD_MAX {
+            format!("the endpoint refused {} notifications in a row for good", self.dead)
+        } else if now.duration_since(since) >= FAILING_MAX {
+            format!("the endpoint has taken nothing for {} minutes", FAILING_MAX.as_secs() / 60)
+        } else {
+            return None;
+        };
+        (!std::mem::replace(&mut self.is_failing, true)).then_some(Word::Failing(why))
+    }
+
+    /// What was to be told could not be: it is told with the next attempt.
+    pub(super) fn untold(&mut self, word: &Word) {
+        self.is_failing = *word == Word::Well;
+    }
+
+    /// Whether a heartbeat is due; it counts as sent then.
+    pub(super) fn beats(&mut self, every: Option<Duration>, now: Instant) -> bool {
+        let due = every.is_some_and(|every| now.duration_since(self.sent_at) >= every);
+        if due {
+            self.sent_at = now;
+        }
+        due
+    }
+}
+
+/// What a heartbeat came to, as an attempt.
+pub(super) fn outcome(said: &Result<(), String>) -> Outcome {
+    match said {
+        Ok(()) => Outcome::Accepted,
+        Err(_) => Outcome::Away { after: None },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_fails_after_a_time_or_after_dead_letters_and_one_taken_makes_it_well() {
+        let start = Instant::now();
+        let at = |seconds: u64| start + Duration::from_secs(seconds);
+        let mut pulse = Pulse::new(false, start);
+        let again = Outcome::Again { after: None };
+        assert_eq!(pulse.tried(&again, at(0)), None);
+        assert_eq!(pulse.tried(&again, at(299)), None);
+        assert!(
+            matches!(pulse.tried(&again, at(300)), Some(Word::Failing(why)) if why.contains("5 minutes"))
+        );
+        assert_eq!(pulse.tried(&again, at(400)), None, "it is said once");
+        assert_eq!(pulse.tried(&Outcome::Accepted, at(401)), Some(Word::Well));
+        assert_eq!(pulse.tried(&Outcome::Accepted, at(402)), None);
+        assert_eq!(pulse.tried(&again, at(800)), None, "the time counts from the first that failed");
+        for n in 0..2 {
+            assert_eq!(pulse.tried(&Outcome::Never, at(801 + n)), None);
+        }
+        let word = pulse.tried(&Outcome::Never, at(803));
+        assert!(matches!(&word, Some(Word::Failing(why)) if why.contains("3 notifications")), "{word:?}");
+        pulse.untold(&word.expect("just seen"));
+        assert!(pulse.tried(&Outcome::Never, at(804)).is_some(), "it is said again");
+        assert_eq!(
+            Pulse::new(true, start).tried(&Outcome::Accepted, at(1)),
+            Some(Word::Well),
+            "after a start too"
+        );
+    }
+
+    #[test]
+    fn a_heartbeat_is_due_when_nothing_was_sent_for_so_long() {
+        let start = Instant::now();
+        let at = |seconds: u64| start + Duration::from_secs(seconds);
+        let mut pulse = Pulse::new(false, start);
+        let every = Some(Duration::from_secs(10));
+        assert!(!pulse.beats(every, at(9)) && !pulse.beats(None, at(99)));
+        pulse.tried(&Outcome::Accepted, at(9));
+        assert!(!pulse.beats(every, at(18)));
+        assert!(pulse.beats(every, at(19)) && !pulse.beats(every, at(20)));
+    }
+}

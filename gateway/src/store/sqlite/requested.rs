@@ -1,0 +1,98 @@
+//! Subscriptions that their owners asked for.
+
+use super::{Sqlite, clock};
+use crate::store::requested::{COLUMNS, Requested, from_row};
+use crate::store::{StoreError, pack};
+use uuid::Uuid;
+
+/// How often one of them changed.
+pub(super) async fn version(conn: impl sqlx::SqliteExecutor<'_>) -> Result<i64, StoreError> {
+    Ok(sqlx::query_scalar("SELECT version FROM requested_subscriptions").fetch_one(conn).await?)
+}
+
+impl Sqlite {
+    pub(super) async fn read_requested(
+        &self,
+        known: i64,
+    ) -> Result<Option<(i64, Vec<Requested>)>, StoreError> {
+        if version(&self.readers).await? == known {
+            return Ok(None);
+        }
+        let mut tx = self.readers.begin().await?;
+        let now = version(&mut *tx).await?;
+        let sql = format!("SELECT {COLUMNS} FROM requested_subscription ORDER BY id");
+        let rows = sqlx::query_as(sqlx::AssertSqlSafe(sql)).fetch_all(&mut *tx).await?;
+        Ok(Some((now, rows.into_iter().map(from_row).collect::<Result<_, _>>()?)))
+    }
+
+    pub(super) async fn write_requested(&self, one: &Requested) -> Result<(), StoreError> {
+        let mut tx = self.write().await?;
+        let sql = if one.version == 1 {
+            concat!(
+                "INSERT INTO requested_subscription (id, owner, version, written, standing, live, error, resource, changed_us)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ",
+                clock!(),
+                ")"
+            )
+        } else {
+            concat!(
+                "UPDATE requested_subscription SET owner = ?2, version = ?3, written = ?4, standing = ?5, live = ?6, error = ?7,
+                 resource = ?8, changed_us = ",
+                clock!(),
+                " WHERE id = ?1 AND version = ?3 - 1"
+            )
+        };
+        let written = sqlx::query(sql)
+            .bind(one.id)
+            .bind(&*one.owner)
+            .bind(one.version)
+            .bind(one.written)
+            .bind(one.standing.to_row())
+            .bind(one.is_live)
+            .bind(pack::text(&one.error))
+            .bind(pack::text(&one.resource))
+            .execute(&mut tx.conn)
+            .await?;
+        if written.rows_affected() == 0 {
+            return Err(StoreError::Conflict);
+        }
+        changed(&mut tx.conn).await?;
+        tx.commit().await
+    }
+
+    pub(super) async fn unpark(&self, subscription: &str) -> Result<u64, StoreError> {
+        let mut tx = self.write().await?;
+        let unparked = sqlx::query(concat!(
+            "UPDATE delivery SET state = 0, attempts = 0, changed_us = ",
+            clock!(),
+            " WHERE subscription = (SELECT id FROM subscription WHERE name = ?) AND state = 5"
+        ))
+        .bind(subscription)
+        .execute(&mut tx.conn)
+        .await?;
+        tx.commit().await?;
+        Ok(unparked.rows_affected())
+    }
+
+    pub(super) async fn forget(&self, id: Uuid, why: &str) -> Result<u64, StoreError> {
+        let mut tx = self.write().await?;
+        let left = sqlx::query(concat!(
+            "UPDATE delivery SET state = 6, reason = ?, changed_us = ",
+            clock!(),
+            " WHERE subscription = (SELECT id FROM subscription WHERE name = ?) AND state IN (0, 1, 2, 5)"
+        ))
+        .bind(why)
+        .bind(id.to_string())
+        .execute(&mut tx.conn)
+        .await?;
+        sqlx::query("DELETE FROM requested_subscription WHERE id = ?").bind(id).execute(&mut tx.conn).await?;
+        changed(&mut tx.conn).await?;
+        tx.commit().await?;
+        Ok(left.rows_affected())
+    }
+}
+
+async fn changed(conn: impl sqlx::SqliteExecutor<'_>) -> Result<(), StoreError> {
+    sqlx::query("UPDATE requested_subscriptions SET version = version + 1").execute(conn).await?;
+    Ok(())
+}

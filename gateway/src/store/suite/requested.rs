@@ -1,0 +1,103 @@
+//! Subscriptions that their owners asked for.
+
+use super::*;
+
+behaviours! {
+    what_was_requested_is_kept_version_by_version,
+    what_a_recording_sees_is_no_older_than_its_messages,
+    dead_letters_go_again_and_what_is_forgotten_is_given_up,
+}
+
+fn requested(id: u128) -> Requested {
+    Requested {
+        id: Uuid::from_u128(id),
+        owner: "payer".into(),
+        version: 1,
+        written: 1,
+        standing: Standing::Requested,
+        is_live: false,
+        error: String::new(),
+        resource: r#"{"resourceType":"Subscription"}"#.to_owned(),
+        changed_at: Timestamp::UNIX_EPOCH,
+    }
+}
+
+/// Without the time, which is the database's.
+fn timeless(all: Option<(i64, Vec<Requested>)>) -> Vec<Requested> {
+    let (_, all) = all.expect("it has changed");
+    all.into_iter().map(|one| Requested { changed_at: Timestamp::UNIX_EPOCH, ..one }).collect()
+}
+
+async fn what_was_requested_is_kept_version_by_version(place: Place) {
+    let [store, other] = place.replicas().await;
+    let (version, none) = store.requested(-1).await.unwrap().expect("nothing is known yet");
+    assert_eq!((none.len(), store.requested(version).await.unwrap()), (0, None));
+    let first = requested(1);
+    store.write_requested(&first).await.unwrap();
+    assert!(store.write_requested(&first).await.is_err(), "there is one already");
+    let next = Requested {
+        version: 2,
+        standing: Standing::Failing,
+        is_live: true,
+        error: "HTTP 500 \u{fc}".to_owned(),
+        ..first.clone()
+    };
+    other.write_requested(&next).await.unwrap();
+    let late = store.write_requested(&Requested { standing: Standing::Off, ..next.clone() }).await;
+    assert!(matches!(late, Err(StoreError::Conflict)), "another came first: {late:?}");
+    store.write_requested(&requested(2)).await.unwrap();
+    let all = store.requested(version).await.unwrap();
+    let now = all.as_ref().map(|(now, _)| *now).expect("it has changed");
+    let age = Timestamp::now().duration_since(all.as_ref().expect("checked").1[0].changed_at);
+    assert!(age.abs() < jiff::SignedDuration::from_secs(60));
+    assert_eq!(timeless(all), [next.clone(), requested(2)]);
+    for standing in [Standing::Active, Standing::Refused, Standing::Off, Standing::Removed] {
+        let known = timeless(store.requested(version).await.unwrap()).remove(0);
+        let one = Requested { standing, version: known.version + 1, ..known };
+        store.write_requested(&one).await.unwrap();
+        assert_eq!(timeless(other.requested(now).await.unwrap())[0].standing, standing);
+    }
+    assert_eq!(store.forget(Uuid::from_u128(1), "why").await.unwrap(), 0);
+    assert_eq!(timeless(other.requested(now).await.unwrap()), [requested(2)]);
+}
+
+async fn what_a_recording_sees_is_no_older_than_its_messages(place: Place) {
+    let store = place.open().await;
+    let leases = lanes(&store).await;
+    let before = store.begin_record(&leases).await.unwrap().requested_version();
+    store.write_requested(&requested(1)).await.unwrap();
+    let (known, _) = store.requested(before).await.unwrap().expect("it has changed");
+    let after = store.begin_record(&leases).await.unwrap().requested_version();
+    assert!(after > before);
+    assert_eq!(after, known);
+}
+
+async fn dead_letters_go_again_and_what_is_forgotten_is_given_up(place: Place) {
+    let store = place.open().await;
+    store.write_requested(&requested(1)).await.unwrap();
+    let name = Uuid::from_u128(1).to_string();
+    append(&store, many(5)).await;
+    let messages = route_all(&store, &[&name, "lab"]).await;
+    let own = deliveries(&store, &name).await;
+    let lease = lease(&store, 1, "subscription:own").await;
+    let ended =
+        [DeliveryState::Parked, DeliveryState::Delivered, DeliveryState::RetryWait, DeliveryState::Published];
+    let changes = own.iter().zip(ended).map(|(one, state)| change(one, state)).collect();
+    store.change_deliveries(&lease, changes).await.unwrap();
+    let numbers =
+        async || -> Vec<i64> { deliveries(&store, &name).await.iter().map(|each| each.number).collect() };
+    assert_eq!(numbers().await, [3, 4, 5]);
+    assert_eq!(store.unpark(&name).await.unwrap(), 1);
+    assert_eq!(numbers().await, [1, 3, 4, 5]);
+    assert_eq!(deliveries(&store, &name).await[0].attempts, 0);
+    let dead = change(&deliveries(&store, &name).await[0], DeliveryState::Parked);
+    store.change_deliveries(&lease, vec![dead]).await.unwrap();
+    assert_eq!(store.forget(Uuid::from_u128(1), "deleted").await.unwrap(), 4, "dead letters too");
+    assert_eq!(numbers().await, [] as [i64; 0]);
+    assert_eq!(store.parked_deliveries(&name, 9).await.unwrap(), []);
+    assert_eq!(deliveries(&store, "lab").await.len(), 5, "others keep theirs");
+    let timeline = store.timeline(messages[2].id).await.unwrap().expect("it is there");
+    let own = timeline.deliveries.iter().find(|each| each.subscription == name).expect("its own");
+    assert_eq!((own.delivery.state, own.reason.as_deref()), (DeliveryState::Skipped, Some("deleted")));
+    balanced(&store).await;
+}

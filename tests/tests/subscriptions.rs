@@ -1,0 +1,477 @@
+//! Subscriptions that their owners make over `/fhir`: from the handshake to the end, and what happens when an endpoint does not play
+//! along.
+
+#![expect(clippy::unwrap_used, reason = "a test may fail anywhere")]
+
+use http_body_util::{BodyExt, Empty};
+use hyper::body::{Bytes, Incoming};
+use hyper::service::service_fn;
+use hyper::{HeaderMap, Request, Response};
+use hyper_util::rt::TokioIo;
+use serde_json::{Value, json};
+use std::collections::{HashMap, VecDeque};
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+use tests::gateway::{Gateway, Setup};
+use tests::rest::{self, Answer};
+use tests::sender::Connection;
+use tests::services::Services;
+use tokio::net::{TcpListener, TcpStream};
+
+const WAIT: Duration = Duration::from_secs(30);
+const BACKPORT: &str = "http://hl7.org/fhir/uv/subscriptions-backport/StructureDefinition/";
+/// What may stand in no log.
+const SECRET: &str = "s3cret-of-the-payer";
+
+/// What came: to which path, with which headers, what.
+#[derive(Clone, Debug)]
+struct Came {
+    path: String,
+    headers: HeaderMap,
+    body: Value,
+}
+
+impl Came {
+    /// A value of its status.
+    fn says(&self, name: &str) -> &str {
+        let parameters = self.body["entry"][0]["resource"]["parameter"].as_array().unwrap();
+        let one = parameters.iter().find(|one| one["name"] == name).unwrap();
+        let (_, value) = one.as_object().unwrap().iter().find(|(key, _)| key.starts_with("value")).unwrap();
+        value["reference"].as_str().or(value.as_str()).unwrap()
+    }
+
+    fn number(&self) -> Option<u64> {
+        let parameters = self.body["entry"][0]["resource"]["parameter"].as_array().unwrap();
+        let event = parameters.iter().find(|one| one["name"] == "notification-event")?;
+        event["part"][0]["valueString"].as_str().unwrap().parse().ok()
+    }
+}
+
+/// An endpoint that answers 200, or what it is told to answer next.
+#[derive(Clone)]
+struct Endpoint {
+    at: SocketAddr,
+    inner: Arc<Mutex<Inner>>,
+}
+
+#[derive(Default)]
+struct Inner {
+    came: Vec<Came>,
+    next: HashMap<String, VecDeque<u16>>,
+    /// What is answered when nothing is next.
+    always: Option<u16>,
+}
+
+impl Endpoint {
+    async fn start() -> Endpoint {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let endpoint = Endpoint { at: listener.local_addr().unwrap(), inner: Arc::default() };
+        let serving = endpoint.clone();
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let one = serving.clone();
+                let service = service_fn(move |request| {
+                    let one = one.clone();
+                    async move { one.answer(request).await }
+                });
+                let connection = hyper::server::conn::http1::Builder::new();
+                tokio::spawn(connection.serve_connection(TokioIo::new(stream), service));
+            }
+        });
+        endpoint
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn answer(&self, request: Request<Incoming>) -> Result<Response<Empty<Bytes>>, Infallible> {
+        let (path, headers) = (request.uri().path().to_owned(), request.headers().clone());
+        let body = request.into_body().collect().await.unwrap().to_bytes();
+        let body = serde_json::from_slice(&body).unwrap();
+        let mut inner = self.lock();
+        let next = inner.next.get_mut(&path).and_then(VecDeque::pop_front);
+        let status = next.or(inner.always).unwrap_or(200);
+        inner.came.push(Came { path, headers, body });
+        let mut answer = Response::new(Empty::new());
+        *answer.status_mut() = status.try_into().unwrap();
+        Ok(answer)
+    }
+
+    fn url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.at)
+    }
+
+    /// What came to a path of a type.
+    fn of(&self, path: &str, kind: &str) -> Vec<Came> {
+        let inner = self.lock();
+        inner.came.iter().filter(|came| came.path == path && came.says("type") == kind).cloned().collect()
+    }
+
+    async fn until(&self, path: &str, kind: &str, count: usize) -> Vec<Came> {
+        let began = Instant::now();
+        loop {
+            let came = self.of(path, kind);
+            if came.len() >= count {
+                return came;
+            }
+            assert!(began.elapsed() < WAIT, "{path}: {} of {count} {kind}", came.len());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+}
+
+/// Adds the clients `payer` and `other` to a gateway's configuration, and starts it.
+async fn start(setup: &Setup, endpoint: &Endpoint) -> Gateway {
+    let mut gateway = Gateway::configure(setup).unwrap();
+    allow(&gateway, &format!("'http://{}/events'", endpoint.at));
+    gateway.spawn().await.unwrap();
+    gateway.ready(Duration::from_secs(60)).await.unwrap();
+    gateway
+}
+
+fn allow(gateway: &Gateway, endpoints: &str) {
+    let yaml = std::fs::read_to_string(gateway.config()).unwrap();
+    let (head, _) = yaml.split_once("  - {name: genhosp").unwrap();
+    let clients = format!(
+        "senders:\n  - {{name: payer, token: {{file: payer.token}}, subscribes: {{topics: [encounter-end, encounter-start], \
+         senders: [genhosp], endpoints: [{endpoints}], subscriptions_max: 3}}}}\n  - {{name: other, token: {{file: other.token}}}}\n"
+    );
+    let known = head.split("senders:\n").next().unwrap();
+    let genhosp = "  - {name: genhosp, application: ADT1, facility: GENHOSP}\n";
+    std::fs::write(gateway.config(), format!("{known}{clients}{genhosp}")).unwrap();
+    for name in ["payer", "other"] {
+        std::fs::write(gateway.config().with_file_name(format!("{name}.token")), format!("{name}-t0ken"))
+            .unwrap();
+    }
+}
+
+async fn ask_as(
+    gateway: &Gateway,
+    client: &str,
+    request: &str,
+    headers: &[(&str, &str)],
+    body: Option<&Value>,
+) -> Answer {
+    let authorization = format!("Bearer {client}-t0ken");
+    let json = [("content-type", "application/fhir+json")];
+    let headers =
+        [&[("authorization", authorization.as_str())], &json[..usize::from(body.is_some())], headers]
+            .concat();
+    let body = body.map(Value::to_string).unwrap_or_default();
+    rest::exchange(gateway, request, &headers, body.as_bytes(), body.len()).await.unwrap()
+}
+
+async fn ask(gateway: &Gateway, request: &str, body: Option<&Value>) -> Answer {
+    ask_as(gateway, "payer", request, &[], body).await
+}
+
+fn sample(endpoint: &Endpoint, path: &str) -> Value {
+    json!({
+        "resourceType": "Subscription", "status": "requested", "reason": "to pay",
+        "criteria": "urn:pons:topic:encounter-end",
+        "channel": {
+            "type": "rest-hook", "endpoint": endpoint.url(path), "payload": "application/fhir+json",
+            "_payload": {"extension": [{"url": format!("{BACKPORT}backport-payload-content"), "valueCode": "full-resource"}]},
+            "header": [format!("X-Key: {SECRET}")],
+        },
+    })
+}
+
+/// Creates a subscription; answers its id.
+async fn create(gateway: &Gateway, resource: &Value) -> String {
+    let made = ask(gateway, "POST /fhir/Subscription", Some(resource)).await;
+    assert_eq!(made.status, 201, "{}", made.body);
+    made.json()["id"].as_str().unwrap().to_owned()
+}
+
+async fn status_of(gateway: &Gateway, id: &str) -> String {
+    let read = ask(gateway, &format!("GET /fhir/Subscription/{id}"), None).await;
+    assert_eq!(read.status, 200, "{}", read.body);
+    assert_eq!(schemas::fhir::validate(&read.json()), []);
+    read.json()["status"].as_str().unwrap().to_owned()
+}
+
+async fn becomes(gateway: &Gateway, id: &str, status: &str) {
+    let began = Instant::now();
+    loop {
+        let now = status_of(gateway, id).await;
+        if now == status {
+            return;
+        }
+        assert!(began.elapsed() < WAIT, "{id} becomes {status}, and is {now}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// A new version of it, as its owner writes it back.
+async fn change(gateway: &Gateway, id: &str, change: impl Fn(&mut Value)) -> Answer {
+    let mut resource = ask(gateway, &format!("GET /fhir/Subscription/{id}"), None).await.json();
+    change(&mut resource);
+    ask(gateway, &format!("PUT /fhir/Subscription/{id}"), Some(&resource)).await
+}
+
+/// Visits that end, one message each; `label` is MSH-26.
+async fn discharge(gateway: &Gateway, visits: std::ops::Range<u32>) {
+    let mut sender: Connection<TcpStream> = Connection::open(gateway.mllp).await.unwrap();
+    for n in visits {
+        let message = format!(
+            "MSH|^~\\&|ADT1|GENHOSP|||20260301100000||ADT^A03|C{n}|P|2.8.2\rEVN||20260301100000\r\
+             PID|1||P{}^^^GENHOSP^MR||TEST^JANE\rPV1|1|I|WEST^1^1||||||||||||||||V{n}^^^GENHOSP^VN\r",
+            n % 3
+        );
+        sender.send(message.as_bytes()).await.unwrap();
+        let answer = sender.receive(WAIT).await.unwrap();
+        assert!(String::from_utf8_lossy(&answer).contains("MSA|AA|"));
+    }
+}
+
+/// The numbers of the events that were taken, each once, in the order in which they came first.
+fn numbers(came: &[Came]) -> Vec<u64> {
+    let mut seen = Vec::new();
+    for number in came.iter().filter_map(Came::number) {
+        if !seen.contains(&number) {
+            seen.push(number);
+        }
+    }
+    seen
+}
+
+#[tokio::test]
+async fn a_subscription_lives_from_its_handshake_to_its_deletion() {
+    let endpoint = Endpoint::start().await;
+    let mut gateway = start(&Setup::default(), &endpoint).await;
+    let mut wanted = sample(&endpoint, "/events/a");
+    wanted["channel"]["extension"] =
+        json!([{"url": format!("{BACKPORT}backport-heartbeat-period"), "valueUnsignedInt": 1}]);
+    let made = ask(&gateway, "POST /fhir/Subscription", Some(&wanted)).await;
+    assert_eq!(made.status, 201, "{}", made.body);
+    let resource = made.json();
+    let id = resource["id"].as_str().unwrap();
+    assert_eq!(resource["status"], "requested");
+    assert_eq!(schemas::fhir::validate(&resource), []);
+    let place = format!("http://{}/fhir/Subscription/{id}/_history/1", gateway.http);
+    assert_eq!((made.header("location"), made.header("etag")), (Some(&*place), Some("W/\"1\"")));
+
+    let handshake = endpoint.until("/events/a", "handshake", 1).await.remove(0);
+    assert_eq!(handshake.headers["content-type"], "application/fhir+json");
+    assert_eq!(handshake.headers["x-key"], SECRET);
+    assert_eq!(
+        (handshake.says("status"), handshake.says("events-since-subscription-start")),
+        ("requested", "0")
+    );
+    assert_eq!(
+        (&handshake.body["type"], handshake.body["entry"].as_array().unwrap().len()),
+        (&json!("history"), 1)
+    );
+    assert_eq!(schemas::fhir::validate(&handshake.body), []);
+    becomes(&gateway, id, "active").await;
+    discharge(&gateway, 0..3).await;
+    let came = endpoint.until("/events/a", "event-notification", 3).await;
+    assert_eq!(numbers(&came).len(), 3);
+    assert!(came.iter().all(|came| came.headers["x-key"] == SECRET));
+    let beat = endpoint.until("/events/a", "heartbeat", 2).await.pop().unwrap();
+    assert_eq!(
+        (beat.says("status"), beat.says("events-since-subscription-start"), beat.number()),
+        ("active", "3", None)
+    );
+
+    // A restart changes nothing, and nobody has to shake hands again.
+    gateway.kill().await.unwrap();
+    gateway.spawn().await.unwrap();
+    gateway.ready(Duration::from_secs(60)).await.unwrap();
+    discharge(&gateway, 3..4).await;
+    let came = endpoint.until("/events/a", "event-notification", 4).await;
+    assert_eq!(came.iter().filter_map(Came::number).max(), Some(4));
+    assert_eq!(endpoint.of("/events/a", "handshake").len(), 1);
+
+    // What its owner changes is shaken hands on again; events go on being counted.
+    let moved = change(&gateway, id, |resource| {
+        resource["channel"]["endpoint"] = endpoint.url("/events/b").into();
+    });
+    let moved = moved.await;
+    assert_eq!((moved.status, &moved.json()["status"]), (200, &json!("requested")), "{}", moved.body);
+    discharge(&gateway, 4..5).await;
+    let came = endpoint.until("/events/b", "event-notification", 1).await;
+    assert_eq!(numbers(&came), [5]);
+    assert_eq!(endpoint.of("/events/b", "handshake").len(), 1);
+    let stale = [("if-match", "W/\"1\"")];
+    let put = format!("PUT /fhir/Subscription/{id}");
+    ask_as(&gateway, "payer", &put, &stale, Some(&moved.json())).await.outcome(412);
+
+    let off = change(&gateway, id, |resource| resource["status"] = "off".into()).await;
+    assert_eq!((off.status, &off.json()["status"]), (200, &json!("off")));
+    discharge(&gateway, 5..6).await;
+    let again = change(&gateway, id, |resource| resource["status"] = "requested".into()).await;
+    assert_eq!(again.status, 200);
+    becomes(&gateway, id, "active").await;
+    discharge(&gateway, 6..7).await;
+    let came = endpoint.until("/events/b", "event-notification", 2).await;
+    assert_eq!(numbers(&came), [5, 6], "what happened while it was off is no event of it");
+
+    let delete = format!("DELETE /fhir/Subscription/{id}");
+    ask_as(&gateway, "other", &delete, &[], None).await.outcome(404);
+    assert_eq!(ask(&gateway, &delete, None).await.status, 204);
+    for gone in
+        [delete, format!("GET /fhir/Subscription/{id}"), format!("GET /fhir/Subscription/{id}/$events")]
+    {
+        ask(&gateway, &gone, None).await.outcome(404);
+    }
+    discharge(&gateway, 7..8).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(endpoint.of("/events/b", "event-notification").len(), 2);
+    let log = gateway.log();
+    assert!(!log.contains(SECRET) && log.contains("the subscription is active"), "{log}");
+}
+
+#[tokio::test]
+async fn what_is_not_supported_is_refused_and_nothing_is_made() {
+    let endpoint = Endpoint::start().await;
+    let gateway = start(&Setup::default(), &endpoint).await;
+    let right = sample(&endpoint, "/events/a");
+    let with = |change: fn(&mut Value)| {
+        let mut resource = right.clone();
+        change(&mut resource);
+        resource
+    };
+    for (wrong, place) in [
+        (with(|s| s["criteria"] = "urn:pons:topic:result-final".into()), "Subscription.criteria"),
+        (with(|s| s["channel"]["type"] = "websocket".into()), "Subscription.channel.type"),
+        (
+            with(|s| s["channel"]["endpoint"] = "http://169.254.169.254/latest".into()),
+            "Subscription.channel.endpoint",
+        ),
+        (with(|s| s["channel"]["payload"] = "text/plain".into()), "Subscription.channel.payload"),
+        (with(|s| s["channel"]["type"] = "pigeon".into()), "Subscription.channel.type"),
+        (with(|s| s["reason"] = Value::Null), "Subscription.reason"),
+        (with(|s| s["end"] = "2020-01-01T00:00:00Z".into()), "Subscription.end"),
+    ] {
+        let refused = ask(&gateway, "POST /fhir/Subscription", Some(&wrong)).await.outcome(422);
+        assert!(refused.contains(place), "{refused}");
+    }
+    let other = json!({"resourceType": "Patient"});
+    ask(&gateway, "POST /fhir/Subscription", Some(&other)).await.outcome(400);
+    ask_as(&gateway, "other", "POST /fhir/Subscription", &[], Some(&right)).await.outcome(403);
+    let bundle = json!({"resourceType": "Bundle", "type": "transaction", "entry": [
+        {"resource": right, "request": {"method": "POST", "url": "Subscription"}},
+    ]});
+    ask(&gateway, "POST /fhir", Some(&bundle)).await.outcome(422);
+    let search = ask(&gateway, "GET /fhir/Subscription", None).await;
+    assert_eq!(search.json()["total"], 0, "{}", search.body);
+    assert!(endpoint.lock().came.is_empty());
+
+    for n in 0..3 {
+        create(&gateway, &sample(&endpoint, &format!("/events/{n}"))).await;
+    }
+    let refused = ask(&gateway, "POST /fhir/Subscription", Some(&right)).await.outcome(422);
+    assert!(refused.contains("subscriptions_max"), "{refused}");
+    let search = ask(&gateway, "GET /fhir/Subscription", None).await;
+    assert_eq!(search.json()["total"], 3);
+    let of_other = ask_as(&gateway, "other", "GET /fhir/Subscription", &[], None).await;
+    assert_eq!(of_other.json()["total"], 0, "nobody sees another's");
+}
+
+#[tokio::test]
+async fn an_endpoint_that_does_not_play_along_puts_it_in_error_and_loses_nothing() {
+    let endpoint = Endpoint::start().await;
+    let gateway = start(&Setup::default(), &endpoint).await;
+    endpoint.lock().always = Some(500);
+    let id = create(&gateway, &sample(&endpoint, "/events/a")).await;
+    becomes(&gateway, &id, "error").await;
+    assert_eq!(endpoint.of("/events/a", "handshake").len(), 3, "it is tried three times");
+    let read = ask(&gateway, &format!("GET /fhir/Subscription/{id}"), None).await.json();
+    assert!(read["error"].as_str().unwrap().contains("HTTP 500"), "{read}");
+    discharge(&gateway, 0..1).await;
+    endpoint.lock().always = None;
+    assert_eq!(change(&gateway, &id, |resource| resource["status"] = "requested".into()).await.status, 200);
+    becomes(&gateway, &id, "active").await;
+    assert!(endpoint.of("/events/a", "event-notification").is_empty(), "it was never active before");
+
+    // Every notification is refused for good: dead letters, and an error that its owner sees.
+    endpoint.lock().always = Some(404);
+    discharge(&gateway, 1..6).await;
+    becomes(&gateway, &id, "error").await;
+    let status = ask(&gateway, &format!("GET /fhir/Subscription/{id}/$status"), None).await.body;
+    assert!(status.contains(r#"{"name":"status","valueCode":"error"}"#), "{status}");
+    let read = ask(&gateway, &format!("GET /fhir/Subscription/{id}"), None).await.json();
+    assert!(read["error"].as_str().unwrap().contains("in a row"), "{read}");
+    discharge(&gateway, 6..8).await;
+    let kept = ask(&gateway, &format!("GET /fhir/Subscription/{id}/$events"), None).await.json();
+    assert!(kept["entry"].as_array().unwrap().len() > 7, "its events can be read meanwhile");
+    endpoint.until("/events/a", "event-notification", 7).await;
+    endpoint.lock().came.clear();
+    endpoint.lock().always = None;
+    assert_eq!(change(&gateway, &id, |resource| resource["status"] = "requested".into()).await.status, 200);
+    becomes(&gateway, &id, "active").await;
+    let mut came = numbers(&endpoint.until("/events/a", "event-notification", 7).await);
+    came.sort_unstable();
+    assert_eq!(came, (1..=7).collect::<Vec<u64>>(), "all of them, the dead letters too");
+    discharge(&gateway, 8..9).await;
+    let came = endpoint.until("/events/a", "event-notification", 8).await;
+    assert_eq!(numbers(&came).len(), 8);
+}
+
+#[tokio::test]
+async fn it_ends_at_its_end_and_with_what_the_configuration_allows() {
+    let endpoint = Endpoint::start().await;
+    let mut gateway = start(&Setup::default(), &endpoint).await;
+    let mut ending = sample(&endpoint, "/events/ending");
+    ending["end"] = (jiff::Timestamp::now() + Duration::from_secs(4)).to_string().into();
+    let ending = create(&gateway, &ending).await;
+    let staying = create(&gateway, &sample(&endpoint, "/events/staying")).await;
+    becomes(&gateway, &ending, "active").await;
+    becomes(&gateway, &staying, "active").await;
+    becomes(&gateway, &ending, "off").await;
+    discharge(&gateway, 0..1).await;
+    endpoint.until("/events/staying", "event-notification", 1).await;
+    assert!(endpoint.of("/events/ending", "event-notification").is_empty());
+
+    // The operator takes the endpoint off the list: nothing goes there any more, and its owner sees why.
+    gateway.kill().await.unwrap();
+    allow(&gateway, "'https://payer.example/'");
+    gateway.spawn().await.unwrap();
+    gateway.ready(Duration::from_secs(60)).await.unwrap();
+    becomes(&gateway, &staying, "error").await;
+    let read = ask(&gateway, &format!("GET /fhir/Subscription/{staying}"), None).await.json();
+    assert!(read["error"].as_str().unwrap().contains("endpoints"), "{read}");
+    discharge(&gateway, 1..2).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(endpoint.of("/events/staying", "event-notification").len(), 1);
+}
+
+#[tokio::test]
+#[ignore = "needs PostgreSQL and RabbitMQ: tests/run starts them"]
+async fn whichever_replica_records_it_no_event_is_missed_once_it_is_active() {
+    let services = Services::from_environment().unwrap();
+    let setup = Setup {
+        store: Some(services.new_database("subscribing").await.unwrap()),
+        bus: Some(services.amqp.clone()),
+        ..Setup::default()
+    };
+    let endpoint = Endpoint::start().await;
+    let replicas = [start(&setup, &endpoint).await, start(&setup, &endpoint).await];
+    // Until each has given half of the lanes to the other, one of them records everything.
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    let mut sent = 0;
+    for round in 0..3_u32 {
+        let path = format!("/events/{round}");
+        let maker = &replicas[(round % 2) as usize];
+        let id = create(maker, &sample(&endpoint, &path)).await;
+        endpoint.until(&path, "handshake", 1).await;
+        becomes(&replicas[1 - (round % 2) as usize], &id, "active").await;
+        // The very next messages, to both.
+        for gateway in &replicas {
+            discharge(gateway, sent..sent + 6).await;
+            sent += 6;
+        }
+        let came = endpoint.until(&path, "event-notification", 12).await;
+        let mut found = numbers(&came);
+        found.sort_unstable();
+        assert_eq!(found, (1..=12).collect::<Vec<u64>>(), "round {round}");
+        assert_eq!(endpoint.of(&path, "handshake").len(), 1);
+        let gone = ask(&replicas[1], &format!("DELETE /fhir/Subscription/{id}"), None).await;
+        assert_eq!(gone.status, 204);
+    }
+}
