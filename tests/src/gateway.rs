@@ -100,6 +100,8 @@ pub struct Setup {
     pub data_dir: Option<PathBuf>,
     /// Who is told of what.
     pub subscriptions: Vec<Subscription>,
+    /// Further senders, as YAML in one line: `{name: payer, token: {file: payer.token}}`.
+    pub senders: Vec<String>,
     /// Further keys of the MLLP source, as `, tls: {...}`.
     pub source: String,
     /// Further lines of YAML at the top level.
@@ -226,6 +228,9 @@ impl Gateway {
         line(format!(
             "  - {{name: genhosp, application: ADT1, facility: GENHOSP, token: {{file: '{token}'}}}}"
         ));
+        for sender in &setup.senders {
+            line(format!("  - {sender}"));
+        }
         if !setup.subscriptions.is_empty() {
             line("subscriptions:".to_owned());
         }

@@ -123,29 +123,24 @@ impl Endpoint {
     }
 }
 
-/// Adds the clients `payer` and `other` to a gateway's configuration, and starts it.
+/// A gateway that knows the clients `payer` and `other`.
 async fn start(setup: &Setup, endpoint: &Endpoint) -> Gateway {
-    let mut gateway = Gateway::configure(setup).unwrap();
-    allow(&gateway, &format!("'http://{}/events'", endpoint.at));
+    let clients = [
+        format!(
+            "{{name: payer, token: {{file: payer.token}}, subscribes: {{topics: [encounter-end, encounter-start], \
+             senders: [genhosp], endpoints: ['http://{}/events'], subscriptions_max: 3}}}}",
+            endpoint.at
+        ),
+        "{name: other, token: {file: other.token}}".to_owned(),
+    ];
+    let mut gateway = Gateway::configure(&Setup { senders: clients.to_vec(), ..setup.clone() }).unwrap();
+    for name in ["payer", "other"] {
+        let token = gateway.config().with_file_name(format!("{name}.token"));
+        std::fs::write(token, format!("{name}-t0ken")).unwrap();
+    }
     gateway.spawn().await.unwrap();
     gateway.ready(Duration::from_secs(60)).await.unwrap();
     gateway
-}
-
-fn allow(gateway: &Gateway, endpoints: &str) {
-    let yaml = std::fs::read_to_string(gateway.config()).unwrap();
-    let (head, _) = yaml.split_once("  - {name: genhosp").unwrap();
-    let clients = format!(
-        "senders:\n  - {{name: payer, token: {{file: payer.token}}, subscribes: {{topics: [encounter-end, encounter-start], \
-         senders: [genhosp], endpoints: [{endpoints}], subscriptions_max: 3}}}}\n  - {{name: other, token: {{file: other.token}}}}\n"
-    );
-    let known = head.split("senders:\n").next().unwrap();
-    let genhosp = "  - {name: genhosp, application: ADT1, facility: GENHOSP}\n";
-    std::fs::write(gateway.config(), format!("{known}{clients}{genhosp}")).unwrap();
-    for name in ["payer", "other"] {
-        std::fs::write(gateway.config().with_file_name(format!("{name}.token")), format!("{name}-t0ken"))
-            .unwrap();
-    }
 }
 
 async fn ask_as(
@@ -326,6 +321,74 @@ async fn a_subscription_lives_from_its_handshake_to_its_deletion() {
     assert!(!log.contains(SECRET) && log.contains("the subscription is active"), "{log}");
 }
 
+/// What the suites that test servers for the backport look at, for each kind of content.
+#[tokio::test]
+async fn what_conformance_suites_assert_holds_for_each_content() {
+    let endpoint = Endpoint::start().await;
+    let gateway = start(&Setup::default(), &endpoint).await;
+    let contents = ["empty", "id-only", "full-resource"];
+    let mut ids = Vec::new();
+    for content in contents {
+        let mut wanted = sample(&endpoint, &format!("/events/{content}"));
+        wanted["channel"]["_payload"]["extension"][0]["valueCode"] = content.into();
+        ids.push(create(&gateway, &wanted).await);
+    }
+    for id in &ids {
+        becomes(&gateway, id, "active").await;
+    }
+    discharge(&gateway, 0..1).await;
+    for (id, content) in ids.iter().zip(contents) {
+        let path = format!("/events/{content}");
+        let handshake = endpoint.until(&path, "handshake", 1).await.remove(0);
+        let event = endpoint.until(&path, "event-notification", 1).await.remove(0);
+        for came in [&handshake, &event] {
+            assert_eq!(schemas::fhir::validate(&came.body), []);
+            assert_eq!(
+                (came.headers["content-type"].to_str().unwrap(), &came.body["type"]),
+                ("application/fhir+json", &json!("history"))
+            );
+            let profile = &came.body["meta"]["profile"][0];
+            assert_eq!(profile, &json!(format!("{BACKPORT}backport-subscription-notification-r4")));
+            let entries = came.body["entry"].as_array().unwrap();
+            assert!(
+                entries.iter().all(|entry| entry["request"].is_object() && entry["response"].is_object())
+            );
+            assert!(entries.iter().all(|entry| entry["fullUrl"].is_string()));
+            let status = &entries[0]["resource"];
+            assert_eq!(status["meta"]["profile"][0], format!("{BACKPORT}backport-subscription-status-r4"));
+            let asked = entries[0]["request"]["url"].as_str().unwrap();
+            assert!(asked.ends_with(&format!("Subscription/{id}/$status")), "{asked}");
+            assert!(came.says("subscription").ends_with(&format!("Subscription/{id}")));
+            let has_topic = status["parameter"].as_array().unwrap().iter().any(|one| one["name"] == "topic");
+            assert_eq!(has_topic, content != "empty");
+        }
+        assert_eq!(handshake.body["entry"].as_array().unwrap().len(), 1, "a handshake has no events");
+        let text = event.body.to_string();
+        let entries = event.body["entry"].as_array().unwrap();
+        let parameters = entries[0]["resource"]["parameter"].as_array().unwrap();
+        let told = parameters.iter().find(|one| one["name"] == "notification-event").unwrap();
+        let focus = told["part"].as_array().unwrap().iter().find(|part| part["name"] == "focus");
+        if content == "empty" {
+            assert!(entries.len() == 1 && focus.is_none() && !text.contains("additional-context"));
+            continue;
+        }
+        let focus = focus.unwrap()["valueReference"]["reference"].as_str().unwrap();
+        let found = entries.iter().find(|entry| entry["fullUrl"] == focus).unwrap();
+        assert_eq!(found["resource"]["resourceType"] == "Encounter", content == "full-resource");
+        assert_eq!(
+            entries[1..].iter().all(|entry| entry["resource"].is_object()),
+            content == "full-resource"
+        );
+    }
+    let status =
+        ask(&gateway, &format!("GET /fhir/Subscription/$status?id={},{}", ids[0], ids[1]), None).await.json();
+    assert_eq!((&status["type"], &status["total"]), (&json!("searchset"), &json!(2)));
+    let none = ask(&gateway, "GET /fhir/Subscription/$status?status=error", None).await.json();
+    assert_eq!(none["total"], 0);
+    let active = ask(&gateway, "GET /fhir/Subscription/$status?status=error,active", None).await.json();
+    assert_eq!(active["total"], 3, "any of these");
+}
+
 #[tokio::test]
 async fn what_is_not_supported_is_refused_and_nothing_is_made() {
     let endpoint = Endpoint::start().await;
@@ -430,7 +493,10 @@ async fn it_ends_at_its_end_and_with_what_the_configuration_allows() {
 
     // The operator takes the endpoint off the list: nothing goes there any more, and its owner sees why.
     gateway.kill().await.unwrap();
-    allow(&gateway, "'https://payer.example/'");
+    let yaml = std::fs::read_to_string(gateway.config()).unwrap();
+    let listed = format!("http://{}/events", endpoint.at);
+    assert!(yaml.contains(&listed));
+    std::fs::write(gateway.config(), yaml.replace(&listed, "https://payer.example/")).unwrap();
     gateway.spawn().await.unwrap();
     gateway.ready(Duration::from_secs(60)).await.unwrap();
     becomes(&gateway, &staying, "error").await;

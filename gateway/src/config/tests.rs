@@ -175,3 +175,31 @@ fn a_secret_that_leads_nowhere_and_a_name_used_twice_are_mistakes() {
     assert_eq!(mistakes("senders: [{name: 'a b', facility: X}]").len(), 1);
     assert_eq!(mistakes("senders: [{name: a}]").len(), 1, "a sender must be known by something");
 }
+
+#[test]
+fn what_a_sender_may_subscribe_to_is_listed() {
+    let with = |subscribes: &str| {
+        let base = "http: {base_url: 'https://pons.test/fhir'}\n";
+        base.to_owned()
+            + &GOOD.replace("{file: token}}", &format!("{{file: token}}, subscribes: {subscribes}}}"))
+    };
+    let right = "{topics: [encounter-end], senders: [genhosp], endpoints: ['https://payer.test/a', '*']}";
+    let folder = folder();
+    let config = Config::parse(&with(right), folder.path()).expect("valid");
+    let subscribes = config.senders[1].subscribes.as_ref().expect("it is given");
+    assert_eq!((subscribes.endpoints.len(), subscribes.subscriptions_max), (2, 20));
+    assert_eq!(subscribes.content, Payload::FullResource);
+    assert_eq!(
+        mistakes(&with("{topics: encounter-ende, senders: nobody, endpoints: [payer.test], content: all}")),
+        [
+            "8:63: senders[1].subscribes.topics: unknown topic; did you mean `encounter-end`?",
+            "8:88: senders: there is no sender `nobody`; known: genhosp, portal",
+            "8:108: senders[1].subscribes.endpoints: expected what an http: or https: URL begins with, or `*`",
+            "8:130: senders[1].subscribes.content: expected one of full-resource, id-only, empty",
+        ]
+    );
+    let nothing = mistakes(&with("{}"));
+    assert_eq!(nothing.len(), 3, "{nothing:?}");
+    let nowhere = mistakes(&with(right).replace("http: {base_url: 'https://pons.test/fhir'}\n", ""));
+    assert!(matches!(&nowhere[..], [one] if one.contains("base_url")), "{nowhere:?}");
+}

@@ -1,7 +1,7 @@
 //! Other people's data and other people's programs against Pons, as commands; neither is part of the project.
 //!
 //! `cargo run --release -p tests --bin corpus -- map FOLDER... [--oracle COMMAND]` maps every message of some folders and hands
-//! the Bundles to a validator; `... -- clients` sends by MLLP clients from PyPI and npm, plain and over TLS; `... -- fhirpath FILE`
+//! the Bundles to a validator; `... -- clients` lets clients of MLLP and FHIR from PyPI and npm at a gateway; `... -- fhirpath FILE`
 //! runs HL7's tests of FHIRPath.
 
 #![expect(clippy::print_stdout, reason = "a command for people")]
@@ -14,8 +14,10 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Output};
+use std::time::Duration;
 use tests::gateway::{Gateway, Setup, binary};
 use tests::generate::{Population, Run};
+use tests::webhook::Webhook;
 
 /// Other people's data and programs against Pons.
 #[derive(Parser)]
@@ -28,7 +30,8 @@ struct Arguments {
 enum What {
     /// Maps every message below some folders; each must have an outcome, and the oracle must refuse no Bundle
     Map(Map),
-    /// Sends by clients that we did not write: PyPI hl7 (mllp_send, hl7.mllp) and npm @medplum/hl7, plain and over TLS
+    /// Clients that we did not write: PyPI hl7 (mllp_send, hl7.mllp) and npm @medplum/hl7 send, plain and over TLS; PyPI fhirpy and npm
+    /// fhir-kit-client make, change and end a Subscription
     Clients(Clients),
     /// Runs HL7's tests of FHIRPath; each failing case must have its reason
     Fhirpath(fhirpath::Suite),
@@ -181,15 +184,17 @@ fn run(command: &mut Command) -> Result<String> {
 /// Installs the clients, if they are not there yet: a Python environment and a folder of Node modules.
 fn install(cache: &Path) -> Result<()> {
     fs::create_dir_all(cache)?;
-    if !cache.join("venv/bin/mllp_send").exists() {
+    if !cache.join("venv/bin/mllp_send").exists() || !cache.join("fhirpy").exists() {
         run(Command::new("python3").args(["-m", "venv"]).arg(cache.join("venv")))?;
-        run(Command::new(cache.join("venv/bin/pip")).args(["install", "--quiet", "hl7"]))?;
+        run(Command::new(cache.join("venv/bin/pip")).args(["install", "--quiet", "hl7", "fhirpy"]))?;
+        fs::write(cache.join("fhirpy"), "")?;
     }
-    if !cache.join("node_modules/@medplum/hl7").exists() {
+    let modules = cache.join("node_modules");
+    if !modules.join("@medplum/hl7").exists() || !modules.join("fhir-kit-client").exists() {
         run(Command::new("npm")
             .args(["install", "--silent", "--ignore-scripts", "--prefix"])
             .arg(cache)
-            .arg("@medplum/hl7"))?;
+            .args(["@medplum/hl7", "fhir-kit-client"]))?;
     }
     Ok(())
 }
@@ -258,6 +263,34 @@ async fn clients(arguments: &Clients) -> Result<bool> {
         let wire = if over_tls { "TLS" } else { "plain" };
         println!("{name}, {wire}: {expected} of {} messages acknowledged", messages.len());
         good &= expected == messages.len();
+    }
+    Ok(subscribers(&arguments.cache, &clients).await? && good)
+}
+
+/// Clients of FHIR, each of which leads a Subscription through its life.
+async fn subscribers(cache: &Path, clients: &Path) -> Result<bool> {
+    let hook = Webhook::start(Run::fresh()).await?;
+    let sender = format!(
+        "{{name: payer, token: {{file: payer.token}}, subscribes: {{topics: '*', senders: [genhosp], endpoints: '{}'}}}}",
+        hook.url()
+    );
+    let mut gateway = Gateway::configure(&Setup { senders: vec![sender], ..Setup::default() })?;
+    fs::write(gateway.config().with_file_name("payer.token"), "payer-t0ken")?;
+    gateway.spawn().await?;
+    gateway.ready(Duration::from_secs(60)).await?;
+    let base = format!("http://{}/fhir", gateway.http);
+    fs::copy(clients.join("fhir_kit_subscription.mjs"), cache.join("fhir_kit_subscription.mjs"))?;
+    let mut python = Command::new(cache.join("venv/bin/python"));
+    python.arg(clients.join("fhirpy_subscription.py"));
+    let mut node = Command::new("node");
+    node.arg(cache.join("fhir_kit_subscription.mjs"));
+    let mut good = true;
+    for (name, mut command) in [("fhirpy", python), ("fhir-kit-client", node)] {
+        let before = hook.requests();
+        let printed = run(command.args([&base, "payer-t0ken", &hook.url()]))?;
+        let steps: Vec<&str> = printed.lines().collect();
+        println!("{name}: {}; {} handshakes", steps.join(", "), hook.requests() - before);
+        good &= steps.last() == Some(&"deleted") && hook.requests() > before;
     }
     Ok(good)
 }
