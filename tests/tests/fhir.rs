@@ -339,6 +339,7 @@ async fn the_capability_statement_tells_the_truth() {
     assert_eq!(codes(&rest["interaction"]), ["transaction", "batch"]);
     let patient = rest["resource"].as_array().unwrap().iter().find(|one| one["type"] == "Patient").unwrap();
     assert_eq!(codes(&patient["interaction"]), ["create", "update", "read", "search-type"]);
+    assert_eq!(patient["operation"][0]["name"], "everything");
     let names: Vec<&str> =
         patient["searchParam"].as_array().unwrap().iter().map(|one| one["name"].as_str().unwrap()).collect();
     assert!(names.contains(&"birthdate") && names.contains(&"_lastUpdated"), "{names:?}");
@@ -526,6 +527,90 @@ async fn what_is_labelled_is_not_shown_and_pages_are_followed() {
     assert!(!seen.contains(&restricted));
     seen.dedup();
     assert_eq!(seen.len(), 5);
+}
+
+#[tokio::test]
+async fn everything_of_a_patient_is_what_the_client_may_read_page_by_page() {
+    let gateway = start(&Setup::default()).await;
+    let made = post(&gateway, "POST /fhir/Patient", &patient("T1")).await;
+    let id = made.json()["id"].as_str().unwrap().to_owned();
+    let hospital = json!({"resourceType": "Organization", "name": "GENERAL", "identifier": [{"system": "urn:oid:2.999.3", "value": "G"}]});
+    let hospital =
+        post(&gateway, "POST /fhir/Organization", &hospital).await.json()["id"].as_str().unwrap().to_owned();
+    for visit in 0..5 {
+        let encounter = json!({
+            "resourceType": "Encounter", "status": "finished",
+            "identifier": [{"system": "urn:oid:2.999.2", "value": format!("V{visit}")}],
+            "meta": {"security": [{"system": "http://terminology.hl7.org/CodeSystem/v3-Confidentiality", "code": if visit == 4 { "R" } else { "N" }}]},
+            "class": {"system": "http://terminology.hl7.org/CodeSystem/v3-ActCode", "code": "AMB"},
+            "subject": {"reference": format!("Patient/{id}")},
+            "serviceProvider": {"reference": format!("Organization/{hospital}")},
+        });
+        assert_eq!(post(&gateway, "POST /fhir/Encounter", &encounter).await.status, 201);
+    }
+    let observation = json!({
+        "resourceType": "Observation", "status": "final", "code": {"text": "weight"},
+        "identifier": [{"system": "urn:oid:2.999.4", "value": "O1"}], "subject": {"reference": format!("Patient/{id}")},
+    });
+    assert_eq!(post(&gateway, "POST /fhir/Observation", &observation).await.status, 201);
+    let (mut seen, mut said) = (Vec::new(), String::new());
+    let mut next = Some(format!("/fhir/Patient/{id}/$everything?_count=2"));
+    let mut pages = 0;
+    while let Some(url) = next {
+        let page = ask(&gateway, &format!("GET {url}"), &[], b"").await.json();
+        assert_eq!(schemas::fhir::validate(&page), [], "{page}");
+        pages += 1;
+        for entry in page["entry"].as_array().into_iter().flatten() {
+            let resource = &entry["resource"];
+            match entry["search"]["mode"].as_str().unwrap() {
+                "outcome" => said.push_str(&resource.to_string()),
+                mode => seen.push((mode.to_owned(), resource["resourceType"].as_str().unwrap().to_owned())),
+            }
+        }
+        let links = page["link"].as_array().unwrap();
+        next = links
+            .iter()
+            .find(|link| link["relation"] == "next")
+            .map(|link| link["url"].as_str().unwrap().to_owned());
+    }
+    let count = |of: &str| seen.iter().filter(|(_, known)| known == of).count();
+    assert_eq!(
+        (count("Patient"), count("Encounter"), count("Observation"), count("Organization")),
+        (1, 4, 0, 0)
+    );
+    assert_eq!(seen[0], ("match".to_owned(), "Patient".to_owned()), "whose it is comes first");
+    assert!(pages > 1 && seen.len() == 5, "each once: {seen:?}");
+    for expected in ["1 that are labelled", "may not read: Observation", "may not read: Organization"] {
+        assert!(said.contains(expected), "{expected}: {said}");
+    }
+    let some = ask(
+        &gateway,
+        &format!("GET /fhir/Patient/{id}/$everything?_type=Encounter&_since=2020-01-01T00:00:00Z"),
+        &[],
+        b"",
+    )
+    .await;
+    assert_eq!(
+        some.json()["entry"].as_array().unwrap().len(),
+        5,
+        "four, and what is said of the fifth: {}",
+        some.body
+    );
+    let none = ask(
+        &gateway,
+        &format!("GET /fhir/Patient/{id}/$everything?_since=2100-01-01T00:00:00Z&_type=Patient"),
+        &[],
+        b"",
+    )
+    .await;
+    assert_eq!(none.json()["entry"], Value::Null);
+    for (wrong, status) in [
+        (format!("{id}/$everything?start=2020"), 400),
+        (format!("{hospital}/$everything"), 404),
+        ("x/$everything".to_owned(), 404),
+    ] {
+        ask(&gateway, &format!("GET /fhir/Patient/{wrong}"), &[], b"").await.outcome(status);
+    }
 }
 
 #[tokio::test]

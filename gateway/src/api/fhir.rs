@@ -548,10 +548,15 @@ pub fn metadata() -> Answer {
             if one.name == "Subscription" {
                 return subscription(parameters(one.name));
             }
-            json!({
+            let mut declared = json!({
                 "type": one.name, "interaction": interactions, "versioning": "versioned", "readHistory": false,
                 "updateCreate": true, "searchParam": parameters(one.name),
-            })
+            });
+            if one.name == "Patient" {
+                let definition = "http://hl7.org/fhir/OperationDefinition/Patient-everything";
+                declared["operation"] = json!([{"name": "everything", "definition": definition}]);
+            }
+            declared
         })
         .collect();
     outcome::resource(

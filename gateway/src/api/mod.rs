@@ -3,6 +3,7 @@
 //! Invariant: who asks is decided from the head alone, before a byte of any body is read, in one place ([`auth`]).
 
 pub mod auth;
+mod everything;
 pub mod fhir;
 pub mod outcome;
 pub mod read;

@@ -3,6 +3,7 @@
 //! Who may read what is decided here before the store is asked, and again by the labels of each resource. A search names whom it is
 //! about: there is no way to leaf through everybody's records.
 
+use super::everything::everything;
 use super::{Answer, outcome};
 use crate::ingest::senders::Known;
 use crate::route::policy::{self, Decision};
@@ -17,12 +18,12 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 /// How many resources a page has unless `_count` says otherwise, and at most.
-const PAGE: usize = 50;
-const PAGE_MAX: usize = 500;
+pub(super) const PAGE: usize = 50;
+pub(super) const PAGE_MAX: usize = 500;
 /// How many resources are looked at for one page; what lies beyond is on the next.
 const LOOKED_AT_MAX: usize = 2_000;
 /// The parameter of our own links to the next page: the id after which it begins.
-const AFTER: &str = "_after";
+pub(super) const AFTER: &str = "_after";
 
 /// What a client asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,22 +32,29 @@ pub enum Ask {
     Read(String, String),
     /// `GET /fhir/[type]?...`
     Search(String),
+    /// `GET /fhir/Patient/[id]/$everything`
+    Everything(String),
 }
 
 /// Reads what is asked from a method and a path below `/fhir`.
 pub fn ask(method: &Method, path: &str) -> Option<Ask> {
-    let mut parts = path.trim_end_matches('/').split('/').skip(2);
-    let ask = match (method, parts.next(), parts.next()) {
-        (&Method::GET, Some(kind), None) => Ask::Search(kind.to_owned()),
-        (&Method::GET, Some(kind), Some(id)) => Ask::Read(kind.to_owned(), id.to_owned()),
+    // Some clients write the `$` of an operation as a URL may have it.
+    let path = path.replace("%24", "$");
+    let parts: Vec<&str> = path.trim_end_matches('/').split('/').skip(2).collect();
+    Some(match (method, parts.as_slice()) {
+        (&Method::GET, [kind]) => Ask::Search((*kind).to_owned()),
+        (&Method::GET, [kind, id]) => Ask::Read((*kind).to_owned(), (*id).to_owned()),
+        (&Method::GET, ["Patient", id, "$everything"]) => Ask::Everything((*id).to_owned()),
         _ => return None,
-    };
-    parts.next().is_none().then_some(ask)
+    })
 }
 
 /// Answers it; `base` is where this server's resources lie.
 pub async fn answer(store: &dyn Store, client: &Known, head: &Parts, base: &str, ask: Ask) -> Answer {
-    let (Ask::Read(kind, _) | Ask::Search(kind)) = &ask;
+    let kind = match &ask {
+        Ask::Read(kind, _) | Ask::Search(kind) => kind,
+        Ask::Everything(_) => "Patient",
+    };
     if !r4().is_resource(kind) {
         return outcome::answer(StatusCode::NOT_FOUND, "not-supported", "R4 has no such resource type");
     }
@@ -57,6 +65,7 @@ pub async fn answer(store: &dyn Store, client: &Known, head: &Parts, base: &str,
         }
         Ask::Read(kind, id) => read(store, head, kind, id).await,
         Ask::Search(kind) => search(store, head, base, kind).await,
+        Ask::Everything(id) => everything(store, client, head, base, id).await,
     };
     let answer = answered.unwrap_or_else(|refused| refused);
     let status = answer.status().as_u16();
@@ -68,6 +77,10 @@ pub async fn answer(store: &dyn Store, client: &Known, head: &Parts, base: &str,
         }
         Ask::Search(kind) => {
             tracing::info!(client = %client.name, resource_type = kind, status, "a search was answered")
+        }
+        Ask::Everything(id) => {
+            let id = id.parse::<Uuid>().ok();
+            tracing::info!(client = %client.name, ?id, status, "what is known of a patient was answered");
         }
     }
     answer
@@ -101,7 +114,7 @@ async fn read(store: &dyn Store, head: &Parts, kind: &str, id: &str) -> Result<A
 }
 
 /// A resource as it may be shown.
-enum Shown {
+pub(super) enum Shown {
     Resource(Value),
     /// Its labels forbid it.
     Withheld(String),
@@ -110,7 +123,7 @@ enum Shown {
 }
 
 impl Shown {
-    fn of(held: &Held) -> Result<Shown, Answer> {
+    pub(super) fn of(held: &Held) -> Result<Shown, Answer> {
         let bug = || {
             outcome::answer(StatusCode::INTERNAL_SERVER_ERROR, "exception", "what is stored does not read")
         };
@@ -173,8 +186,7 @@ async fn search(store: &dyn Store, head: &Parts, base: &str, kind: &str) -> Resu
         Some(patient) => Some(survivor(store, patient).await?),
         None => None,
     };
-    let mut found = Vec::new();
-    let (mut withheld, mut incomplete) = (0_usize, 0_usize);
+    let mut found = Found::default();
     let mut after = asked.after;
     let mut looked_at = 0;
     let next = loop {
@@ -184,7 +196,7 @@ async fn search(store: &dyn Store, head: &Parts, base: &str, kind: &str) -> Resu
                 let ids = openly_named(store, alias).await?;
                 store.held(&ids).await
             }
-            (_, Some(patient)) => store.held_of_patient(patient, kind, after, PAGE_MAX).await,
+            (_, Some(patient)) => store.held_of_patient(patient, Some(kind), after, PAGE_MAX).await,
             (_, None) => Ok(Vec::new()),
         }
         .map_err(away)?;
@@ -194,24 +206,27 @@ async fn search(store: &dyn Store, head: &Parts, base: &str, kind: &str) -> Resu
         });
         let mut more = None;
         for held in &page {
-            if found.len() == asked.count || looked_at == LOOKED_AT_MAX {
+            if found.matches.len() == asked.count || looked_at == LOOKED_AT_MAX {
                 more = after;
                 break;
             }
             looked_at += 1;
             after = Some(held.resource.id);
             match Shown::of(held)? {
-                Shown::Resource(json) if asked.holds(&json) => found.push(json),
+                Shown::Resource(json) if asked.holds(&json) => found.matches.push(json),
                 Shown::Resource(_) => {}
-                Shown::Withheld(_) => withheld += 1,
-                Shown::Incomplete(_) => incomplete += 1,
+                Shown::Withheld(_) => found.withheld += 1,
+                Shown::Incomplete(_) => found.incomplete += 1,
             }
         }
         if more.is_some() || !full {
             break more;
         }
     };
-    Ok(bundle(base, kind, &asked, &found, (withheld, incomplete), next))
+    if asked.ignored > 0 {
+        found.said.push(format!("{} parameters that are not known were left out", asked.ignored));
+    }
+    Ok(page(base, kind, &asked.pairs, asked.count, (asked.after, next), found))
 }
 
 /// Whom an identifier names. Who has been spoken of in restricted messages too is found by what is shown of him alone: the number
@@ -229,7 +244,7 @@ async fn openly_named(store: &dyn Store, alias: &Alias) -> Result<Vec<Uuid>, Ans
 }
 
 /// The patient whom a merge left.
-async fn survivor(store: &dyn Store, patient: Uuid) -> Result<Uuid, Answer> {
+pub(super) async fn survivor(store: &dyn Store, patient: Uuid) -> Result<Uuid, Answer> {
     let mut patient = patient;
     for _ in 0..16 {
         let held = store.held(&[patient]).await.map_err(away)?;
@@ -355,43 +370,57 @@ fn token(text: &str) -> Option<(String, String)> {
     Some((system.filter(|system| !system.is_empty())?, value)).filter(|(_, value)| !value.is_empty())
 }
 
-/// The answer to a search; `base` is where this server's resources lie.
-fn bundle(
+/// What a page shows, and what it says of what it does not show.
+#[derive(Default)]
+pub(super) struct Found {
+    pub(super) matches: Vec<Value>,
+    /// What these refer to.
+    pub(super) included: Vec<Value>,
+    /// How many their labels forbid to show.
+    pub(super) withheld: usize,
+    /// How many lack a required element.
+    pub(super) incomplete: usize,
+    /// What else there is to say.
+    pub(super) said: Vec<String>,
+}
+
+/// One page of an answer; `base` is where this server's resources lie, `path` what was asked there. It begins after one id and, if
+/// there is more, goes on after another.
+pub(super) fn page(
     base: &str,
-    kind: &str,
-    asked: &Asked,
-    found: &[Value],
-    (withheld, incomplete): (usize, usize),
-    next: Option<Uuid>,
+    path: &str,
+    pairs: &[(String, String)],
+    count: usize,
+    (after, next): (Option<Uuid>, Option<Uuid>),
+    found: Found,
 ) -> Answer {
     let link = |after: Option<Uuid>| {
         let mut text = form_urlencoded::Serializer::new(String::new());
-        text.extend_pairs(&asked.pairs).append_pair("_count", &asked.count.to_string());
+        text.extend_pairs(pairs).append_pair("_count", &count.to_string());
         if let Some(after) = after {
             text.append_pair(AFTER, &after.to_string());
         }
-        format!("/fhir/{kind}?{}", text.finish())
+        format!("/fhir/{path}?{}", text.finish())
     };
-    let mut links = vec![json!({"relation": "self", "url": link(asked.after)})];
+    let mut links = vec![json!({"relation": "self", "url": link(after)})];
     if let Some(next) = next {
         links.push(json!({"relation": "next", "url": link(Some(next))}));
     }
-    let mut entries: Vec<Value> = found
-        .iter()
-        .map(|resource| {
+    let modes = found.matches.iter().map(|one| (one, "match"));
+    let shown = modes.chain(found.included.iter().map(|one| (one, "include")));
+    let mut entries: Vec<Value> = shown
+        .map(|(resource, mode)| {
+            let kind = resource["resourceType"].as_str().unwrap_or_default();
             let url = format!("{base}/{kind}/{}", resource["id"].as_str().unwrap_or_default());
-            json!({"fullUrl": url, "resource": resource, "search": {"mode": "match"}})
+            json!({"fullUrl": url, "resource": resource, "search": {"mode": mode}})
         })
         .collect();
-    let mut said = Vec::new();
-    if asked.ignored > 0 {
-        said.push(format!("{} parameters that are not known were left out", asked.ignored));
+    let mut said = found.said;
+    if found.withheld > 0 {
+        said.push(format!("{} that are labelled restricted or very restricted are withheld", found.withheld));
     }
-    if withheld > 0 {
-        said.push(format!("{withheld} that are labelled restricted or very restricted are withheld"));
-    }
-    if incomplete > 0 {
-        said.push(format!("{incomplete} that lack a required element are left out"));
+    if found.incomplete > 0 {
+        said.push(format!("{} that lack a required element are left out", found.incomplete));
     }
     if !said.is_empty() {
         let issue =
@@ -407,7 +436,7 @@ fn bundle(
     outcome::resource(StatusCode::OK, &bundle)
 }
 
-fn away(error: crate::store::StoreError) -> Answer {
+pub(super) fn away(error: crate::store::StoreError) -> Answer {
     tracing::warn!(%error, "a reading could not be answered");
     outcome::answer(StatusCode::SERVICE_UNAVAILABLE, "transient", "the store is away")
 }
@@ -428,6 +457,10 @@ mod tests {
         assert_eq!(read("/fhir/Patient"), Some(Ask::Search("Patient".to_owned())));
         assert_eq!(read("/fhir"), None);
         assert_eq!(read("/fhir/Patient/1/_history"), None);
+        for path in ["/fhir/Patient/1/$everything", "/fhir/Patient/1/%24everything"] {
+            assert_eq!(read(path), Some(Ask::Everything("1".to_owned())));
+        }
+        assert_eq!(read("/fhir/Encounter/1/$everything"), None);
         assert_eq!(ask(&Method::DELETE, "/fhir/Patient/1"), None);
     }
 

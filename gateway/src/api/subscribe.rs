@@ -16,6 +16,9 @@ use serde_json::Value;
 use std::sync::Arc;
 use uuid::Uuid;
 
+/// How many subscriptions of a client may be about to be forgotten.
+const REMOVED_MAX: usize = 200;
+
 /// What an owner wants.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Ask {
@@ -76,7 +79,12 @@ async fn create(
     let is_off = check(&resource, (id, client), allowed, base)?;
     let now = roster.refresh().await.map_err(away)?;
     let own = now.requested.iter().filter(|one| one.stored.owner == client.name);
-    if own.filter(|one| one.stored.standing != Standing::Removed).count() >= allowed.subscriptions_max {
+    let (removed, standing): (Vec<_>, Vec<_>) = own.partition(|one| one.stored.standing == Standing::Removed);
+    if removed.len() >= REMOVED_MAX {
+        let text = "this client has deleted too many subscriptions within two minutes: try again then";
+        return Err(outcome::answer(StatusCode::TOO_MANY_REQUESTS, "throttled", text));
+    }
+    if standing.len() >= allowed.subscriptions_max {
         let text = format!(
             "this client has {} subscriptions, as many as the configuration allows (`subscribes`, `subscriptions_max`)",
             allowed.subscriptions_max

@@ -135,6 +135,13 @@ impl Bus for Embedded {
         Ok(())
     }
 
+    async fn remove(&self, subscription: &str) -> Result<(), BusError> {
+        if let Some(queue) = self.shared.reach()?.queues.remove(&subscribed(subscription)) {
+            queue.arrived.notify_waiters();
+        }
+        Ok(())
+    }
+
     async fn publish(&self, batch: Vec<Envelope>) -> Vec<Result<(), BusError>> {
         let publish_one = |envelope: Envelope| {
             let mut state = self.shared.reach()?;

@@ -97,6 +97,9 @@ pub trait Bus: Send + Sync + 'static {
     /// Makes sure that the queue of a subscription is there and bound.
     async fn declare(&self, subscription: &str) -> Result<(), BusError>;
 
+    /// Makes sure that the queue of a subscription is gone, with what lies in it.
+    async fn remove(&self, subscription: &str) -> Result<(), BusError>;
+
     /// Publishes a batch with confirms in a window, in order; answers one result each once all are settled. While the
     /// broker blocks publishers it waits, for as long as that takes.
     async fn publish(&self, batch: Vec<Envelope>) -> Vec<Result<(), BusError>>;

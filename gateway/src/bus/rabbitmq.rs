@@ -162,6 +162,10 @@ impl Bus for RabbitMq {
         self.queues.of_subscription(subscription).await
     }
 
+    async fn remove(&self, subscription: &str) -> Result<(), BusError> {
+        self.queues.remove(subscription).await
+    }
+
     async fn publish(&self, batch: Vec<Envelope>) -> Vec<Result<(), BusError>> {
         // What came back had no queue, or one that nothing leads to. Where this fails, publishing says so.
         if let Some(first) = batch.first() {

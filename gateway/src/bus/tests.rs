@@ -72,6 +72,16 @@ mod suite {
         }
     }
 
+    pub(super) async fn what_is_removed_is_gone_with_what_lay_in_it(bus: &dyn Bus, name: &str) {
+        bus.remove(name).await.expect("what is not there is gone");
+        bus.declare(name).await.expect("the bus is there");
+        assert!(all_ok(&bus.publish(batch(name, 0..10)).await));
+        bus.remove(name).await.expect("the bus is there");
+        bus.declare(name).await.expect("it can be made again");
+        let mut consumer = bus.consume(name, 100).await.expect("it was declared");
+        assert!(is_drained(bus, &mut *consumer, name).await);
+    }
+
     pub(super) async fn what_is_not_settled_comes_back(bus: &dyn Bus, name: &str) {
         bus.declare(name).await.expect("the bus is there");
         assert!(all_ok(&bus.publish(batch(name, 0..10)).await));
@@ -157,6 +167,7 @@ mod suite {
 macro_rules! every_promise {
     ($make:path, $clean:path $(, $ignore:meta)?) => {
         promise!($make, $clean, what_is_published_comes_in_order_with_its_ids $(, $ignore)?);
+        promise!($make, $clean, what_is_removed_is_gone_with_what_lay_in_it $(, $ignore)?);
         promise!($make, $clean, what_is_not_settled_comes_back $(, $ignore)?);
         promise!($make, $clean, no_more_than_the_window_is_out $(, $ignore)?);
         promise!($make, $clean, without_a_queue_it_is_returned $(, $ignore)?);

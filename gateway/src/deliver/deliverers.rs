@@ -3,6 +3,7 @@
 use super::feed::{Feed, feed};
 use super::life::Life;
 use super::{AmqpQueue, Counters, OnParked, Services, Settings, Subscription, Written};
+use crate::bus::Bus;
 use crate::config::{self, To};
 use crate::lifecycle::RetryPolicy;
 use crate::normalize::Mapper;
@@ -176,7 +177,7 @@ pub async fn keep(deliverers: Arc<Deliverers>, roster: Arc<Roster>, stop: Cancel
         }
         let looked = async {
             roster.refresh().await?;
-            end(&roster).await
+            end(&roster, &*deliverers.services.bus).await
         };
         if let Err(error) = looked.await {
             tracing::warn!(error = %crate::chain(&error), "the subscriptions could not be read");
@@ -185,7 +186,7 @@ pub async fn keep(deliverers: Arc<Deliverers>, roster: Arc<Roster>, stop: Cancel
 }
 
 /// Switches off what has come to its end, and forgets what was deleted.
-async fn end(roster: &Roster) -> Result<(), StoreError> {
+async fn end(roster: &Roster, bus: &dyn Bus) -> Result<(), StoreError> {
     let now = Timestamp::now();
     let enrolled = roster.now();
     let over = |one: &&Enrolment| {
@@ -208,6 +209,11 @@ async fn end(roster: &Roster) -> Result<(), StoreError> {
     };
     let gone: Vec<Uuid> = enrolled.requested.iter().filter(gone).map(|one| one.stored.id).collect();
     for id in gone {
+        if let Err(error) = bus.remove(&id.to_string()).await {
+            // It is tried again: a queue that nobody empties would stay for ever.
+            tracing::warn!(subscription = %id, error = %crate::chain(&error), "the queue of a deleted subscription could not be deleted");
+            continue;
+        }
         let given_up = roster.forget(id).await?;
         tracing::info!(subscription = %id, given_up, "a deleted subscription was forgotten");
     }

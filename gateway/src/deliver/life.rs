@@ -59,6 +59,11 @@ impl Life {
 
     /// Shakes hands where that is still to be done. Answers whether notifications may be sent.
     pub(super) async fn greet(&self, subscription: &Subscription, store: &dyn Store) -> bool {
+        // Another replica may have tried it just before, and let the lease go.
+        if let Err(error) = self.roster.refresh().await {
+            tracing::warn!(error = %crate::chain(&error), "the subscriptions could not be read");
+            return false;
+        }
         match self.standing() {
             Some(Standing::Active | Standing::Failing) => return true,
             Some(Standing::Requested) => {}

@@ -781,11 +781,11 @@ pub trait Store: Send + Sync + 'static {
     /// The current versions of these resources, in order of their ids.
     async fn held(&self, ids: &[Uuid]) -> Result<Vec<Held>, StoreError>;
 
-    /// What of a type is about a patient, or about those who were merged into this one: in order of ids, beyond `after`.
+    /// What of a type, or of any, is about a patient, or about those who were merged into this one: in order of ids, beyond `after`.
     async fn held_of_patient(
         &self,
         patient: Uuid,
-        resource_type: &str,
+        resource_type: Option<&str>,
         after: Option<Uuid>,
         limit: usize,
     ) -> Result<Vec<Held>, StoreError>;

@@ -66,6 +66,14 @@ impl Queues {
         Ok(())
     }
 
+    /// Deletes a subscription's queue; one that is not there is none.
+    pub(super) async fn remove(&self, subscription: &str) -> Result<(), BusError> {
+        let session = self.publishing.session().await?;
+        let queue = subscription_queue(subscription);
+        self.publishing.doubt(&queue);
+        delete(&session, &queue).await
+    }
+
     /// Makes a subscriber's own queue, unless it is there. One that was never seen to work is tried first, whoever made it: a
     /// dead one never held anything, so it is made anew. A mark tells those that have been seen to work; they are left alone for
     /// ever, as only their subscriber knows what lies in them.

@@ -293,7 +293,7 @@ not_a_delivery! {
     search(query: &Query) -> Vec<Summary>;
     named(aliases: &[Alias]) -> Vec<Uuid>;
     held(ids: &[Uuid]) -> Vec<Held>;
-    held_of_patient(patient: Uuid, resource_type: &str, after: Option<Uuid>, limit: usize) -> Vec<Held>;
+    held_of_patient(patient: Uuid, resource_type: Option<&str>, after: Option<Uuid>, limit: usize) -> Vec<Held>;
     timeline(id: MessageId) -> Option<Timeline>;
     request(who: &str, requests: &[Request]) -> ();
     carry_out_requests(limit: usize) -> usize;

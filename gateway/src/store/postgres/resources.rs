@@ -14,7 +14,7 @@ const OF_PATIENT: &str = concat!(
     recording::same!("$1"),
     " SELECT resource.id, resource_type, version, state, resource.replaced_by, message FROM resource
      JOIN same ON resource.patient = same.id
-     WHERE resource_type = $2 AND ($3::uuid IS NULL OR resource.id > $3) ORDER BY resource.id LIMIT $4"
+     WHERE ($2::text IS NULL OR resource_type = $2) AND ($3::uuid IS NULL OR resource.id > $3) ORDER BY resource.id LIMIT $4"
 );
 
 impl Postgres {
@@ -32,7 +32,7 @@ impl Postgres {
     pub(super) async fn read_of_patient(
         &self,
         patient: Uuid,
-        resource_type: &str,
+        resource_type: Option<&str>,
         after: Option<Uuid>,
         limit: usize,
     ) -> Result<Vec<Held>, StoreError> {

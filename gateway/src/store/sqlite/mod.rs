@@ -458,7 +458,7 @@ impl Store for Sqlite {
     async fn held_of_patient(
         &self,
         patient: Uuid,
-        resource_type: &str,
+        resource_type: Option<&str>,
         after: Option<Uuid>,
         limit: usize,
     ) -> Result<Vec<Held>, StoreError> {

@@ -13,7 +13,7 @@ const OF_PATIENT: &str = concat!(
     recording::same!("?1"),
     " SELECT resource.id, resource_type, version, state, resource.replaced_by, message FROM resource
      JOIN same ON resource.patient = same.id
-     WHERE resource_type = ?2 AND (?3 IS NULL OR resource.id > ?3) ORDER BY resource.id LIMIT ?4"
+     WHERE (?2 IS NULL OR resource_type = ?2) AND (?3 IS NULL OR resource.id > ?3) ORDER BY resource.id LIMIT ?4"
 );
 
 impl Sqlite {
@@ -37,7 +37,7 @@ impl Sqlite {
     pub(super) async fn read_of_patient(
         &self,
         patient: Uuid,
-        resource_type: &str,
+        resource_type: Option<&str>,
         after: Option<Uuid>,
         limit: usize,
     ) -> Result<Vec<Held>, StoreError> {

@@ -237,7 +237,7 @@ async fn what_is_held_is_read_by_id_by_identifier_and_of_a_patient(place: Place)
     assert!(store.held(&[]).await.unwrap().is_empty());
     assert_eq!(store.named(&[alias("MRN1"), alias("MRN9")]).await.unwrap(), [Uuid::from_u128(2)]);
     let of = async |patient: u128, kind: &str, after: Option<u128>, limit: usize| {
-        let after = after.map(Uuid::from_u128);
+        let (after, kind) = (after.map(Uuid::from_u128), Some(kind).filter(|kind| *kind != "*"));
         ids(store.held_of_patient(Uuid::from_u128(patient), kind, after, limit).await.unwrap())
     };
     let kind = resource(1, 0, "").resource_type;
@@ -245,6 +245,7 @@ async fn what_is_held_is_read_by_id_by_identifier_and_of_a_patient(place: Place)
     assert_eq!(of(2, &kind, None, 2).await, [11, 12]);
     assert_eq!(of(2, &kind, Some(12), 10).await, [13]);
     assert_eq!(of(2, "Nothing", None, 10).await, [] as [u128; 0]);
+    assert_eq!(of(2, "*", Some(11), 10).await, [12, 13], "of any type");
 }
 
 async fn an_alias_is_made_once_and_moves_by_a_merge(place: Place) {
