@@ -9,7 +9,6 @@ use hyper::service::service_fn;
 use hyper::{HeaderMap, Request, Response};
 use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
-use std::collections::{HashMap, VecDeque};
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -49,7 +48,7 @@ impl Came {
     }
 }
 
-/// An endpoint that answers 200, or what it is told to answer next.
+/// An endpoint that answers 200, or what it is told to answer.
 #[derive(Clone)]
 struct Endpoint {
     at: SocketAddr,
@@ -59,9 +58,10 @@ struct Endpoint {
 #[derive(Default)]
 struct Inner {
     came: Vec<Came>,
-    next: HashMap<String, VecDeque<u16>>,
-    /// What is answered when nothing is next.
+    /// What is always answered.
     always: Option<u16>,
+    /// What type of notification is refused for good.
+    refused: Option<&'static str>,
 }
 
 impl Endpoint {
@@ -90,11 +90,11 @@ impl Endpoint {
     async fn answer(&self, request: Request<Incoming>) -> Result<Response<Empty<Bytes>>, Infallible> {
         let (path, headers) = (request.uri().path().to_owned(), request.headers().clone());
         let body = request.into_body().collect().await.unwrap().to_bytes();
-        let body = serde_json::from_slice(&body).unwrap();
+        let came = Came { path, headers, body: serde_json::from_slice(&body).unwrap() };
         let mut inner = self.lock();
-        let next = inner.next.get_mut(&path).and_then(VecDeque::pop_front);
-        let status = next.or(inner.always).unwrap_or(200);
-        inner.came.push(Came { path, headers, body });
+        let refused = inner.refused.filter(|kind| came.says("type") == *kind).map(|_| 422);
+        let status = refused.or(inner.always).unwrap_or(200);
+        inner.came.push(came);
         let mut answer = Response::new(Empty::new());
         *answer.status_mut() = status.try_into().unwrap();
         Ok(answer)
@@ -414,6 +414,8 @@ async fn what_is_not_supported_is_refused_and_nothing_is_made() {
         let refused = ask(&gateway, "POST /fhir/Subscription", Some(&wrong)).await.outcome(422);
         assert!(refused.contains(place), "{refused}");
     }
+    let wide = with(|s| s["text"] = json!({"status": "generated", "div": "x".repeat(70_000)}));
+    ask(&gateway, "POST /fhir/Subscription", Some(&wide)).await.outcome(413);
     let other = json!({"resourceType": "Patient"});
     ask(&gateway, "POST /fhir/Subscription", Some(&other)).await.outcome(400);
     ask_as(&gateway, "other", "POST /fhir/Subscription", &[], Some(&right)).await.outcome(403);
@@ -474,6 +476,55 @@ async fn an_endpoint_that_does_not_play_along_puts_it_in_error_and_loses_nothing
     discharge(&gateway, 8..9).await;
     let came = endpoint.until("/events/a", "event-notification", 8).await;
     assert_eq!(numbers(&came).len(), 8);
+}
+
+#[tokio::test]
+async fn what_was_written_for_an_endpoint_never_goes_to_another() {
+    let endpoint = Endpoint::start().await;
+    let gateway = start(&Setup::default(), &endpoint).await;
+    let id = create(&gateway, &sample(&endpoint, "/events/a")).await;
+    becomes(&gateway, &id, "active").await;
+    endpoint.lock().always = Some(503);
+    discharge(&gateway, 0..6).await;
+    endpoint.until("/events/a", "event-notification", 3).await;
+    endpoint.lock().always = None;
+    let changed = change(&gateway, &id, |resource| {
+        resource["channel"]["endpoint"] = endpoint.url("/events/b").into();
+        resource["channel"]["_payload"]["extension"][0]["valueCode"] = "empty".into();
+    });
+    assert_eq!(changed.await.status, 200);
+    let came = endpoint.until("/events/b", "event-notification", 6).await;
+    let mut found = numbers(&came);
+    found.sort_unstable();
+    assert_eq!(found, (1..=6).collect::<Vec<u64>>());
+    for came in came {
+        assert_eq!(came.body["entry"].as_array().unwrap().len(), 1, "nothing but its number: {}", came.body);
+    }
+}
+
+#[tokio::test]
+async fn a_heartbeat_that_is_taken_does_not_hide_that_events_are_refused() {
+    let endpoint = Endpoint::start().await;
+    let gateway = start(&Setup::default(), &endpoint).await;
+    let mut wanted = sample(&endpoint, "/events/a");
+    wanted["channel"]["extension"] =
+        json!([{"url": format!("{BACKPORT}backport-heartbeat-period"), "valueUnsignedInt": 1}]);
+    let id = create(&gateway, &wanted).await;
+    becomes(&gateway, &id, "active").await;
+    endpoint.lock().refused = Some("event-notification");
+    for n in 0..3 {
+        discharge(&gateway, n..n + 1).await;
+        endpoint.until("/events/a", "event-notification", n as usize + 1).await;
+        let beats = endpoint.of("/events/a", "heartbeat").len();
+        endpoint.until("/events/a", "heartbeat", beats + 1).await;
+    }
+    becomes(&gateway, &id, "error").await;
+    let beats = endpoint.of("/events/a", "heartbeat").len();
+    endpoint.until("/events/a", "heartbeat", beats + 2).await;
+    assert_eq!(status_of(&gateway, &id).await, "error");
+    endpoint.lock().refused = None;
+    discharge(&gateway, 3..4).await;
+    becomes(&gateway, &id, "active").await;
 }
 
 #[tokio::test]

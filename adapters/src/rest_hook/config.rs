@@ -4,6 +4,7 @@ use crate::connect::Connector;
 use crate::settings::{Fallback, HostPort, Kind, Secret, Setting, SettingsReader};
 use crate::tls::{CLIENT_SETTINGS, ClientFiles, ClientTls};
 use hyper::{HeaderMap, Uri};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 const fn s(count: u64) -> Duration {
@@ -90,15 +91,23 @@ pub struct Hook {
     pub is_public: bool,
 }
 
+/// What the system trusts, read once for all.
+fn system_tls() -> Result<ClientTls, String> {
+    static LOADED: OnceLock<ClientTls> = OnceLock::new();
+    if let Some(loaded) = LOADED.get() {
+        return Ok(loaded.clone());
+    }
+    let loaded = ClientTls::load(ClientFiles::default()).map_err(|error| error.to_string())?;
+    Ok(LOADED.get_or_init(|| loaded).clone())
+}
+
 impl Hook {
     /// With the defaults of [`SETTINGS`] for the rest.
     pub(super) fn config(self) -> Result<RestHookConfig, String> {
         let is_https = self.url.scheme_str() == Some("https");
         let tls = match self.tls {
             tls @ Some(_) if is_https => tls,
-            None if is_https => {
-                Some(ClientTls::load(ClientFiles::default()).map_err(|error| error.to_string())?)
-            }
+            None if is_https => Some(system_tls()?),
             _ => None,
         };
         let target = target(&self.url).ok_or("a URL with a host is wanted")?;

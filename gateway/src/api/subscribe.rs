@@ -5,7 +5,7 @@ use super::{Answer, fhir, outcome};
 use crate::config::Subscribes;
 use crate::ingest::senders::Known;
 use crate::route::requested;
-use crate::route::roster::{Enrolment, Roster};
+use crate::route::roster::{Enrolled, Roster};
 use crate::store::{Requested, Standing, StoreError};
 use bytes::Bytes;
 use hyper::http::request::Parts;
@@ -16,6 +16,10 @@ use serde_json::Value;
 use std::sync::Arc;
 use uuid::Uuid;
 
+/// How large a Subscription may be, in bytes: all of them are kept in memory.
+const BODY_MAX: usize = 64 << 10;
+/// How often a change is tried when the server changes the same subscription.
+const TRIES_MAX: usize = 10;
 /// How many subscriptions of a client may be about to be forgotten.
 const REMOVED_MAX: usize = 200;
 
@@ -78,18 +82,13 @@ async fn create(
     let id = Uuid::new_v4();
     let is_off = check(&resource, (id, client), allowed, base)?;
     let now = roster.refresh().await.map_err(away)?;
-    let own = now.requested.iter().filter(|one| one.stored.owner == client.name);
-    let (removed, standing): (Vec<_>, Vec<_>) = own.partition(|one| one.stored.standing == Standing::Removed);
-    if removed.len() >= REMOVED_MAX {
+    let (removed, others) = own(&now, client);
+    if removed >= REMOVED_MAX {
         let text = "this client has deleted too many subscriptions within two minutes: try again then";
         return Err(outcome::answer(StatusCode::TOO_MANY_REQUESTS, "throttled", text));
     }
-    if standing.len() >= allowed.subscriptions_max {
-        let text = format!(
-            "this client has {} subscriptions, as many as the configuration allows (`subscribes`, `subscriptions_max`)",
-            allowed.subscriptions_max
-        );
-        return Err(outcome::answer(StatusCode::UNPROCESSABLE_ENTITY, "too-costly", &text));
+    if others >= allowed.subscriptions_max {
+        return Err(too_many(allowed));
     }
     let one = Requested {
         id,
@@ -103,12 +102,33 @@ async fn create(
         changed_at: Timestamp::now(),
     };
     roster.write(&one).await.map_err(away)?;
-    let mut answer = shown(roster, id, StatusCode::CREATED)?;
+    // Others may have been made at the same time.
+    if own(&roster.now(), client).1 > allowed.subscriptions_max {
+        let gone = Requested { version: 2, standing: Standing::Removed, ..one };
+        roster.write(&gone).await.map_err(away)?;
+        return Err(too_many(allowed));
+    }
+    let mut answer = shown(&one, StatusCode::CREATED);
     let place = header::HeaderValue::from_str(&format!("{base}/Subscription/{id}/_history/1"));
     if let Ok(place) = place {
         answer.headers_mut().insert(header::LOCATION, place);
     }
     Ok((id, answer))
+}
+
+/// How many of the client's are about to be forgotten, and how many others it has.
+fn own(now: &Enrolled, client: &Known) -> (usize, usize) {
+    let own = now.requested.iter().filter(|one| one.stored.owner == client.name);
+    let (removed, others): (Vec<_>, Vec<_>) = own.partition(|one| one.stored.standing == Standing::Removed);
+    (removed.len(), others.len())
+}
+
+fn too_many(allowed: &Subscribes) -> Answer {
+    let text = format!(
+        "this client has {} subscriptions, as many as the configuration allows (`subscribes`, `subscriptions_max`)",
+        allowed.subscriptions_max
+    );
+    outcome::answer(StatusCode::UNPROCESSABLE_ENTITY, "too-costly", &text)
 }
 
 async fn update(
@@ -118,40 +138,55 @@ async fn update(
     body: &Bytes,
     id: &str,
 ) -> Result<(Uuid, Answer), Answer> {
-    let known = own(roster, client, head, id).await?;
+    let known = meant(roster, client, head, id).await?;
     let (allowed, base) = allowed(roster, client)?;
     let resource = parse(body)?;
     if resource["id"].as_str() != Some(id) {
         let text = "the id of the resource is not that of the address";
         return Err(outcome::answer(StatusCode::BAD_REQUEST, "invalid", text));
     }
-    let is_off = check(&resource, (known.stored.id, client), allowed, base)?;
-    let version = known.stored.version + 1;
-    let next = Requested {
-        version,
-        written: version,
+    let is_off = check(&resource, (known.id, client), allowed, base)?;
+    let resource = kept(resource);
+    let next = follow(roster, client, head, known, |known| Requested {
+        written: known.version + 1,
         standing: if is_off { Standing::Off } else { Standing::Requested },
-        is_live: known.stored.is_live && !is_off,
+        is_live: known.is_live && !is_off,
         error: String::new(),
-        resource: kept(resource),
-        ..known.stored.clone()
-    };
-    roster.write(&next).await.map_err(away)?;
-    Ok((next.id, shown(roster, next.id, StatusCode::OK)?))
+        resource: resource.clone(),
+        ..known
+    });
+    let next = next.await?;
+    Ok((next.id, shown(&next, StatusCode::OK)))
 }
 
 async fn delete(roster: &Roster, client: &Known, head: &Parts, id: &str) -> Result<(Uuid, Answer), Answer> {
-    let known = own(roster, client, head, id).await?;
-    let next = Requested {
-        version: known.stored.version + 1,
-        standing: Standing::Removed,
-        is_live: false,
-        ..known.stored.clone()
-    };
-    roster.write(&next).await.map_err(away)?;
+    let known = meant(roster, client, head, id).await?;
+    let removed = |known: Requested| Requested { standing: Standing::Removed, is_live: false, ..known };
+    let gone = follow(roster, client, head, known, removed).await?;
     let mut answer = Answer::default();
     *answer.status_mut() = StatusCode::NO_CONTENT;
-    Ok((next.id, answer))
+    Ok((gone.id, answer))
+}
+
+/// Writes the next version. What the server itself said of it meanwhile (that it is active, say) is no reason to ask the client again.
+async fn follow(
+    roster: &Roster,
+    client: &Known,
+    head: &Parts,
+    known: Requested,
+    next: impl Fn(Requested) -> Requested,
+) -> Result<Requested, Answer> {
+    let (id, mut known) = (known.id.to_string(), known);
+    for _ in 0..TRIES_MAX {
+        let version = known.version + 1;
+        let one = Requested { version, changed_at: Timestamp::now(), ..next(known) };
+        match roster.write(&one).await {
+            Ok(()) => return Ok(one),
+            Err(StoreError::Conflict) => known = meant(roster, client, head, &id).await?,
+            Err(error) => return Err(away(error)),
+        }
+    }
+    Err(away(StoreError::Conflict))
 }
 
 /// What the client may subscribe to, and where `/fhir` lies.
@@ -164,7 +199,7 @@ fn allowed<'r>(roster: &'r Roster, client: &Known) -> Result<(&'r Subscribes, &'
 }
 
 /// A subscription that the client created, in the version that it means.
-async fn own(roster: &Roster, client: &Known, head: &Parts, id: &str) -> Result<Enrolment, Answer> {
+async fn meant(roster: &Roster, client: &Known, head: &Parts, id: &str) -> Result<Requested, Answer> {
     let now = roster.refresh().await.map_err(away)?;
     let known = id.parse().ok().and_then(|id| now.find(id)).filter(|one| one.stored.owner == client.name);
     let Some(known) = known else {
@@ -180,15 +215,19 @@ async fn own(roster: &Roster, client: &Known, head: &Parts, id: &str) -> Result<
         });
     };
     let meant = head.headers.get(header::IF_MATCH);
-    if meant.is_some_and(|meant| meant != "*" && *meant != etag(known)) {
+    if meant.is_some_and(|meant| meant != "*" && *meant != etag(&known.stored)) {
         let text = "the subscription has changed meanwhile: read it again";
         return Err(outcome::answer(StatusCode::PRECONDITION_FAILED, "conflict", text));
     }
-    Ok(known.clone())
+    Ok(known.stored.clone())
 }
 
 /// Reads a Subscription, valid as R4 wants it.
 fn parse(body: &[u8]) -> Result<Value, Answer> {
+    if body.len() > BODY_MAX {
+        let text = format!("a Subscription has at most {BODY_MAX} bytes");
+        return Err(outcome::answer(StatusCode::PAYLOAD_TOO_LARGE, "too-long", &text));
+    }
     let resource = fhir::parse(body).map_err(|refusal| refusal.answer())?;
     if resource["resourceType"] != "Subscription" {
         let text = "the resource is of another type than the address says";
@@ -237,19 +276,11 @@ fn kept(mut resource: Value) -> String {
     resource.to_string()
 }
 
-/// The answer that carries it as it stands.
-fn shown(roster: &Roster, id: Uuid, status: StatusCode) -> Result<Answer, Answer> {
-    let now = roster.now();
-    let Some(one) = now.find(id) else {
-        return Err(outcome::answer(
-            StatusCode::SERVICE_UNAVAILABLE,
-            "transient",
-            "it is written; read it again",
-        ));
-    };
-    let mut answer = outcome::resource(status, &resource_of(one));
+/// The answer that carries it as it was just written.
+fn shown(one: &Requested, status: StatusCode) -> Answer {
+    let mut answer = outcome::resource(status, &resource_of(one, None));
     answer.headers_mut().insert(header::ETAG, etag(one));
-    Ok(answer)
+    answer
 }
 
 fn away(error: StoreError) -> Answer {

@@ -13,7 +13,7 @@ use crate::route::policy::{self, Decision};
 use crate::route::publish::Told;
 use crate::route::requested::PAYLOAD;
 use crate::route::roster::{Enrolment, Roster};
-use crate::store::{self, OpenDelivery, Standing, Store, StoreError};
+use crate::store::{self, OpenDelivery, Requested, Standing, Store, StoreError};
 use bytes::Bytes;
 use hyper::http::request::Parts;
 use hyper::{Method, StatusCode, header};
@@ -155,7 +155,8 @@ impl Own<'_> {
     fn status(&self) -> &'static str {
         match self {
             Own::Configured(..) => Standing::Active.code(),
-            Own::Requested(one, _) => status_of(one),
+            Own::Requested(one, _) if one.wanted.is_err() => Standing::Refused.code(),
+            Own::Requested(one, _) => one.stored.standing.code(),
         }
     }
 
@@ -163,45 +164,34 @@ impl Own<'_> {
     fn resource(&self) -> Value {
         match self {
             Own::Configured(of, notifies) => written(of, notifies),
-            Own::Requested(one, _) => resource_of(one),
+            Own::Requested(one, _) => resource_of(&one.stored, one.wanted.as_ref().err().map(|why| &**why)),
         }
     }
 
     fn answer(&self) -> Answer {
         let mut answer = outcome::resource(StatusCode::OK, &self.resource());
         if let Own::Requested(one, _) = self {
-            answer.headers_mut().insert(header::ETAG, etag(one));
+            answer.headers_mut().insert(header::ETAG, etag(&one.stored));
         }
         answer
     }
 }
 
-/// The status of a requested subscription.
-fn status_of(one: &Enrolment) -> &'static str {
-    match &one.wanted {
-        Ok(_) => one.stored.standing.code(),
-        Err(_) => Standing::Refused.code(),
-    }
-}
-
 /// Its version, as an entity tag.
-pub(super) fn etag(one: &Enrolment) -> header::HeaderValue {
-    let tag = format!("W/\"{}\"", one.stored.version);
+pub(super) fn etag(stored: &Requested) -> header::HeaderValue {
+    let tag = format!("W/\"{}\"", stored.version);
     header::HeaderValue::from_str(&tag).expect("a number in quotes")
 }
 
-/// A requested subscription as a FHIR resource: as its owner wrote it, and how it stands.
-pub(super) fn resource_of(one: &Enrolment) -> Value {
-    let stored = &one.stored;
+/// A requested subscription as a FHIR resource: as its owner wrote it, and how it stands; `barred` is why the configuration does not
+/// allow it any more.
+pub(super) fn resource_of(stored: &Requested, barred: Option<&str>) -> Value {
     let mut resource: Value = serde_json::from_str(&stored.resource).unwrap_or_default();
     resource["id"] = stored.id.to_string().into();
     resource["meta"]["versionId"] = stored.version.to_string().into();
     resource["meta"]["lastUpdated"] = stored.changed_at.to_string().into();
-    resource["status"] = status_of(one).into();
-    let error = match &one.wanted {
-        Ok(_) => stored.error.as_str(),
-        Err(why) => why,
-    };
+    resource["status"] = barred.map_or(stored.standing, |_| Standing::Refused).code().into();
+    let error = barred.unwrap_or(&stored.error);
     if !error.is_empty() {
         resource["error"] = error.into();
     }

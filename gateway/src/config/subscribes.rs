@@ -98,7 +98,8 @@ impl Endpoints {
     }
 }
 
-/// An `http:` or `https:` URL with a host, without user, and whose path stays where it is.
+/// An `http:` or `https:` URL with a host, without user, and whose path is read by every server as it stands: none that climbs, and
+/// nothing that some decode or cut away first.
 pub fn url(text: &str) -> Option<Uri> {
     let url: Uri = text.parse().ok()?;
     let is_http = matches!(url.scheme_str(), Some("http" | "https"));
@@ -107,7 +108,10 @@ pub fn url(text: &str) -> Option<Uri> {
         let part = part.to_ascii_lowercase().replace("%2e", ".");
         part == ".." || part == "."
     });
+    let path = url.path().to_ascii_lowercase();
+    let is_odd = [";", "\\", "%2f", "%5c", "%25", "%00"].iter().any(|odd| path.contains(odd));
     (is_http
+        && !is_odd
         && !authority.host().is_empty()
         && !authority.as_str().contains('@')
         && !climbs
@@ -179,6 +183,10 @@ mod tests {
             "https://payer.example/",
             "https://payer.example/events/../admin",
             "https://payer.example/events/%2e%2E/admin",
+            "https://payer.example/events/..;/admin",
+            "https://payer.example/events/x%2F..%2f..%2Fadmin",
+            "https://payer.example/events/..%5cadmin",
+            "https://payer.example/events/%252e%252e/admin",
             "http://payer.example/events",
             "https://payer.example:8443/events",
             "https://payer.example.evil.example/events",

@@ -11,10 +11,11 @@ use crate::route::roster::{Enrolment, Roster};
 use crate::store::{Standing, StoreError};
 use crate::telemetry::metrics::Metrics;
 use jiff::Timestamp;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 use tokio::task::JoinHandle;
+use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
@@ -23,8 +24,10 @@ use uuid::Uuid;
 const AGAIN_AFTER_WIPE: Duration = Duration::from_secs(3_600);
 /// How often it is looked who is subscribed.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// How long a deleted subscription is kept, so that every recording that still knew it is over.
-const REMOVED_FOR: Duration = Duration::from_secs(90);
+/// After how long what is off or deleted gives up its events: every recording and every attempt that still knew it is over then.
+const REST: Duration = Duration::from_secs(90);
+/// After how long in error it is switched off.
+const ERROR_MAX: Duration = Duration::from_secs(30 * 86_400);
 
 /// The deliverers of this process.
 pub struct Deliverers {
@@ -168,16 +171,20 @@ impl Deliverers {
 /// Follows the roster until `stop`: what was requested begins, ends at its time, and is forgotten once it was deleted.
 pub async fn keep(deliverers: Arc<Deliverers>, roster: Arc<Roster>, stop: CancellationToken) {
     let mut changes = roster.watch();
+    let mut look = tokio::time::interval(LOOK_EVERY);
+    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut settled = HashSet::new();
     loop {
         deliverers.follow(&roster);
         tokio::select! {
             () = stop.cancelled() => return,
             _ = changes.changed() => continue,
-            () = tokio::time::sleep(LOOK_EVERY) => {}
+            _ = look.tick() => {}
         }
         let looked = async {
             roster.refresh().await?;
-            end(&roster, &*deliverers.services.bus).await
+            end(&roster, &mut settled).await?;
+            forget(&roster, &*deliverers.services.bus).await
         };
         if let Err(error) = looked.await {
             tracing::warn!(error = %crate::chain(&error), "the subscriptions could not be read");
@@ -185,37 +192,62 @@ pub async fn keep(deliverers: Arc<Deliverers>, roster: Arc<Roster>, stop: Cancel
     }
 }
 
-/// Switches off what has come to its end, and forgets what was deleted.
-async fn end(roster: &Roster, bus: &dyn Bus) -> Result<(), StoreError> {
+/// Switches off what has come to its end, or has been in error for too long, and gives up what those that are off still had to be
+/// sent: nobody would ever send it, and retention would wait for it. `settled` are those versions of which that is done.
+async fn end(roster: &Roster, settled: &mut HashSet<(Uuid, i64)>) -> Result<(), StoreError> {
     let now = Timestamp::now();
-    let enrolled = roster.now();
-    let over = |one: &&Enrolment| {
+    for one in &roster.now().requested {
+        let (id, version) = (one.stored.id, one.stored.version);
         let ended = one.wanted.as_ref().is_ok_and(|wanted| wanted.end.is_some_and(|end| end <= now));
-        ended && !matches!(one.stored.standing, Standing::Off | Standing::Removed)
-    };
-    for id in enrolled.requested.iter().filter(over).map(|one| one.stored.id) {
-        let ended = roster.change(id, |one| {
-            let goes_on = one.standing != Standing::Off;
-            (one.standing, one.is_live, one.error) = (Standing::Off, false, String::new());
-            goes_on
+        let why = match one.stored.standing {
+            Standing::Off => {
+                if age(one, now) >= REST && settled.insert((id, version)) {
+                    let given_up = roster.give_up(id, "its subscription was switched off").await?;
+                    if given_up > 0 {
+                        tracing::info!(subscription = %id, given_up, "a subscription that is off gave up its events");
+                    }
+                }
+                continue;
+            }
+            Standing::Removed => continue,
+            _ if ended => String::new(),
+            Standing::Refused | Standing::Failing if age(one, now) >= ERROR_MAX => {
+                format!("in error for {} days: {}", ERROR_MAX.as_secs() / 86_400, one.stored.error)
+            }
+            Standing::Requested | Standing::Active | Standing::Refused | Standing::Failing => continue,
+        };
+        // Its owner may have prolonged it just now.
+        let switched = roster.change(id, |one| {
+            let is_same = one.version == version;
+            (one.standing, one.is_live, one.error) = (Standing::Off, false, why.clone());
+            is_same
         });
-        if ended.await? {
-            tracing::info!(subscription = %id, "the subscription has come to its end");
+        if switched.await? {
+            tracing::info!(subscription = %id, why, "the subscription is switched off");
         }
     }
-    let gone = |one: &&Enrolment| {
-        let age = Duration::try_from(now.duration_since(one.stored.changed_at)).unwrap_or_default();
-        one.stored.standing == Standing::Removed && age >= REMOVED_FOR
-    };
-    let gone: Vec<Uuid> = enrolled.requested.iter().filter(gone).map(|one| one.stored.id).collect();
-    for id in gone {
+    Ok(())
+}
+
+/// Forgets what was deleted.
+async fn forget(roster: &Roster, bus: &dyn Bus) -> Result<(), StoreError> {
+    let now = Timestamp::now();
+    let enrolled = roster.now();
+    let gone = enrolled.requested.iter().filter(|one| one.stored.standing == Standing::Removed);
+    for id in gone.filter(|one| age(one, now) >= REST).map(|one| one.stored.id) {
         if let Err(error) = bus.remove(&id.to_string()).await {
             // It is tried again: a queue that nobody empties would stay for ever.
             tracing::warn!(subscription = %id, error = %crate::chain(&error), "the queue of a deleted subscription could not be deleted");
             continue;
         }
-        let given_up = roster.forget(id).await?;
+        let given_up = roster.give_up(id, "its subscription was deleted").await?;
+        roster.forget(id).await?;
         tracing::info!(subscription = %id, given_up, "a deleted subscription was forgotten");
     }
     Ok(())
+}
+
+/// How long ago it changed.
+fn age(one: &Enrolment, now: Timestamp) -> Duration {
+    Duration::try_from(now.duration_since(one.stored.changed_at)).unwrap_or_default()
 }

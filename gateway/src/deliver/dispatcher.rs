@@ -5,7 +5,7 @@
 
 use super::again::hand_over_again;
 use super::feed::Fed;
-use super::life::{self, Life, Pulse, Voice, Word};
+use super::life::{Life, Pulse, Voice};
 use super::window::{Batch, Ended, Names, ToTry, Window};
 use super::{Counters, Services, Settings, Subscription};
 use crate::bus::{BusError, Consumer, Taken, random};
@@ -57,12 +57,14 @@ pub(super) async fn run(
 ) {
     let name = format!("subscription:{}", subscription.name);
     let names = [name];
-    while let Some(lease) = acquire(&subscription.settings, &services, &names, &mut feed, &stop).await {
+    while let Some((lease, held_at)) =
+        acquire(&subscription.settings, &services, &names, &mut feed, &stop).await
+    {
         tracing::info!(subscription = %subscription.name, fence = lease.fence, "deliverer begins");
         Counters::set(&subscription.counters.leading, 1);
-        let end = match greeted(&subscription, &services, &lease, &stop).await {
-            None => Tenure::new(&subscription, &services, lease).work(&mut feed, &stop).await,
-            Some(end) => end,
+        let end = match greeted(&subscription, &services, (&lease, held_at), &stop).await {
+            Ok(held_at) => Tenure::new(&subscription, &services, lease, held_at).work(&mut feed, &stop).await,
+            Err(end) => end,
         };
         Counters::set(&subscription.counters.leading, 0);
         tracing::info!(subscription = %subscription.name, end = ?end, "deliverer ends");
@@ -75,47 +77,50 @@ pub(super) async fn run(
     }
 }
 
-/// Shakes hands where that is still to be done, keeping the lease meanwhile. `None`: notifications may be sent.
+/// Shakes hands where that is still to be done, keeping the lease meanwhile. Answers since when that is held, if notifications may be
+/// sent.
 async fn greeted(
     subscription: &Subscription,
     services: &Services,
-    lease: &Lease,
+    (lease, held_at): (&Lease, Instant),
     stop: &CancellationToken,
-) -> Option<End> {
-    let life = subscription.life.as_ref()?;
-    let mut greeting = std::pin::pin!(life.greet(subscription, &*services.store));
+) -> Result<Instant, End> {
+    let Some(life) = &subscription.life else { return Ok(held_at) };
+    let mut held_at = held_at;
+    let mut greeting = std::pin::pin!(life.greet(subscription, services));
     loop {
         tokio::select! {
-            () = stop.cancelled() => return Some(End::Stopped),
-            may_begin = &mut greeting => return if may_begin { None } else { Some(End::Stopped) },
+            () = stop.cancelled() => return Err(End::Stopped),
+            may_begin = &mut greeting => return if may_begin { Ok(held_at) } else { Err(End::Stopped) },
             () = sleep(subscription.settings.lease_ttl / 3) => {}
         }
-        let names = std::slice::from_ref(&lease.name);
+        let (names, asked_at) = (std::slice::from_ref(&lease.name), Instant::now());
         match services.store.lease(services.replica, names, subscription.settings.lease_ttl).await {
-            Ok(held) if held.contains(lease) => {}
-            Ok(_) => return Some(End::Lost),
+            Ok(held) if held.contains(lease) => held_at = asked_at,
+            Ok(_) => return Err(End::Lost),
             Err(error) => {
                 tracing::warn!(%error, "lease not to be had");
-                return Some(End::Lost);
+                return Err(End::Lost);
             }
         }
     }
 }
 
-/// Waits for the lease; `None` when the process stops.
+/// Waits for the lease; answers when it was asked for. `None` when the process stops.
 async fn acquire(
     settings: &Settings,
     services: &Services,
     names: &[String],
     feed: &mut Fed,
     stop: &CancellationToken,
-) -> Option<Lease> {
+) -> Option<(Lease, Instant)> {
     let mut fed = true;
     loop {
+        let asked_at = Instant::now();
         match services.store.lease(services.replica, names, settings.lease_ttl).await {
             Ok(leases) => {
                 if let Some(lease) = leases.into_iter().next() {
-                    return (!stop.is_cancelled()).then_some(lease);
+                    return (!stop.is_cancelled()).then_some((lease, asked_at));
                 }
             }
             Err(error) => tracing::warn!(%error, "lease not to be had"),
@@ -159,8 +164,8 @@ enum Done {
     Renewed(Instant, Result<bool, StoreError>),
     /// A heartbeat.
     Beat(Result<(), String>),
-    /// A word to the owner, and whether it could be written down.
-    Told(Word, Result<bool, StoreError>),
+    /// A word to the owner.
+    Told(Result<bool, StoreError>),
 }
 
 /// From taking the lease to losing it.
@@ -197,12 +202,15 @@ struct Tenure<'a> {
     ours_until: Instant,
     /// How the endpoint of a requested subscription takes what it is sent.
     pulse: Pulse,
+    beating: bool,
+    telling: bool,
+    tell_at: Instant,
     stopping: Option<Instant>,
     end: Option<End>,
 }
 
 impl<'a> Tenure<'a> {
-    fn new(subscription: &'a Subscription, services: &'a Services, lease: Lease) -> Self {
+    fn new(subscription: &'a Subscription, services: &'a Services, lease: Lease, held_at: Instant) -> Self {
         let now = Instant::now();
         let settings = &subscription.settings;
         let names = Names {
@@ -242,9 +250,12 @@ impl<'a> Tenure<'a> {
             fetching: false,
             fetch_at: now,
             renewing: false,
-            renew_at: now + settings.lease_ttl / 3,
-            ours_until: now + settings.lease_ttl.mul_f64(0.8),
-            pulse: Pulse::new(subscription.life.as_ref().is_some_and(Life::is_failing), now),
+            renew_at: held_at + settings.lease_ttl / 3,
+            ours_until: held_at + settings.lease_ttl.mul_f64(0.8),
+            pulse: Pulse::new(now),
+            beating: false,
+            telling: false,
+            tell_at: now,
             stopping: None,
             end: None,
         }
@@ -288,6 +299,7 @@ impl<'a> Tenure<'a> {
             if now >= next_tick {
                 self.window.tick(now);
                 self.beat(now);
+                self.tell_owner(now);
                 self.window.report();
                 self.flush().await;
                 next_tick = now + TICK;
@@ -476,23 +488,26 @@ impl<'a> Tenure<'a> {
     /// Sends a heartbeat when one is due.
     fn beat(&mut self, now: Instant) {
         let Some(life) = &self.subscription.life else { return };
-        if self.stopping.is_some() || !self.pulse.beats(life.heartbeat, now) {
+        // One at a time: an endpoint that hangs is not to be filled with them.
+        if self.stopping.is_some() || self.beating || !self.pulse.beats(life.heartbeat, now) {
             return;
         }
         let Some(voice) = Voice::of(self.subscription) else { return };
+        self.beating = true;
         let (life, store) = (life.clone(), Arc::clone(&self.services.store));
         self.tasks.spawn(async move { Done::Beat(life.say("heartbeat", &voice, &*store).await) });
     }
 
-    /// Takes in how an attempt ended, and lets the owner know what that means.
-    fn felt(&mut self, outcome: &Outcome, now: Instant) {
+    /// Lets the owner know how the endpoint takes what it is sent, where that has changed: one word after the other.
+    fn tell_owner(&mut self, now: Instant) {
         let Some(life) = &self.subscription.life else { return };
-        let Some(word) = self.pulse.tried(outcome, now) else { return };
-        let life = life.clone();
-        self.tasks.spawn(async move {
-            let told = life.tell(&word).await;
-            Done::Told(word, told)
-        });
+        if self.telling || now < self.tell_at {
+            return;
+        }
+        let Some(word) = self.pulse.word(life.is_failing()) else { return };
+        self.telling = true;
+        let life: Life = life.clone();
+        self.tasks.spawn(async move { Done::Told(life.tell(&word).await) });
     }
 
     fn write(&mut self, now: Instant) {
@@ -554,13 +569,17 @@ impl<'a> Tenure<'a> {
                 }
             }
             Ok(Done::Tried(number, ended)) => {
-                self.felt(&ended.outcome, now);
+                self.pulse.tried(&ended.outcome, now);
                 self.window.ended(number, ended, now, random());
             }
-            Ok(Done::Beat(said)) => self.felt(&life::outcome(&said), now),
-            Ok(Done::Told(word, told)) => {
+            Ok(Done::Beat(said)) => {
+                self.beating = false;
+                self.pulse.beaten(said.is_ok(), now);
+            }
+            Ok(Done::Told(told)) => {
+                self.telling = false;
                 if let Err(error) = told {
-                    self.pulse.untold(&word);
+                    self.tell_at = now + PAUSE;
                     self.store_failed(&error);
                 }
             }

@@ -6,7 +6,7 @@
 //! is tried again and again, and the first thing that is taken makes it active again. When its owner asks for it anew, its dead letters go again
 //! too.
 
-use super::Subscription;
+use super::{Services, Subscription};
 use crate::lifecycle::Outcome;
 use crate::route::notification::{About, Notifies};
 use crate::route::roster::Roster;
@@ -47,7 +47,7 @@ impl Life {
         (one.stored.written == self.written).then_some(one.stored.standing)
     }
 
-    /// Whether it was failing when it was looked at last.
+    /// Whether its owner is told that it is failing.
     pub(super) fn is_failing(&self) -> bool {
         self.standing() == Some(Standing::Failing)
     }
@@ -58,7 +58,8 @@ impl Life {
     }
 
     /// Shakes hands where that is still to be done. Answers whether notifications may be sent.
-    pub(super) async fn greet(&self, subscription: &Subscription, store: &dyn Store) -> bool {
+    pub(super) async fn greet(&self, subscription: &Subscription, services: &Services) -> bool {
+        let store = &*services.store;
         // Another replica may have tried it just before, and let the lease go.
         if let Err(error) = self.roster.refresh().await {
             tracing::warn!(error = %crate::chain(&error), "the subscriptions could not be read");
@@ -70,14 +71,19 @@ impl Life {
             Some(Standing::Refused | Standing::Off | Standing::Removed) | None => return false,
         }
         let Some(voice) = Voice::of(subscription) else { return false };
+        // What lies there was written as it was asked for before; it is written anew, for whom it is now.
+        if let Err(error) = services.bus.remove(&subscription.name).await {
+            tracing::warn!(subscription = %self.id, error = %crate::chain(&error), "a handshake waits for the bus");
+            return false;
+        }
         let mut said = String::new();
         for rest in HANDSHAKES {
             sleep(rest).await;
             match self.say("handshake", &voice, store).await {
                 Ok(()) => {
-                    // First what was given up: it is to be delivered before anything newer.
+                    // First what was given up, or lay on the bus: it is to be delivered before anything newer.
                     let begun = async {
-                        let again = store.unpark(&subscription.name).await?;
+                        let again = store.take_up_again(&subscription.name).await?;
                         let begun = self.change(|one| {
                             let is_waiting = one.standing == Standing::Requested;
                             (one.standing, one.is_live, one.error) = (Standing::Active, true, String::new());
@@ -215,44 +221,71 @@ pub(super) enum Word {
 /// How an endpoint takes what it is sent.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Pulse {
-    is_failing: bool,
+    known: Known,
     failing_since: Option<Instant>,
     dead: u32,
     /// When it was sent something last.
     sent_at: Instant,
 }
 
+/// What its attempts have shown.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Known {
+    Nothing,
+    Well,
+    Failing(String),
+}
+
 impl Pulse {
-    pub(super) fn new(is_failing: bool, now: Instant) -> Pulse {
-        Pulse { is_failing, failing_since: None, dead: 0, sent_at: now }
+    pub(super) fn new(now: Instant) -> Pulse {
+        Pulse { known: Known::Nothing, failing_since: None, dead: 0, sent_at: now }
     }
 
-    /// Takes the end of an attempt, and says what is to be told.
-    pub(super) fn tried(&mut self, outcome: &Outcome, now: Instant) -> Option<Word> {
+    /// Takes the end of an attempt.
+    pub(super) fn tried(&mut self, outcome: &Outcome, now: Instant) {
         self.sent_at = now;
         match outcome {
-            Outcome::Withheld => return None,
+            Outcome::Withheld => return,
             Outcome::Accepted => {
-                (self.failing_since, self.dead) = (None, 0);
-                return std::mem::take(&mut self.is_failing).then_some(Word::Well);
+                (self.known, self.failing_since, self.dead) = (Known::Well, None, 0);
+                return;
             }
             Outcome::Never => self.dead += 1,
             Outcome::Again { .. } | Outcome::Away { .. } => {}
         }
-        let since = *self.failing_since.get_or_insert(now);
-        let why = if self.dead >= DEAD_MAX {
-            format!("the endpoint refused {} notifications in a row for good", self.dead)
-        } else if now.duration_since(since) >= FAILING_MAX {
-            format!("the endpoint has taken nothing for {} minutes", FAILING_MAX.as_secs() / 60)
-        } else {
-            return None;
-        };
-        (!std::mem::replace(&mut self.is_failing, true)).then_some(Word::Failing(why))
+        self.failed(now);
     }
 
-    /// What was to be told could not be: it is told with the next attempt.
-    pub(super) fn untold(&mut self, word: &Word) {
-        self.is_failing = *word == Word::Well;
+    /// Takes the answer to a heartbeat. One that is taken says nothing of dead letters: it carries no events.
+    pub(super) fn beaten(&mut self, is_taken: bool, now: Instant) {
+        if !is_taken {
+            self.failed(now);
+        } else if self.dead == 0 {
+            self.failing_since = None;
+            if matches!(self.known, Known::Failing(_)) {
+                self.known = Known::Well;
+            }
+        }
+    }
+
+    fn failed(&mut self, now: Instant) {
+        let since = *self.failing_since.get_or_insert(now);
+        if self.dead >= DEAD_MAX {
+            let why = format!("the endpoint refused {} notifications in a row for good", self.dead);
+            self.known = Known::Failing(why);
+        } else if now.duration_since(since) >= FAILING_MAX {
+            let minutes = FAILING_MAX.as_secs() / 60;
+            self.known = Known::Failing(format!("the endpoint has taken nothing for {minutes} minutes"));
+        }
+    }
+
+    /// What its owner is still to be told, who knows that it is failing, or not.
+    pub(super) fn word(&self, is_failing: bool) -> Option<Word> {
+        match &self.known {
+            Known::Well if is_failing => Some(Word::Well),
+            Known::Failing(why) if !is_failing => Some(Word::Failing(why.clone())),
+            Known::Nothing | Known::Well | Known::Failing(_) => None,
+        }
     }
 
     /// Whether a heartbeat is due; it counts as sent then.
@@ -265,14 +298,6 @@ impl Pulse {
     }
 }
 
-/// What a heartbeat came to, as an attempt.
-pub(super) fn outcome(said: &Result<(), String>) -> Outcome {
-    match said {
-        Ok(()) => Outcome::Accepted,
-        Err(_) => Outcome::Away { after: None },
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -281,36 +306,56 @@ mod tests {
     fn it_fails_after_a_time_or_after_dead_letters_and_one_taken_makes_it_well() {
         let start = Instant::now();
         let at = |seconds: u64| start + Duration::from_secs(seconds);
-        let mut pulse = Pulse::new(false, start);
+        let mut pulse = Pulse::new(start);
+        assert_eq!((pulse.word(true), pulse.word(false)), (None, None), "nothing is known yet");
         let again = Outcome::Again { after: None };
-        assert_eq!(pulse.tried(&again, at(0)), None);
-        assert_eq!(pulse.tried(&again, at(299)), None);
-        assert!(
-            matches!(pulse.tried(&again, at(300)), Some(Word::Failing(why)) if why.contains("5 minutes"))
-        );
-        assert_eq!(pulse.tried(&again, at(400)), None, "it is said once");
-        assert_eq!(pulse.tried(&Outcome::Accepted, at(401)), Some(Word::Well));
-        assert_eq!(pulse.tried(&Outcome::Accepted, at(402)), None);
-        assert_eq!(pulse.tried(&again, at(800)), None, "the time counts from the first that failed");
-        for n in 0..2 {
-            assert_eq!(pulse.tried(&Outcome::Never, at(801 + n)), None);
+        for seconds in [0, 299] {
+            pulse.tried(&again, at(seconds));
+            assert_eq!(pulse.word(false), None);
         }
-        let word = pulse.tried(&Outcome::Never, at(803));
+        pulse.tried(&again, at(300));
+        assert!(matches!(pulse.word(false), Some(Word::Failing(why)) if why.contains("5 minutes")));
+        assert_eq!(pulse.word(true), None, "its owner knows");
+        pulse.tried(&Outcome::Accepted, at(401));
+        assert_eq!((pulse.word(true), pulse.word(false)), (Some(Word::Well), None));
+        pulse.tried(&again, at(800));
+        assert_eq!(pulse.word(false), None, "the time counts from the first that failed");
+        for n in 0..2 {
+            pulse.tried(&Outcome::Never, at(801 + n));
+            assert_eq!(pulse.word(false), None);
+        }
+        pulse.tried(&Outcome::Never, at(803));
+        let word = pulse.word(false);
         assert!(matches!(&word, Some(Word::Failing(why)) if why.contains("3 notifications")), "{word:?}");
-        pulse.untold(&word.expect("just seen"));
-        assert!(pulse.tried(&Outcome::Never, at(804)).is_some(), "it is said again");
-        assert_eq!(
-            Pulse::new(true, start).tried(&Outcome::Accepted, at(1)),
-            Some(Word::Well),
-            "after a start too"
-        );
+    }
+
+    #[test]
+    fn heartbeats_tell_that_it_is_there_and_nothing_of_dead_letters() {
+        let start = Instant::now();
+        let at = |seconds: u64| start + Duration::from_secs(seconds);
+        let mut pulse = Pulse::new(start);
+        pulse.beaten(true, at(0));
+        assert_eq!(pulse.word(true), None, "why it fails is not known here");
+        for n in 0..3 {
+            pulse.tried(&Outcome::Never, at(n));
+            pulse.beaten(true, at(n));
+        }
+        assert!(matches!(pulse.word(false), Some(Word::Failing(_))));
+        pulse.beaten(true, at(9));
+        assert_eq!(pulse.word(true), None, "it is still failing");
+        let mut pulse = Pulse::new(start);
+        pulse.beaten(false, at(0));
+        pulse.beaten(false, at(300));
+        assert!(matches!(pulse.word(false), Some(Word::Failing(_))));
+        pulse.beaten(true, at(301));
+        assert_eq!(pulse.word(true), Some(Word::Well));
     }
 
     #[test]
     fn a_heartbeat_is_due_when_nothing_was_sent_for_so_long() {
         let start = Instant::now();
         let at = |seconds: u64| start + Duration::from_secs(seconds);
-        let mut pulse = Pulse::new(false, start);
+        let mut pulse = Pulse::new(start);
         let every = Some(Duration::from_secs(10));
         assert!(!pulse.beats(every, at(9)) && !pulse.beats(None, at(99)));
         pulse.tried(&Outcome::Accepted, at(9));

@@ -153,6 +153,14 @@ impl Faults {
 
     /// Refuses each extension that is not one of the backport's that are known at this place.
     fn extensions(&mut self, element: &Value, place: &str, known: &[&str]) {
+        // Only filters may be several; of anything else the first would be kept and the others passed over.
+        let urls: Vec<&Value> = items(&element["extension"]).map(|one| &one["url"]).collect();
+        for (index, url) in urls.iter().enumerate() {
+            let is_filter = url.as_str().is_some_and(|url| url.ends_with("backport-filter-criteria"));
+            if !is_filter && urls[..index].contains(url) {
+                self.add(&format!("{place}.extension[{index}]"), "it stands there twice");
+            }
+        }
         for (index, one) in items(&element["extension"]).enumerate() {
             let name = one["url"].as_str().and_then(|url| url.strip_prefix(PROFILES));
             if !name.is_some_and(|name| known.contains(&name)) {
@@ -210,7 +218,10 @@ fn filters(resource: &Value, topic: Option<&str>, faults: &mut Faults) -> Vec<Fi
     let Some(topic) = topic.and_then(topics::find) else { return Vec::new() };
     let mut filters = Vec::new();
     for (index, one) in items(&criteria["extension"]).enumerate() {
-        let Some(text) = one["valueString"].as_str() else { continue };
+        let Some(text) = one["valueString"].as_str() else {
+            faults.add(&format!("{place}[{index}]"), "backport-filter-criteria: a valueString is wanted");
+            continue;
+        };
         match Filter::read(text, &[topic]) {
             Ok(filter) => filters.push(filter),
             Err(why) => faults.add(&format!("{place}[{index}].value"), why),
@@ -367,6 +378,18 @@ mod tests {
                 filter("Encounter?color=red"),
                 "Subscription.criteria.extension[0].value",
                 "takes filters by",
+            ),
+            (
+                "/_criteria",
+                json!({"extension": [{"url": format!("{PROFILES}backport-filter-criteria"), "valueUri": "Encounter?class=IMP"}]}),
+                "Subscription.criteria.extension[0]",
+                "a valueString is wanted",
+            ),
+            (
+                "/channel/extension/1/url",
+                json!(format!("{PROFILES}backport-heartbeat-period")),
+                "Subscription.channel.extension[1]",
+                "twice",
             ),
             (
                 "/_criteria",

@@ -8,12 +8,15 @@ use super::requested::{self, Wanted};
 use crate::config::Subscription;
 use crate::ingest::senders::Senders;
 use crate::store::{Requested, Standing, Store, StoreError};
+use std::collections::HashMap;
 use std::sync::Arc;
 use tokio::sync::{Mutex, watch};
 use uuid::Uuid;
 
 /// How often a change is tried when others change the same subscription.
 const TRIES_MAX: usize = 10;
+/// How many deliveries are given up in one transaction.
+const GIVEN_UP_AT_ONCE: usize = 1_000;
 
 /// Keeps up with the store.
 pub struct Roster {
@@ -36,6 +39,8 @@ pub struct Enrolled {
     pub router: Router,
     /// What was requested, removed ones included.
     pub requested: Vec<Enrolment>,
+    /// Where each stands.
+    by_id: HashMap<Uuid, usize>,
 }
 
 /// A requested subscription.
@@ -57,8 +62,8 @@ impl Enrolment {
 impl Enrolled {
     /// One that was requested, and is not removed.
     pub fn find(&self, id: Uuid) -> Option<&Enrolment> {
-        let standing = |one: &&Enrolment| one.stored.standing != Standing::Removed;
-        self.requested.iter().find(|one| one.stored.id == id).filter(standing)
+        let found = self.by_id.get(&id).map(|index| &self.requested[*index]);
+        found.filter(|one| one.stored.standing != Standing::Removed)
     }
 }
 
@@ -72,7 +77,12 @@ impl Roster {
         namespace: Uuid,
     ) -> Roster {
         let router = Router::new(configured.clone(), namespace);
-        let now = watch::Sender::new(Arc::new(Enrolled { version: -1, router, requested: Vec::new() }));
+        let now = watch::Sender::new(Arc::new(Enrolled {
+            version: -1,
+            router,
+            requested: Vec::new(),
+            by_id: HashMap::new(),
+        }));
         Roster { store, configured, senders, base, namespace, now, reading: Mutex::new(()) }
     }
 
@@ -119,18 +129,24 @@ impl Roster {
             let heard = heard.filter_map(|one| Some(one.wanted.as_ref().ok()?.subscription.clone()));
             let subscriptions = self.configured.iter().cloned().chain(heard).collect();
             let router = Router::new(subscriptions, self.namespace);
-            self.now.send_replace(Arc::new(Enrolled { version, router, requested }));
+            let by_id = requested.iter().enumerate().map(|(index, one)| (one.stored.id, index)).collect();
+            self.now.send_replace(Arc::new(Enrolled { version, router, requested, by_id }));
         }
         Ok(self.now())
     }
 
     fn enrol(&self, stored: Requested, before: &Enrolled) -> Enrolment {
-        let known = before.requested.iter().find(|one| one.stored.id == stored.id);
-        if let Some(known) = known.filter(|known| known.stored.written == stored.written) {
-            return Enrolment { wanted: known.wanted.clone(), stored };
+        let known = before.by_id.get(&stored.id).map(|index| &before.requested[*index]);
+        let known = known.filter(|known| known.stored.written == stored.written);
+        if let Some(Enrolment { wanted: Ok(wanted), .. }) = known {
+            return Enrolment { wanted: Ok(Arc::clone(wanted)), stored };
         }
+        // What does not read now may read later: a file that could not be opened, say.
         let wanted = self.read(&stored);
-        if let Err(why) = &wanted {
+        let before = known.and_then(|known| known.wanted.as_ref().err());
+        if let Err(why) = &wanted
+            && before != Some(why)
+        {
             tracing::warn!(subscription = %stored.id, owner = %stored.owner, why = &**why, "a requested subscription is not allowed any more");
         }
         Enrolment { wanted, stored }
@@ -191,14 +207,28 @@ impl Roster {
         &self.senders
     }
 
-    /// Gives up what removed ones still had to be sent. Answers how many deliveries that were.
+    /// Gives up whatever one still had to be sent. Answers how many deliveries that were.
     ///
     /// # Errors
     /// The store's.
-    pub async fn forget(&self, id: Uuid) -> Result<u64, StoreError> {
-        let left = self.store.forget(id, "its subscription was deleted").await?;
-        self.refresh().await?;
-        Ok(left)
+    pub async fn give_up(&self, id: Uuid, why: &str) -> Result<u64, StoreError> {
+        let (name, mut all) = (id.to_string(), 0);
+        loop {
+            let given_up = self.store.give_up(&name, why, GIVEN_UP_AT_ONCE).await?;
+            all += given_up;
+            if given_up == 0 {
+                return Ok(all);
+            }
+        }
+    }
+
+    /// Forgets one.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn forget(&self, id: Uuid) -> Result<(), StoreError> {
+        self.store.forget(id).await?;
+        self.refresh().await.map(drop)
     }
 }
 

@@ -825,12 +825,14 @@ pub trait Store: Send + Sync + 'static {
     /// Writes a requested subscription: version 1 is new, any other follows the one before, or is a [`StoreError::Conflict`].
     async fn write_requested(&self, one: &Requested) -> Result<(), StoreError>;
 
-    /// Sets every dead letter of a subscription back to pending. Answers how many.
-    async fn unpark(&self, subscription: &str) -> Result<u64, StoreError>;
+    /// Sets what of a subscription is a dead letter, or lies on the bus, back to pending. Answers how many. Nobody may be delivering it.
+    async fn take_up_again(&self, subscription: &str) -> Result<u64, StoreError>;
 
-    /// Gives up whatever a removed subscription still had to be sent, and forgets it; its numbers stay used. Answers how many
-    /// deliveries that were.
-    async fn forget(&self, id: Uuid, why: &str) -> Result<u64, StoreError>;
+    /// Gives up what a subscription still had to be sent, dead letters included: of each at most so many at once. Answers how many.
+    async fn give_up(&self, subscription: &str, why: &str, limit: usize) -> Result<u64, StoreError>;
+
+    /// Forgets a requested subscription; its numbers stay used.
+    async fn forget(&self, id: Uuid) -> Result<(), StoreError>;
 
     /// Makes the coming days' partitions and lets go of days that are final and old, counted back from `now` or from
     /// the database's clock, whichever is earlier. Answers how many messages went.

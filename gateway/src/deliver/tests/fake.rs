@@ -306,8 +306,9 @@ not_a_delivery! {
     last_event(subscription: &str) -> i64;
     requested(known: i64) -> Option<(i64, Vec<crate::store::Requested>)>;
     write_requested(one: &crate::store::Requested) -> ();
-    unpark(subscription: &str) -> u64;
-    forget(id: Uuid, why: &str) -> u64;
+    take_up_again(subscription: &str) -> u64;
+    give_up(subscription: &str, why: &str, limit: usize) -> u64;
+    forget(id: Uuid) -> ();
     room() -> Option<u64>;
 }
 

@@ -15,10 +15,11 @@ impl Postgres {
         &self,
         known: i64,
     ) -> Result<Option<(i64, Vec<Requested>)>, StoreError> {
-        if version(&self.desk).await? == known {
+        // On the path: whoever records waits for it.
+        if version(&self.path).await? == known {
             return Ok(None);
         }
-        let mut tx = self.desk.begin().await?;
+        let mut tx = self.path.begin().await?;
         // Locked, so that no change comes between the two readings.
         let now = sqlx::query_scalar("SELECT version FROM requested_subscriptions FOR SHARE");
         let now: i64 = now.fetch_one(&mut *tx).await?;
@@ -65,30 +66,60 @@ impl Postgres {
         Ok(())
     }
 
-    pub(super) async fn unpark(&self, subscription: &str) -> Result<u64, StoreError> {
-        let unparked = sqlx::query(concat!(
-            "UPDATE delivery SET state = 0, attempts = 0, changed_us = ",
-            clock!(),
-            " WHERE subscription = (SELECT id FROM subscription WHERE name = $1) AND held AND state = 5"
-        ));
-        Ok(unparked.bind(subscription).execute(&self.desk).await?.rows_affected())
+    pub(super) async fn take_up_again(&self, subscription: &str) -> Result<u64, StoreError> {
+        let mut again = 0;
+        // The usual ones lie at or above the floor; the held ones anywhere.
+        for which in
+            ["number >= (SELECT floor FROM own) AND held IS NULL AND state = 1", "held AND state IN (1, 5)"]
+        {
+            let sql = format!(
+                "WITH own AS (SELECT id, floor FROM subscription WHERE name = $1)
+                 UPDATE delivery SET state = 0, attempts = CASE WHEN state = 5 THEN 0 ELSE attempts END, changed_us = {}
+                 WHERE subscription = (SELECT id FROM own) AND {which}",
+                clock!()
+            );
+            let done = sqlx::query(sqlx::AssertSqlSafe(sql)).bind(subscription).execute(&self.path).await?;
+            again += done.rows_affected();
+        }
+        Ok(again)
     }
 
-    pub(super) async fn forget(&self, id: Uuid, why: &str) -> Result<u64, StoreError> {
+    pub(super) async fn give_up(
+        &self,
+        subscription: &str,
+        why: &str,
+        limit: usize,
+    ) -> Result<u64, StoreError> {
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        let mut left = 0;
+        // The usual ones lie at or above the floor; the held ones anywhere.
+        for which in [
+            "number >= (SELECT floor FROM own) AND held IS NULL AND state IN (0, 1)",
+            "held AND state IN (0, 1, 2, 5)",
+        ] {
+            let sql = format!(
+                "WITH own AS (SELECT id, floor FROM subscription WHERE name = $1)
+                 UPDATE delivery SET state = 6, held = NULL, reason = $2, changed_us = {} WHERE (message, id) IN
+                     (SELECT message, id FROM delivery WHERE subscription = (SELECT id FROM own) AND {which} ORDER BY number LIMIT $3)",
+                clock!()
+            );
+            let given_up = sqlx::query(sqlx::AssertSqlSafe(sql))
+                .bind(subscription)
+                .bind(why)
+                .bind(limit)
+                .execute(&self.path)
+                .await?;
+            left += given_up.rows_affected();
+        }
+        Ok(left)
+    }
+
+    pub(super) async fn forget(&self, id: Uuid) -> Result<(), StoreError> {
         let mut tx = self.desk.begin().await?;
         changed(&mut *tx).await?;
-        let left = sqlx::query(concat!(
-            "UPDATE delivery SET state = 6, held = NULL, reason = $2, changed_us = ",
-            clock!(),
-            " WHERE subscription = (SELECT id FROM subscription WHERE name = $1) AND state IN (0, 1, 2, 5)"
-        ))
-        .bind(id.to_string())
-        .bind(why)
-        .execute(&mut *tx)
-        .await?;
         sqlx::query("DELETE FROM requested_subscription WHERE id = $1").bind(id).execute(&mut *tx).await?;
         tx.commit().await?;
-        Ok(left.rows_affected())
+        Ok(())
     }
 }
 

@@ -506,12 +506,16 @@ impl Store for Sqlite {
         self.write_requested(one).await
     }
 
-    async fn unpark(&self, subscription: &str) -> Result<u64, StoreError> {
-        self.unpark(subscription).await
+    async fn take_up_again(&self, subscription: &str) -> Result<u64, StoreError> {
+        self.take_up_again(subscription).await
     }
 
-    async fn forget(&self, id: Uuid, why: &str) -> Result<u64, StoreError> {
-        self.forget(id, why).await
+    async fn give_up(&self, subscription: &str, why: &str, limit: usize) -> Result<u64, StoreError> {
+        self.give_up(subscription, why, limit).await
+    }
+
+    async fn forget(&self, id: Uuid) -> Result<(), StoreError> {
+        self.forget(id).await
     }
 
     async fn housekeeping(&self, retention: &Retention, now: Timestamp) -> Result<u64, StoreError> {

@@ -60,35 +60,57 @@ impl Sqlite {
         tx.commit().await
     }
 
-    pub(super) async fn unpark(&self, subscription: &str) -> Result<u64, StoreError> {
+    pub(super) async fn take_up_again(&self, subscription: &str) -> Result<u64, StoreError> {
         let mut tx = self.write().await?;
-        let unparked = sqlx::query(concat!(
-            "UPDATE delivery SET state = 0, attempts = 0, changed_us = ",
-            clock!(),
-            " WHERE subscription = (SELECT id FROM subscription WHERE name = ?) AND state = 5"
-        ))
-        .bind(subscription)
-        .execute(&mut tx.conn)
-        .await?;
+        let mut again = 0;
+        // Each by the index that holds its states.
+        for states in ["IN (0, 1, 2) AND state = 1", "= 5"] {
+            let sql = format!(
+                "UPDATE delivery SET state = 0, attempts = CASE WHEN state = 5 THEN 0 ELSE attempts END, changed_us = {}
+                 WHERE subscription = (SELECT id FROM subscription WHERE name = ?) AND state {states}",
+                clock!()
+            );
+            let done = sqlx::query(sqlx::AssertSqlSafe(sql)).bind(subscription).execute(&mut tx.conn).await?;
+            again += done.rows_affected();
+        }
         tx.commit().await?;
-        Ok(unparked.rows_affected())
+        Ok(again)
     }
 
-    pub(super) async fn forget(&self, id: Uuid, why: &str) -> Result<u64, StoreError> {
+    pub(super) async fn give_up(
+        &self,
+        subscription: &str,
+        why: &str,
+        limit: usize,
+    ) -> Result<u64, StoreError> {
+        let of = sqlx::query_scalar("SELECT id FROM subscription WHERE name = ?").bind(subscription);
+        let Some(of): Option<i64> = of.fetch_optional(&self.readers).await? else { return Ok(0) };
         let mut tx = self.write().await?;
-        let left = sqlx::query(concat!(
-            "UPDATE delivery SET state = 6, reason = ?, changed_us = ",
-            clock!(),
-            " WHERE subscription = (SELECT id FROM subscription WHERE name = ?) AND state IN (0, 1, 2, 5)"
-        ))
-        .bind(why)
-        .bind(id.to_string())
-        .execute(&mut tx.conn)
-        .await?;
+        let mut left = 0;
+        // Each by the index that holds its states.
+        for states in ["IN (0, 1, 2)", "= 5"] {
+            let sql = format!(
+                "UPDATE delivery SET state = 6, reason = ?, changed_us = {} WHERE (message, id) IN
+                     (SELECT message, id FROM delivery WHERE subscription = ? AND state {states} ORDER BY number LIMIT ?)",
+                clock!()
+            );
+            let given_up = sqlx::query(sqlx::AssertSqlSafe(sql))
+                .bind(why)
+                .bind(of)
+                .bind(i64::try_from(limit).unwrap_or(i64::MAX))
+                .execute(&mut tx.conn)
+                .await?;
+            left += given_up.rows_affected();
+        }
+        tx.commit().await?;
+        Ok(left)
+    }
+
+    pub(super) async fn forget(&self, id: Uuid) -> Result<(), StoreError> {
+        let mut tx = self.write().await?;
         sqlx::query("DELETE FROM requested_subscription WHERE id = ?").bind(id).execute(&mut tx.conn).await?;
         changed(&mut tx.conn).await?;
-        tx.commit().await?;
-        Ok(left.rows_affected())
+        tx.commit().await
     }
 }
 

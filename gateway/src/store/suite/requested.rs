@@ -57,7 +57,7 @@ async fn what_was_requested_is_kept_version_by_version(place: Place) {
         store.write_requested(&one).await.unwrap();
         assert_eq!(timeless(other.requested(now).await.unwrap())[0].standing, standing);
     }
-    assert_eq!(store.forget(Uuid::from_u128(1), "why").await.unwrap(), 0);
+    store.forget(Uuid::from_u128(1)).await.unwrap();
     assert_eq!(timeless(other.requested(now).await.unwrap()), [requested(2)]);
 }
 
@@ -87,12 +87,19 @@ async fn dead_letters_go_again_and_what_is_forgotten_is_given_up(place: Place) {
     let numbers =
         async || -> Vec<i64> { deliveries(&store, &name).await.iter().map(|each| each.number).collect() };
     assert_eq!(numbers().await, [3, 4, 5]);
-    assert_eq!(store.unpark(&name).await.unwrap(), 1);
+    assert_eq!(store.take_up_again(&name).await.unwrap(), 2, "the dead letter and what was on the bus");
     assert_eq!(numbers().await, [1, 3, 4, 5]);
-    assert_eq!(deliveries(&store, &name).await[0].attempts, 0);
+    let again = deliveries(&store, &name).await;
+    assert_eq!(again[0].attempts, 0, "a dead letter begins anew");
+    assert!(again.iter().all(|each| each.number == 3 || each.state == DeliveryState::Pending));
     let dead = change(&deliveries(&store, &name).await[0], DeliveryState::Parked);
     store.change_deliveries(&lease, vec![dead]).await.unwrap();
-    assert_eq!(store.forget(Uuid::from_u128(1), "deleted").await.unwrap(), 4, "dead letters too");
+    assert_eq!(store.give_up("nobody", "deleted", 9).await.unwrap(), 0);
+    let mut given_up = 0;
+    for _ in 0..4 {
+        given_up += store.give_up(&name, "deleted", 1).await.unwrap();
+    }
+    assert_eq!(given_up, 4, "dead letters too");
     assert_eq!(numbers().await, [] as [i64; 0]);
     assert_eq!(store.parked_deliveries(&name, 9).await.unwrap(), []);
     assert_eq!(deliveries(&store, "lab").await.len(), 5, "others keep theirs");
