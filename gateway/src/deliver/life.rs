@@ -301,6 +301,101 @@ impl Pulse {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::bus::{Bus, Embedded, Envelope, routing_key};
+    use crate::config::Config;
+    use crate::deliver::{Counters, Settings};
+    use crate::ingest::senders::Senders;
+    use crate::route::notification::Payload;
+    use crate::route::publish::EpochWatch;
+    use adapters::Receipt;
+    use async_trait::async_trait;
+    use jiff::Timestamp;
+    use std::path::Path;
+    use std::sync::Mutex;
+
+    /// Says what it was sent, and takes it.
+    #[derive(Debug, Default)]
+    struct Ear(Mutex<Vec<Bytes>>);
+
+    #[async_trait]
+    impl Destination for Ear {
+        async fn deliver(&self, outgoing: &Outgoing) -> Result<Receipt, DeliverError> {
+            self.0.lock().expect("nobody panics").push(outgoing.bundle.clone());
+            Ok(Receipt { answer: "HTTP 200".to_owned() })
+        }
+    }
+
+    #[tokio::test]
+    async fn what_lay_on_the_bus_is_gone_before_a_new_endpoint_is_sent_anything() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let url = format!("sqlite:{}", folder.path().join("pons.db").display());
+        let store = store::open(&url, store::Role::Gateway).await.expect("opened");
+        store.migrate().await.expect("migrated");
+        let text = "sources: []\nhttp: {base_url: 'https://pons.test/fhir'}\nsenders: [{name: payer, application: X, subscribes: \
+                    {topics: '*', senders: '*', endpoints: 'http://127.0.0.1:9'}}]\n";
+        let config = Config::parse(text, Path::new("")).expect("valid");
+        let senders = Senders::new(config.senders, Vec::new());
+        let base = config.http.base_url;
+        let roster = Roster::new(store.clone(), Vec::new(), senders, base, Uuid::nil());
+        let resource = r#"{"resourceType":"Subscription","status":"requested","reason":"x","criteria":"urn:pons:topic:encounter-end",
+            "channel":{"type":"rest-hook","endpoint":"http://127.0.0.1:9/a","payload":"application/fhir+json","_payload":{"extension":
+            [{"url":"http://hl7.org/fhir/uv/subscriptions-backport/StructureDefinition/backport-payload-content","valueCode":"empty"}]}}}"#;
+        let id = Uuid::from_u128(1);
+        let requested = Requested {
+            id,
+            owner: "payer".into(),
+            version: 1,
+            written: 1,
+            standing: Standing::Requested,
+            is_live: true,
+            error: String::new(),
+            resource: resource.to_owned(),
+            changed_at: Timestamp::UNIX_EPOCH,
+        };
+        roster.write(&requested).await.expect("written");
+        assert!(roster.now().find(id).is_some_and(|one| one.wanted.is_ok()));
+        let bus: Arc<dyn Bus> = Arc::new(Embedded::new(1 << 20));
+        let name: Arc<str> = id.to_string().into();
+        bus.declare(&name).await.expect("declared");
+        let old = Envelope {
+            delivery: DeliveryId(Uuid::from_u128(7)),
+            subscription: name.clone(),
+            routing_key: routing_key(&name, "encounter-end", "TEST"),
+            traceparent: None,
+            body: Bytes::from_static(b"written for another"),
+        };
+        assert!(bus.publish(vec![old]).await.iter().all(Result::is_ok));
+        let services = Services {
+            store: store.clone(),
+            bus: bus.clone(),
+            watch: Arc::new(EpochWatch::new(store, bus.clone())),
+            replica: Uuid::from_u128(2),
+            installation: "test".into(),
+        };
+        let ear = Arc::new(Ear::default());
+        let subscription = Subscription {
+            name: name.clone(),
+            settings: Settings::default(),
+            notifies: Some(Notifies::new("https://pons.test/fhir", Payload::Empty)),
+            topic: Some("encounter-end".to_owned()),
+            life: None,
+            destination: ear.clone(),
+            counters: Arc::new(Counters::default()),
+            timings: crate::telemetry::metrics::DeliverTimings::default(),
+        };
+        let life = Life { roster: Arc::new(roster), id, written: 1, heartbeat: None };
+        assert!(life.greet(&subscription, &services).await);
+        assert_eq!(life.standing(), Some(Standing::Active));
+        let heard = ear.0.lock().expect("nobody panics").clone();
+        assert!(matches!(&heard[..], [one] if one.windows(9).any(|part| part == b"handshake")));
+        let mut consumer = bus.consume(&name, 9).await.expect("it can be made again");
+        let next = timeout(Duration::from_millis(100), consumer.next()).await;
+        assert!(next.is_err(), "nothing lies there any more: {next:?}");
+        assert!(life.greet(&subscription, &services).await, "hands are shaken once");
+        assert_eq!(ear.0.lock().expect("nobody panics").len(), 1);
+        let other = Life { written: 2, ..life };
+        assert!(!other.greet(&subscription, &services).await, "another version is not its own");
+    }
 
     #[test]
     fn it_fails_after_a_time_or_after_dead_letters_and_one_taken_makes_it_well() {
