@@ -463,6 +463,11 @@ async fn an_endpoint_that_does_not_play_along_puts_it_in_error_and_loses_nothing
     let read = ask(&gateway, &format!("GET /fhir/Subscription/{id}"), None).await.json();
     assert!(read["error"].as_str().unwrap().contains("in a row"), "{read}");
     discharge(&gateway, 6..8).await;
+    let (exit, listed) = gateway.pons(&["subscriptions", "--format", "json"]).await.unwrap();
+    let listed: Value = serde_json::from_str(listed.trim()).unwrap();
+    assert_eq!((exit, &listed["name"], &listed["owner"]), (Some(0), &json!(id), &json!("payer")));
+    assert_eq!((&listed["status"], &listed["topics"]), (&json!("error"), &json!("encounter-end")));
+    assert!(listed["parked"].as_u64().unwrap() >= 3, "{listed}");
     let kept = ask(&gateway, &format!("GET /fhir/Subscription/{id}/$events"), None).await.json();
     assert!(kept["entry"].as_array().unwrap().len() > 7, "its events can be read meanwhile");
     endpoint.until("/events/a", "event-notification", 7).await;
@@ -476,6 +481,15 @@ async fn an_endpoint_that_does_not_play_along_puts_it_in_error_and_loses_nothing
     discharge(&gateway, 8..9).await;
     let came = endpoint.until("/events/a", "event-notification", 8).await;
     assert_eq!(numbers(&came).len(), 8);
+
+    // The operator ends it: first a dry run.
+    assert_eq!(gateway.pons(&["subscriptions", "off", &id]).await.unwrap().0, Some(0));
+    assert_eq!(status_of(&gateway, &id).await, "active");
+    assert_eq!(gateway.pons(&["subscriptions", "off", &id, "--yes"]).await.unwrap().0, Some(0));
+    becomes(&gateway, &id, "off").await;
+    assert_eq!(gateway.pons(&["subscriptions", "remove", &id, "--yes"]).await.unwrap().0, Some(0));
+    ask(&gateway, &format!("GET /fhir/Subscription/{id}"), None).await.outcome(404);
+    assert_eq!(gateway.pons(&["subscriptions", "remove", &id, "--yes"]).await.unwrap().0, Some(2));
 }
 
 #[tokio::test]

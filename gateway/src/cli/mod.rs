@@ -10,6 +10,7 @@ mod run;
 mod search;
 mod send;
 mod show;
+mod subscriptions;
 mod test;
 
 use crate::config::Config;
@@ -129,6 +130,8 @@ enum Verb {
     Replay(replay::Arguments),
     /// List codes that no table translates, or translate one
     Codes(codes::Arguments),
+    /// List subscriptions and how they stand, or end one that a client made
+    Subscriptions(subscriptions::Arguments),
     /// Bring the store's schema up to date
     Migrate(ConfigArgument),
     /// Print the version
@@ -174,6 +177,7 @@ pub fn main() -> ExitCode {
         Verb::Show(arguments) => show::main(&arguments),
         Verb::Replay(arguments) => replay::main(&arguments),
         Verb::Codes(arguments) => codes::main(&arguments),
+        Verb::Subscriptions(arguments) => subscriptions::main(&arguments),
         Verb::Migrate(arguments) => migrate(&arguments),
         Verb::Version => print(&format!("pons {}", env!("CARGO_PKG_VERSION"))).map(|()| Exit::Ok),
     };
