@@ -201,8 +201,9 @@ async fn end(roster: &Roster, settled: &mut HashSet<(Uuid, i64)>) -> Result<(), 
         let ended = one.wanted.as_ref().is_ok_and(|wanted| wanted.end.is_some_and(|end| end <= now));
         let why = match one.stored.standing {
             Standing::Off => {
-                if age(one, now) >= REST && settled.insert((id, version)) {
+                if age(one, now) >= REST && !settled.contains(&(id, version)) {
                     let given_up = roster.give_up(id, "its subscription was switched off").await?;
+                    settled.insert((id, version));
                     if given_up > 0 {
                         tracing::info!(subscription = %id, given_up, "a subscription that is off gave up its events");
                     }
