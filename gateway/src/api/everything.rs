@@ -3,7 +3,8 @@
 //! # Source
 //! FHIR R4, operation Patient/everything.
 
-use super::read::{AFTER, Found, PAGE, PAGE_MAX, Shown, away, page, survivor};
+use super::outcome::away;
+use super::read::{AFTER, Found, LOOKED_AT_MAX, PAGE, PAGE_MAX, Shown, page, survivor};
 use super::{Answer, outcome};
 use crate::ingest::senders::Known;
 use crate::store::{Held, Store};
@@ -14,8 +15,8 @@ use serde_json::Value;
 use std::collections::{BTreeSet, HashSet};
 use uuid::Uuid;
 
-/// Types that belong to no patient and tell who, where and with what: they come along where something refers to them.
-const ALONG: [&str; 8] = [
+/// Types that tell who, where and with what: they come along where something refers to them, unless they are themselves a patient's.
+const ALONG: [&str; 7] = [
     "Practitioner",
     "PractitionerRole",
     "Organization",
@@ -23,7 +24,6 @@ const ALONG: [&str; 8] = [
     "HealthcareService",
     "Medication",
     "Device",
-    "RelatedPerson",
 ];
 
 /// What is asked for.
@@ -104,13 +104,15 @@ pub(super) async fn everything(
     }
     let first = tally.found.matches.len();
     let mut after = asked.after;
+    let mut looked_at = 0;
     let next = 'all: loop {
         let rows = store.held_of_patient(patient, None, after, PAGE_MAX).await.map_err(away)?;
         let is_full = rows.len() == PAGE_MAX;
         for held in &rows {
-            if tally.found.matches.len() - first >= asked.count {
+            if tally.found.matches.len() - first >= asked.count || looked_at == LOOKED_AT_MAX {
                 break 'all after;
             }
+            looked_at += 1;
             after = Some(held.resource.id);
             if held.resource.resource_type != "Patient" {
                 tally.take(held)?;
@@ -160,10 +162,12 @@ impl Tally<'_> {
         Ok(())
     }
 
-    /// Takes in something that belongs to nobody.
+    /// Takes in what is referred to. What is a patient's stands among the matches if it is this one's, and is nobody's business here if
+    /// it is another's: a device that has been handed on, say.
     fn along(&mut self, held: &Held) -> Result<(), Answer> {
         if ALONG.contains(&held.resource.resource_type.as_str())
             && let Some(json) = self.shown(held)?
+            && is_nobodys(&json)
         {
             self.found.included.push(json);
         }
@@ -209,6 +213,11 @@ impl Tally<'_> {
     }
 }
 
+/// Whether a resource says of no patient that it is theirs.
+fn is_nobodys(json: &Value) -> bool {
+    json["patient"].is_null() && json["subject"].is_null()
+}
+
 /// The ids in the references of a resource to what may come along.
 fn references(json: &Value, found: &mut BTreeSet<Uuid>) {
     match json {
@@ -246,6 +255,13 @@ mod tests {
         let mut found = BTreeSet::new();
         references(&resource, &mut found);
         assert_eq!(found.into_iter().collect::<Vec<_>>(), [a, b]);
+    }
+
+    #[test]
+    fn what_is_another_patients_does_not_come_along() {
+        assert!(is_nobodys(&json!({"resourceType": "Device", "owner": {"reference": "Organization/1"}})));
+        assert!(!is_nobodys(&json!({"resourceType": "Device", "patient": {"reference": "Patient/1"}})));
+        assert!(!ALONG.contains(&"RelatedPerson") && !ALONG.contains(&"Patient"));
     }
 
     #[test]

@@ -189,6 +189,7 @@ async fn answer(api: &Api, request: Request<Incoming>, peer: SocketAddr, names: 
                 let allowed = match path.trim_end_matches('/').matches('/').count() {
                     0 | 1 => "POST",
                     2 => "GET, POST",
+                    _ if path.starts_with("/fhir/Subscription/") => "GET, PUT, DELETE",
                     _ => "GET, PUT",
                 };
                 answer.headers_mut().insert(header::ALLOW, header::HeaderValue::from_static(allowed));

@@ -1,6 +1,7 @@
 //! OperationOutcomes: what a FHIR client is told when something is refused. Places and sentences, never a value.
 
 use super::Answer;
+use crate::store::StoreError;
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::{Response, StatusCode, header};
@@ -19,6 +20,12 @@ pub fn answer(status: StatusCode, code: &str, text: &str) -> Answer {
             "issue": [{"severity": "error", "code": code, "diagnostics": text}],
         }),
     )
+}
+
+/// The answer when the store did not do something: try again.
+pub fn away(error: StoreError) -> Answer {
+    tracing::warn!(error = %crate::chain(&error), "the store did not answer a request");
+    answer(StatusCode::SERVICE_UNAVAILABLE, "transient", "the store is away; try again")
 }
 
 /// An answer with each issue and its place.

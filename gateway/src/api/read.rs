@@ -4,6 +4,7 @@
 //! about: there is no way to leaf through everybody's records.
 
 use super::everything::everything;
+use super::outcome::away;
 use super::{Answer, outcome};
 use crate::ingest::senders::Known;
 use crate::route::policy::{self, Decision};
@@ -21,7 +22,7 @@ use uuid::Uuid;
 pub(super) const PAGE: usize = 50;
 pub(super) const PAGE_MAX: usize = 500;
 /// How many resources are looked at for one page; what lies beyond is on the next.
-const LOOKED_AT_MAX: usize = 2_000;
+pub(super) const LOOKED_AT_MAX: usize = 2_000;
 /// The parameter of our own links to the next page: the id after which it begins.
 pub(super) const AFTER: &str = "_after";
 
@@ -229,8 +230,8 @@ async fn search(store: &dyn Store, head: &Parts, base: &str, kind: &str) -> Resu
     Ok(page(base, kind, &asked.pairs, asked.count, (asked.after, next), found))
 }
 
-/// Whom an identifier names. Who has been spoken of in restricted messages too is found by what is shown of him alone: the number
-/// may be one of theirs, even if nothing shows it any more.
+/// Whom an identifier names. Who has been spoken of in restricted messages too is found by what is shown of them alone: the number
+/// may come from there, even if nothing shows it any more.
 async fn openly_named(store: &dyn Store, alias: &Alias) -> Result<Vec<Uuid>, Answer> {
     let ids = store.named(std::slice::from_ref(alias)).await.map_err(away)?;
     let held = store.held(&ids).await.map_err(away)?;
@@ -434,11 +435,6 @@ pub(super) fn page(
         bundle["entry"] = entries.into();
     }
     outcome::resource(StatusCode::OK, &bundle)
-}
-
-pub(super) fn away(error: crate::store::StoreError) -> Answer {
-    tracing::warn!(%error, "a reading could not be answered");
-    outcome::answer(StatusCode::SERVICE_UNAVAILABLE, "transient", "the store is away")
 }
 
 #[cfg(test)]

@@ -52,17 +52,14 @@ pub async fn answer(roster: &Roster, client: &Known, head: &Parts, body: &Bytes,
         Ask::Update(id) => update(roster, client, head, body, id).await,
         Ask::Delete(id) => delete(roster, client, head, id).await,
     };
-    let (what, status) = match &ask {
-        Ask::Create => ("create", &answered),
-        Ask::Update(_) => ("update", &answered),
-        Ask::Delete(_) => ("delete", &answered),
+    let what = match &ask {
+        Ask::Create => "create",
+        Ask::Update(_) => "update",
+        Ask::Delete(_) => "delete",
     };
-    let (id, answer) = match status {
-        Ok((id, _)) => (Some(*id), None),
-        Err(answer) => (None, Some(answer.status())),
-    };
-    let refused = answer.map(|status| status.as_u16());
     // The id is shown only if it is one of the client's: anything may stand in a path.
+    let id = answered.as_ref().ok().map(|(id, _)| *id);
+    let refused = answered.as_ref().err().map(|answer| answer.status().as_u16());
     tracing::info!(client = %client.name, what, subscription = ?id, ?refused, "an owner asked to change a subscription");
     answered.map_or_else(|refused| refused, |(_, answer)| answer)
 }
@@ -288,10 +285,5 @@ fn away(error: StoreError) -> Answer {
         let text = "another change came first: read it again";
         return outcome::answer(StatusCode::CONFLICT, "conflict", text);
     }
-    tracing::warn!(error = %crate::chain(&error), "a subscription could not be written");
-    outcome::answer(
-        StatusCode::SERVICE_UNAVAILABLE,
-        "transient",
-        "the store cannot be written now; try again",
-    )
+    outcome::away(error)
 }

@@ -5,6 +5,7 @@
 //! # Source
 //! HL7 FHIR Subscriptions R5 Backport 1.1.0: R4 Subscription profile, operations `$status` and `$events`.
 
+use super::outcome::away;
 use super::{Answer, outcome};
 use crate::config::Subscription;
 use crate::ingest::senders::Known;
@@ -13,7 +14,7 @@ use crate::route::policy::{self, Decision};
 use crate::route::publish::Told;
 use crate::route::requested::PAYLOAD;
 use crate::route::roster::{Enrolment, Roster};
-use crate::store::{self, OpenDelivery, Requested, Standing, Store, StoreError};
+use crate::store::{self, OpenDelivery, Requested, Standing, Store};
 use bytes::Bytes;
 use hyper::http::request::Parts;
 use hyper::{Method, StatusCode, header};
@@ -286,11 +287,6 @@ impl Given {
 
 fn refuse(text: &str) -> Answer {
     outcome::answer(StatusCode::BAD_REQUEST, "invalid", text)
-}
-
-fn away(error: StoreError) -> Answer {
-    tracing::warn!(error = %crate::chain(&error), "the store could not be read");
-    outcome::answer(StatusCode::SERVICE_UNAVAILABLE, "transient", "the store cannot be read now; try again")
 }
 
 fn search(own: &[Own<'_>], given: &Given) -> Result<Answer, Answer> {

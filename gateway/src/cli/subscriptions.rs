@@ -170,10 +170,12 @@ fn end(config: &ConfigArgument, which: &Which, standing: Standing) -> Outcome {
             return Err(Failure::new(Exit::Usage, text));
         };
         let name = known.id.to_string();
-        let open = counted(store.open_deliveries(&name, 0, COUNTED_MAX).await?.len());
+        let open = store.open_deliveries(&name, 0, COUNTED_MAX).await?.len();
+        let (open, parked) =
+            (counted(open), counted(store.parked_deliveries(&name, COUNTED_MAX).await?.len()));
         if !which.yes {
             complain(&format!(
-                "dry run: {open} events are still to be sent and would be given up; --yes does it"
+                "dry run: {open} events still to be sent and {parked} dead letters would be given up; --yes does it"
             ));
             return Ok(Exit::Ok);
         }

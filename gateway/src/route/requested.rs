@@ -20,7 +20,9 @@ use std::time::Duration;
 /// The media type of notifications.
 pub const PAYLOAD: &str = "application/fhir+json";
 /// Headers that are ours to set, or belong to the connection.
-const OUR_HEADERS: [&str; 12] = [
+const OUR_HEADERS: [&str; 14] = [
+    "user-agent",
+    "expect",
     "host",
     "content-type",
     "content-length",
