@@ -475,7 +475,7 @@ fn no_canary(log: &str, canaries: &[String]) -> Result<()> {
 }
 
 /// The token of the sender in the configuration.
-const TOKEN: &str = "a-token-of-the-laboratory";
+pub const TOKEN: &str = "a-token-of-the-laboratory";
 
 /// One HTTP GET on a connection of its own, as that sender.
 async fn get(at: SocketAddr, path: &str) -> Result<(u16, String)> {

@@ -242,6 +242,12 @@ async fn owners_ask(gateway: &Gateway, taken: &[Value]) {
     assert_eq!(one["channel"]["_payload"]["extension"][0]["valueCode"], "id-only");
     assert_eq!(get("Subscription?criteria=urn:pons:topic:encounter-end&status=active").await.1["total"], 3);
     assert_eq!(get("Subscription?colour=red").await.0, 400);
+    // What stands in the configuration is changed there.
+    let authorization = format!("Bearer {}", tests::gateway::TOKEN);
+    let headers = [("authorization", authorization.as_str())];
+    let delete =
+        tests::rest::exchange(gateway, "DELETE /fhir/Subscription/ids", &headers, b"", 0).await.unwrap();
+    assert!(delete.outcome(405).contains("stands in the configuration"));
     for path in ["Subscription/other", "Subscription/other/$status", "Subscription/other/$events"] {
         assert_eq!(get(path).await.0, 404, "{path}");
     }

@@ -183,8 +183,8 @@ pub async fn keep(deliverers: Arc<Deliverers>, roster: Arc<Roster>, stop: Cancel
         }
         let looked = async {
             roster.refresh().await?;
-            end(&roster, &mut settled).await?;
-            forget(&roster, &*deliverers.services.bus).await
+            end(&roster, &mut settled, Timestamp::now()).await?;
+            forget(&roster, &*deliverers.services.bus, Timestamp::now()).await
         };
         if let Err(error) = looked.await {
             tracing::warn!(error = %crate::chain(&error), "the subscriptions could not be read");
@@ -194,8 +194,7 @@ pub async fn keep(deliverers: Arc<Deliverers>, roster: Arc<Roster>, stop: Cancel
 
 /// Switches off what has come to its end, or has been in error for too long, and gives up what those that are off still had to be
 /// sent: nobody would ever send it, and retention would wait for it. `settled` are those versions of which that is done.
-async fn end(roster: &Roster, settled: &mut HashSet<(Uuid, i64)>) -> Result<(), StoreError> {
-    let now = Timestamp::now();
+async fn end(roster: &Roster, settled: &mut HashSet<(Uuid, i64)>, now: Timestamp) -> Result<(), StoreError> {
     for one in &roster.now().requested {
         let (id, version) = (one.stored.id, one.stored.version);
         let ended = one.wanted.as_ref().is_ok_and(|wanted| wanted.end.is_some_and(|end| end <= now));
@@ -231,8 +230,7 @@ async fn end(roster: &Roster, settled: &mut HashSet<(Uuid, i64)>) -> Result<(), 
 }
 
 /// Forgets what was deleted.
-async fn forget(roster: &Roster, bus: &dyn Bus) -> Result<(), StoreError> {
-    let now = Timestamp::now();
+async fn forget(roster: &Roster, bus: &dyn Bus, now: Timestamp) -> Result<(), StoreError> {
     let enrolled = roster.now();
     let gone = enrolled.requested.iter().filter(|one| one.stored.standing == Standing::Removed);
     for id in gone.filter(|one| age(one, now) >= REST).map(|one| one.stored.id) {
@@ -251,4 +249,54 @@ async fn forget(roster: &Roster, bus: &dyn Bus) -> Result<(), StoreError> {
 /// How long ago it changed.
 fn age(one: &Enrolment, now: Timestamp) -> Duration {
     Duration::try_from(now.duration_since(one.stored.changed_at)).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::life::tests::{requested, roster};
+    use super::*;
+    use crate::bus::Embedded;
+
+    async fn standing(roster: &Roster, id: u128) -> Option<Standing> {
+        let now = roster.refresh().await.expect("read");
+        now.find(Uuid::from_u128(id)).map(|one| one.stored.standing)
+    }
+
+    #[tokio::test]
+    async fn what_ends_is_switched_off_and_what_is_deleted_is_forgotten_in_its_time() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (store, roster) = roster(folder.path()).await;
+        let at = |seconds: u64| Timestamp::now() + Duration::from_secs(seconds);
+        for one in [
+            requested(1, Standing::Active, Some(at(3_600))),
+            requested(2, Standing::Active, None),
+            requested(3, Standing::Failing, None),
+            requested(4, Standing::Refused, None),
+            requested(5, Standing::Removed, None),
+        ] {
+            roster.write(&one).await.expect("written");
+        }
+        let mut settled = HashSet::new();
+        let bus = Embedded::new(1 << 20);
+        let mut check = async |now: Timestamp, expected: [Standing; 4]| {
+            end(&roster, &mut settled, now).await.expect("looked");
+            for (id, expected) in (1..).zip(expected) {
+                assert_eq!(standing(&roster, id).await, Some(expected), "{id} at {now}");
+            }
+        };
+        use Standing::{Active, Failing, Off, Refused};
+        check(at(60), [Active, Active, Failing, Refused]).await;
+        check(at(3_601), [Off, Active, Failing, Refused]).await;
+        check(at(29 * 86_400), [Off, Active, Failing, Refused]).await;
+        check(at(31 * 86_400), [Off, Active, Off, Off]).await;
+        let now = roster.now();
+        let failed = now.find(Uuid::from_u128(3)).expect("it is there");
+        assert!(failed.stored.error.contains("in error for 30 days") && !failed.stored.is_live);
+
+        forget(&roster, &bus, at(60)).await.expect("looked");
+        let rows = async || store.requested(-1).await.expect("read").expect("all of them").1.len();
+        assert_eq!(rows().await, 5, "a recording may still know it");
+        forget(&roster, &bus, at(91)).await.expect("looked");
+        assert_eq!(rows().await, 4);
+    }
 }

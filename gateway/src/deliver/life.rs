@@ -299,7 +299,7 @@ impl Pulse {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::bus::{Bus, Embedded, Envelope, routing_key};
     use crate::config::Config;
@@ -325,10 +325,9 @@ mod tests {
         }
     }
 
-    #[tokio::test]
-    async fn what_lay_on_the_bus_is_gone_before_a_new_endpoint_is_sent_anything() {
-        let folder = tempfile::tempdir().expect("a folder");
-        let url = format!("sqlite:{}", folder.path().join("pons.db").display());
+    /// A store of its own, and a roster over it that allows the sender `payer` everything.
+    pub(in crate::deliver) async fn roster(folder: &Path) -> (Arc<dyn Store>, Arc<Roster>) {
+        let url = format!("sqlite:{}", folder.join("pons.db").display());
         let store = store::open(&url, store::Role::Gateway).await.expect("opened");
         store.migrate().await.expect("migrated");
         let text = "sources: []\nhttp: {base_url: 'https://pons.test/fhir'}\nsenders: [{name: payer, application: X, subscribes: \
@@ -336,22 +335,43 @@ mod tests {
         let config = Config::parse(text, Path::new("")).expect("valid");
         let senders = Senders::new(config.senders, Vec::new());
         let base = config.http.base_url;
-        let roster = Roster::new(store.clone(), Vec::new(), senders, base, Uuid::nil());
-        let resource = r#"{"resourceType":"Subscription","status":"requested","reason":"x","criteria":"urn:pons:topic:encounter-end",
-            "channel":{"type":"rest-hook","endpoint":"http://127.0.0.1:9/a","payload":"application/fhir+json","_payload":{"extension":
-            [{"url":"http://hl7.org/fhir/uv/subscriptions-backport/StructureDefinition/backport-payload-content","valueCode":"empty"}]}}}"#;
-        let id = Uuid::from_u128(1);
-        let requested = Requested {
-            id,
+        (store.clone(), Arc::new(Roster::new(store, Vec::new(), senders, base, Uuid::nil())))
+    }
+
+    /// A first version of one; `end` is its end, if it has one.
+    pub(in crate::deliver) fn requested(id: u128, standing: Standing, end: Option<Timestamp>) -> Requested {
+        let mut resource = serde_json::json!({
+            "resourceType": "Subscription", "status": "requested", "reason": "x", "criteria": "urn:pons:topic:encounter-end",
+            "channel": {
+                "type": "rest-hook", "endpoint": "http://127.0.0.1:9/a", "payload": "application/fhir+json",
+                "_payload": {"extension": [{
+                    "url": "http://hl7.org/fhir/uv/subscriptions-backport/StructureDefinition/backport-payload-content",
+                    "valueCode": "empty",
+                }]},
+            },
+        });
+        if let Some(end) = end {
+            resource["end"] = end.to_string().into();
+        }
+        Requested {
+            id: Uuid::from_u128(id),
             owner: "payer".into(),
             version: 1,
             written: 1,
-            standing: Standing::Requested,
+            standing,
             is_live: true,
             error: String::new(),
-            resource: resource.to_owned(),
+            resource: resource.to_string(),
             changed_at: Timestamp::UNIX_EPOCH,
-        };
+        }
+    }
+
+    #[tokio::test]
+    async fn what_lay_on_the_bus_is_gone_before_a_new_endpoint_is_sent_anything() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (store, roster) = roster(folder.path()).await;
+        let requested = requested(1, Standing::Requested, None);
+        let id = requested.id;
         roster.write(&requested).await.expect("written");
         assert!(roster.now().find(id).is_some_and(|one| one.wanted.is_ok()));
         let bus: Arc<dyn Bus> = Arc::new(Embedded::new(1 << 20));
@@ -383,7 +403,7 @@ mod tests {
             counters: Arc::new(Counters::default()),
             timings: crate::telemetry::metrics::DeliverTimings::default(),
         };
-        let life = Life { roster: Arc::new(roster), id, written: 1, heartbeat: None };
+        let life = Life { roster, id, written: 1, heartbeat: None };
         assert!(life.greet(&subscription, &services).await);
         assert_eq!(life.standing(), Some(Standing::Active));
         let heard = ear.0.lock().expect("nobody panics").clone();
