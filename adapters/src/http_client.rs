@@ -18,7 +18,7 @@ use tokio::time::Instant;
 /// A kept connection older than this since its last use is closed: the other side is likely about to.
 const IDLE_MAX: Duration = Duration::from_secs(45);
 
-/// How much of an answer's body is read, and thrown away, to keep the connection. Past it the connection is closed.
+/// How much of an answer's body is read. Past it the connection is closed.
 const BODY_MAX: usize = 64 * 1024;
 
 /// A client of one target.
@@ -36,10 +36,12 @@ struct Kept {
     since: Instant,
 }
 
-/// The head of an answer.
+/// An answer.
 pub(crate) struct Answered {
     pub(crate) status: StatusCode,
     pub(crate) headers: HeaderMap,
+    /// Of one that is longer than is read, nothing.
+    pub(crate) body: Vec<u8>,
 }
 
 impl HttpClient {
@@ -52,7 +54,7 @@ impl HttpClient {
         }
     }
 
-    /// Sends a request (in origin form, with its `Host`) and reads the answer's head.
+    /// Sends a request (in origin form, with its `Host`) and reads the answer.
     ///
     /// # Errors
     /// [`DeliverError::Again`] when there is no connection (`away`) or no answer.
@@ -127,22 +129,23 @@ async fn exchange(
         }
     };
     let (head, body) = Response::into_parts(response);
-    let drained = drain(body).await;
-    let reusable = drained && sender.ready().await.is_ok();
-    Ok((Answered { status: head.status, headers: head.headers }, reusable))
+    let body = read(body).await;
+    let reusable = body.is_some() && sender.ready().await.is_ok();
+    let body = body.unwrap_or_default();
+    Ok((Answered { status: head.status, headers: head.headers, body }, reusable))
 }
 
 /// Reads a body to its end, if that is near.
-async fn drain(mut body: Incoming) -> bool {
-    let mut read = 0;
+async fn read(mut body: Incoming) -> Option<Vec<u8>> {
+    let mut read = Vec::new();
     while let Some(frame) = body.frame().await {
-        let Ok(frame) = frame else { return false };
-        read += frame.data_ref().map_or(0, Bytes::len);
-        if read > BODY_MAX {
-            return false;
+        let Ok(data) = frame.ok()?.into_data() else { continue };
+        read.extend_from_slice(&data);
+        if read.len() > BODY_MAX {
+            return None;
         }
     }
-    true
+    Some(read)
 }
 
 fn again(answer: String, away: bool) -> DeliverError {

@@ -261,6 +261,11 @@ pub trait Destination: Send + Sync + std::fmt::Debug {
     /// Tries once. Must be safe to cancel and to repeat: the delivery id lets the other side recognise a repeat.
     async fn deliver(&self, outgoing: &Outgoing) -> Result<Receipt, DeliverError>;
 
+    /// Says what is no event: a handshake or a heartbeat. What takes nothing but events shows that it can be reached.
+    async fn greet(&self, outgoing: &Outgoing) -> Result<Receipt, DeliverError> {
+        self.deliver(outgoing).await
+    }
+
     /// Whether it passes on [`Outgoing::original`]; only then is that read back from the store.
     fn needs_original(&self) -> bool {
         false

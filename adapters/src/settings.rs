@@ -152,6 +152,12 @@ pub struct HostPort {
 }
 
 impl HostPort {
+    /// Those of a URL, whose scheme means `port` where it names none.
+    pub(crate) fn of(url: &hyper::Uri, port: u16) -> Option<HostPort> {
+        let host = url.host()?.trim_start_matches('[').trim_end_matches(']').to_owned();
+        Some(HostPort { host, port: url.port_u16().unwrap_or(port) })
+    }
+
     /// Whether this can only mean the machine itself.
     pub fn is_loopback(&self) -> bool {
         self.host == "localhost"

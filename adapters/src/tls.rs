@@ -10,7 +10,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
@@ -211,6 +211,16 @@ impl ClientTls {
         }
         let current = Reloaded::load(watched, Box::new(move || client_config(&files)))?;
         Ok(ClientTls { current: Arc::new(current), server_name })
+    }
+
+    /// What the system trusts, read once for all.
+    pub(crate) fn of_system() -> Result<Self, String> {
+        static LOADED: OnceLock<ClientTls> = OnceLock::new();
+        if let Some(loaded) = LOADED.get() {
+            return Ok(loaded.clone());
+        }
+        let loaded = ClientTls::load(ClientFiles::default()).map_err(|error| error.to_string())?;
+        Ok(LOADED.get_or_init(|| loaded).clone())
     }
 
     /// Reads the keys of [`CLIENT_SETTINGS`] and loads the files they name; every mistake goes to the reader.

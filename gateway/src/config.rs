@@ -4,15 +4,15 @@
 //! the documentation says; the adapters bring tables of their own.
 
 pub mod subscribes;
+mod writes;
 
 pub use subscribes::Subscribes;
+pub use writes::Writes;
 
-use crate::deliver::Writes;
 use crate::route::notification::{Notifies, Payload};
 use crate::route::topics::Filter;
 use adapters::settings::{Fallback, Kind, Secret, Setting, SettingsReader};
 use adapters::{Destination, Source, SourceContext};
-use mappings::Parties;
 use schemas::hl7v2::time;
 use schemas::yaml::{self, Fields, Mistake, Node, Place, Value};
 use std::net::SocketAddr;
@@ -425,6 +425,8 @@ pub enum To {
     Adapter(Arc<dyn Destination>),
     /// Into the subscriber's own queue on our broker, by this name.
     Queue(String),
+    /// To whoever has bound the subscription to a WebSocket.
+    Socket,
 }
 
 /// The destination that is no adapter: the subscriber's own queue on our broker.
@@ -690,7 +692,7 @@ fn subscription(
     let filters = filters(&mut fields, node, &topics);
     fields.take_required("senders");
     let senders = fields.take_texts("senders");
-    let writes = writes(&mut fields, node, &topics);
+    let writes = writes::read(&mut fields, node, &topics, true);
     let notifies = notifies(&mut fields, node, content, (&name, &topics), base);
     let owner = fields.take_text("owner").map(Into::into);
     let destination = fields.take_required("destination");
@@ -789,52 +791,6 @@ fn notifies(
         );
     }
     Some(Notifies::new(base?.trim_end_matches('/'), *payload))
-}
-
-/// `write:` and what goes with it.
-fn writes(fields: &mut Fields<'_, '_>, node: &Node, topics: &[&str]) -> Option<Writes> {
-    let systems = systems(fields);
-    let mut text = |key: &'static str| fields.take_text(key).map(str::to_owned);
-    let parties = Parties {
-        sending_application: text("sending_application"),
-        sending_facility: text("sending_facility"),
-        receiving_application: text("receiving_application"),
-        receiving_facility: text("receiving_facility"),
-    };
-    let Some(write) = fields.take("write") else {
-        if !systems.is_empty() || parties != Parties::default() {
-            let text = "is missing: without it messages go as they came, and nothing is written into them";
-            fields.wrong(node.place, "write", text);
-        }
-        return None;
-    };
-    let mut mappings = Vec::new();
-    match &write.value {
-        Value::Map(entries) => {
-            for (key, value) in entries {
-                if !topics.contains(&key.name.as_str()) {
-                    let text = format!("is none of its topics; {}", hint(&key.name, topics));
-                    fields.wrong(key.place, &format!("write.{}", key.name), text);
-                }
-                match value.text() {
-                    Some(name) => mappings.push((Some(key.name.clone()), name.to_owned())),
-                    None => fields.wrong(value.place, "write", "expected the name of a mapping"),
-                }
-            }
-            for topic in topics.iter().filter(|topic| write.get(topic).is_none()) {
-                fields.wrong(write.place, "write", format!("says nothing of its topic {topic}"));
-            }
-        }
-        _ => match write.text() {
-            Some(name) => mappings.push((None, name.to_owned())),
-            None => fields.wrong(
-                write.place,
-                "write",
-                "expected the name of a mapping, or a map from topics to mappings",
-            ),
-        },
-    }
-    Some(Writes { mappings, systems, parties })
 }
 
 fn destination_of(node: &Node, path: &str, folder: &Path, mistakes: &mut Vec<Mistake>) -> Option<To> {

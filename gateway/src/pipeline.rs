@@ -15,7 +15,7 @@
 use crate::api::{self, Api};
 use crate::bus::{Bus, Embedded, RabbitMq, RabbitMqSettings};
 use crate::config::{Config, ConfiguredSource};
-use crate::deliver::{self, Deliverers, Routed};
+use crate::deliver::{self, Deliverers, Routed, Sockets};
 use crate::ingest::commit::Committer;
 use crate::ingest::pressure::Pressure;
 use crate::ingest::senders::Senders;
@@ -148,10 +148,12 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     ));
 
     // deliver: one deliverer a subscription
+    let sockets = Arc::new(Sockets::new(intake.clone()));
     let services = deliver::Services {
         store: store.clone(),
         bus: bus.clone(),
         watch: Arc::new(EpochWatch::new(store.clone(), bus.clone())),
+        sockets: sockets.clone(),
         replica,
         installation: namespace.to_string().into(),
     };
@@ -205,7 +207,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         at_work,
         shutdown_wait: config.shutdown_wait,
     };
-    let opened = match listen(config.http, &ingest, waiters, roster, &bus, &mut running).await {
+    let opened = match listen(config.http, &ingest, waiters, (roster, sockets), &bus, &mut running).await {
         Ok(()) => sources(config.sources, &ingest, &mut running).await,
         Err(error) => Err(error),
     };
@@ -245,8 +247,14 @@ pub fn catalog(config: &Config) -> Result<Catalog, StartError> {
 /// The built-in mappings and those of a folder, as far as the configuration asks for any by name.
 pub fn catalog_for(config: &Config, folder: Option<&Path>) -> Result<Catalog, StartError> {
     let catalog = catalog_with(folder)?;
-    for subscription in &config.subscriptions {
-        let missing = subscription.writes.as_ref().map(|writes| writes.missing(&catalog)).unwrap_or_default();
+    let configured =
+        config.subscriptions.iter().filter_map(|one| Some(("subscription", &one.name, one.writes.as_ref()?)));
+    let requested = config
+        .senders
+        .iter()
+        .filter_map(|one| Some(("sender", &one.name, one.subscribes.as_ref()?.mllp.as_ref()?)));
+    for (what, of, writes) in configured.chain(requested) {
+        let missing = writes.missing(&catalog);
         if let Some(name) = missing.first() {
             let known = catalog.programs().iter().filter(|program| program.writes_messages());
             let known: Vec<&str> = known.map(|program| program.name()).collect();
@@ -254,10 +262,7 @@ pub fn catalog_for(config: &Config, folder: Option<&Path>) -> Result<Catalog, St
                 || format!("known: {}", known.join(", ")),
                 |near| format!("did you mean `{near}`?"),
             );
-            let text = format!(
-                "subscription {}: write: no mapping `{name}` writes messages; {hint}",
-                subscription.name
-            );
+            let text = format!("{what} {of}: write: no mapping `{name}` writes messages; {hint}");
             return Err(StartError::Written(text));
         }
     }
@@ -354,7 +359,7 @@ async fn listen(
     http: crate::config::Http,
     ingest: &Arc<Ingest>,
     waiters: Arc<Waiters>,
-    roster: Arc<Roster>,
+    (roster, sockets): (Arc<Roster>, Arc<Sockets>),
     bus: &Arc<dyn Bus>,
     running: &mut Running,
 ) -> Result<(), StartError> {
@@ -369,6 +374,8 @@ async fn listen(
         waiters,
         store: running.store.clone(),
         roster,
+        sockets,
+        socket_places: Arc::new(tokio::sync::Semaphore::new(api::websocket::SOCKETS_MAX)),
         http,
         metrics: Box::new(move || metrics.text()),
         ready: Box::new(move || health.readyz(&*bus)),

@@ -3,11 +3,15 @@
 use super::ack::Identity;
 use super::codec::Framing;
 use crate::connect::Connector;
-use crate::settings::{Fallback, Kind, Setting, SettingsReader};
+use crate::settings::{Fallback, HostPort, Kind, Setting, SettingsReader};
 use crate::tls::{CLIENT_SETTINGS, ClientTls, SERVER_SETTINGS, ServerTls};
+use hyper::Uri;
 use ipnet::IpNet;
 use std::net::SocketAddr;
 use std::time::Duration;
+
+/// The port that IANA has registered for HL7.
+const MLLP_PORT: u16 = 2575;
 
 const fn ms(count: u64) -> Duration {
     Duration::from_millis(count)
@@ -277,6 +281,37 @@ pub(super) struct DestinationConfig {
     pub(super) connections: usize,
     pub(super) answer_timeout: Duration,
     pub(super) framing: Framing,
+}
+
+/// A receiver as a FHIR Subscription asks for it, beside what its operator allows.
+#[derive(Clone, Debug)]
+pub struct Receiver {
+    /// `mllp://host:port`, or `mllps://host:port` with TLS.
+    pub url: Uri,
+    /// How long it may take to answer a message.
+    pub answer_timeout: Duration,
+    /// Which authorities are trusted for `mllps:`; those of the system if left out.
+    pub tls: Option<ClientTls>,
+}
+
+impl Receiver {
+    /// With the defaults of [`DESTINATION_SETTINGS`] for the rest.
+    pub(super) fn config(self) -> Result<DestinationConfig, String> {
+        let tls = match self.url.scheme_str() {
+            Some("mllps") => Some(self.tls.map_or_else(ClientTls::of_system, Ok)?),
+            _ => None,
+        };
+        let target = HostPort::of(&self.url, MLLP_PORT).ok_or("a URL with a host is wanted")?;
+        // Whoever lists a receiver names it, so there is none that only has to be public.
+        let connector = Connector { target, tls, is_public: false, timeout: s(10) };
+        Ok(DestinationConfig {
+            connector,
+            wait_for: WaitFor::Any,
+            connections: 1,
+            answer_timeout: self.answer_timeout,
+            framing: Framing::default(),
+        })
+    }
 }
 
 /// Which answer settles a delivery.

@@ -142,6 +142,14 @@ impl Destination for MllpDestination {
         true
     }
 
+    /// HL7 v2 has no message that says nothing: connecting, TLS included, has to do.
+    async fn greet(&self, _outgoing: &Outgoing) -> Result<Receipt, DeliverError> {
+        let _permit = self.permits.acquire().await.expect("the semaphore is never closed");
+        let line = self.line().await?;
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(line);
+        Ok(Receipt { answer: "connected".to_owned() })
+    }
+
     async fn deliver(&self, outgoing: &Outgoing) -> Result<Receipt, DeliverError> {
         let never = |answer: &str| Err(DeliverError::Never { answer: answer.to_owned() });
         let Some(msh) = Msh::read(&outgoing.original) else {

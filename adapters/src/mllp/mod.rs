@@ -14,7 +14,8 @@ mod source;
 mod tests;
 
 use crate::settings::SettingsReader;
-use crate::{AdapterSpec, DestinationSpec, SourceSpec};
+use crate::{AdapterSpec, Destination, DestinationSpec, SourceSpec};
+pub use config::Receiver;
 use config::{DestinationConfig, SourceConfig};
 use std::sync::Arc;
 
@@ -40,3 +41,11 @@ pub const SPEC: AdapterSpec = AdapterSpec {
         example: "connect: 127.0.0.1:2576",
     }),
 };
+
+/// The destination of a FHIR Subscription.
+///
+/// # Errors
+/// Why there can be none: no host in the URL, or no certificates of the system.
+pub fn receiver(receiver: Receiver) -> Result<Arc<dyn Destination>, String> {
+    Ok(Arc::new(destination::MllpDestination::new(receiver.config()?)))
+}

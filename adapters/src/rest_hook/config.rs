@@ -4,7 +4,6 @@ use crate::connect::Connector;
 use crate::settings::{Fallback, HostPort, Kind, Secret, Setting, SettingsReader};
 use crate::tls::{CLIENT_SETTINGS, ClientFiles, ClientTls};
 use hyper::{HeaderMap, Uri};
-use std::sync::OnceLock;
 use std::time::Duration;
 
 const fn s(count: u64) -> Duration {
@@ -74,6 +73,15 @@ pub(super) struct RestHookConfig {
     pub(super) connections: usize,
     pub(super) answer_timeout: Duration,
     pub(super) retry_after_max: Duration,
+    /// Where messages say that they come from and go to; `None` posts Bundles as they are.
+    pub(super) message: Option<Parties>,
+}
+
+/// The two ends of a FHIR message.
+#[derive(Clone, Debug)]
+pub(super) struct Parties {
+    pub(super) source: String,
+    pub(super) destination: String,
 }
 
 /// A rest-hook as a FHIR Subscription asks for it, beside what its operator allows.
@@ -89,16 +97,8 @@ pub struct Hook {
     pub tls: Option<ClientTls>,
     /// Whether it must lie on the public internet.
     pub is_public: bool,
-}
-
-/// What the system trusts, read once for all.
-fn system_tls() -> Result<ClientTls, String> {
-    static LOADED: OnceLock<ClientTls> = OnceLock::new();
-    if let Some(loaded) = LOADED.get() {
-        return Ok(loaded.clone());
-    }
-    let loaded = ClientTls::load(ClientFiles::default()).map_err(|error| error.to_string())?;
-    Ok(LOADED.get_or_init(|| loaded).clone())
+    /// Where messages say that they come from, for a server that takes FHIR messages; `None` posts Bundles as they are.
+    pub message_from: Option<String>,
 }
 
 impl Hook {
@@ -107,13 +107,21 @@ impl Hook {
         let is_https = self.url.scheme_str() == Some("https");
         let tls = match self.tls {
             tls @ Some(_) if is_https => tls,
-            None if is_https => Some(system_tls()?),
+            None if is_https => Some(ClientTls::of_system()?),
             _ => None,
         };
         let target = target(&self.url).ok_or("a URL with a host is wanted")?;
+        let (url, message) = match self.message_from {
+            None => (self.url, None),
+            Some(source) => {
+                let destination = self.url.to_string();
+                (processing(&self.url)?, Some(Parties { source, destination }))
+            }
+        };
         let connector = Connector { target, tls, is_public: self.is_public, timeout: s(10) };
         Ok(RestHookConfig {
-            url: self.url,
+            url,
+            message,
             connector,
             bearer: None,
             headers: self.headers,
@@ -168,13 +176,26 @@ impl RestHookConfig {
             connections,
             answer_timeout,
             retry_after_max,
+            message: None,
         })
     }
 }
 
+/// Where a FHIR server takes messages, by its base URL: its operation `$process-message`.
+fn processing(base: &Uri) -> Result<Uri, String> {
+    let text = base.to_string();
+    if base.query().is_some() {
+        return Err("the base URL of a FHIR server is wanted, without a query".to_owned());
+    }
+    let begin = text.trim_end_matches('/');
+    let at = if begin.ends_with(PROCESS) { begin.to_owned() } else { format!("{begin}{PROCESS}") };
+    at.parse().map_err(|_| "a URL with a host is wanted".to_owned())
+}
+
+/// The operation of a FHIR server that takes messages.
+const PROCESS: &str = "/$process-message";
+
 /// Host and port of a URL.
 fn target(url: &Uri) -> Option<HostPort> {
-    let default = if url.scheme_str() == Some("https") { 443 } else { 80 };
-    let host = url.host()?.trim_start_matches('[').trim_end_matches(']').to_owned();
-    Some(HostPort { host, port: url.port_u16().unwrap_or(default) })
+    HostPort::of(url, if url.scheme_str() == Some("https") { 443 } else { 80 })
 }

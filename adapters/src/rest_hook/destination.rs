@@ -1,9 +1,10 @@
 //! Posts the Bundle of a delivery and reads what the status means.
 //!
 //! Invariant: the delivery id goes along as `Idempotency-Key`, the same on every attempt; nothing of the answer but its status
-//! and `Retry-After` is looked at.
+//! and `Retry-After` is looked at, and of the answer to a FHIR message its response code.
 
 use super::config::RestHookConfig;
+use super::message;
 use crate::http_client::{Answered, HttpClient};
 use crate::{DeliverError, Destination, Outgoing, Receipt};
 use async_trait::async_trait;
@@ -55,7 +56,10 @@ impl RestHook {
             request = request.header(AUTHORIZATION, authorization);
         }
         request
-            .body(Full::new(outgoing.bundle.clone()))
+            .body(Full::new(match &self.config.message {
+                Some(parties) => message::wrap(outgoing, parties),
+                None => outgoing.bundle.clone(),
+            }))
             .map_err(|error| DeliverError::Never { answer: format!("not sent: {error}") })
     }
 
@@ -82,7 +86,11 @@ impl RestHook {
 impl Destination for RestHook {
     async fn deliver(&self, outgoing: &Outgoing) -> Result<Receipt, DeliverError> {
         let answered = self.client.send(self.request(outgoing)?).await?;
-        meaning(&answered, Timestamp::now(), self.config.retry_after_max)
+        let receipt = meaning(&answered, Timestamp::now(), self.config.retry_after_max)?;
+        match self.config.message {
+            Some(_) => message::settled(receipt, &answered.body),
+            None => Ok(receipt),
+        }
     }
 }
 

@@ -1,7 +1,8 @@
-//! FHIR Bundles by HTTP POST: the channel `rest-hook` of a FHIR Subscription.
+//! FHIR Bundles by HTTP POST: the channels `rest-hook` and `message` of a FHIR Subscription.
 
 mod config;
 mod destination;
+mod message;
 #[cfg(test)]
 mod tests;
 
@@ -26,7 +27,7 @@ pub const SPEC: AdapterSpec = AdapterSpec {
     }),
 };
 
-/// The destination of a FHIR Subscription.
+/// The destination of a FHIR Subscription, of channel `rest-hook` or `message`.
 ///
 /// # Errors
 /// Why there can be none: no host in the URL, or no certificates of the system.

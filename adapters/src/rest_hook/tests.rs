@@ -153,6 +153,59 @@ async fn each_status_means_what_becomes_of_the_delivery() {
 }
 
 #[tokio::test]
+async fn a_notification_goes_as_a_fhir_message_and_the_response_code_says_what_becomes_of_it() {
+    let mut pair = Pair::new("").await;
+    let port = pair.listener.local_addr().expect("bound").port();
+    let hook = |url: &str| Hook {
+        url: url.parse().expect("a URL"),
+        headers: hyper::HeaderMap::new(),
+        answer_timeout: Duration::from_secs(5),
+        tls: None,
+        is_public: false,
+        message_from: Some("https://pons.test/fhir".to_owned()),
+    };
+    pair.destination = super::hook(hook(&format!("http://127.0.0.1:{port}/base/"))).expect("right");
+    let (delivered, request) = pair.deliver("HTTP/1.1 204 No Content\r\n\r\n").await;
+    assert_eq!(delivered, Ok(Receipt { answer: "HTTP 204".to_owned() }));
+    assert!(request.starts_with("POST /base/$process-message HTTP/1.1\r\n"), "{request}");
+    let (_, body) = request.split_once("\r\n\r\n").expect("a body");
+    let message: serde_json::Value = serde_json::from_str(body).expect("JSON");
+    assert_eq!(schemas::fhir::validate(&message), [], "{message}");
+    assert_eq!(message["type"], "message");
+    let header = &message["entry"][0]["resource"];
+    assert_eq!(header["source"]["endpoint"], "https://pons.test/fhir");
+    assert_eq!(header["destination"][0]["endpoint"], format!("http://127.0.0.1:{port}/base/"));
+    assert_eq!(header["focus"][0]["reference"], message["entry"][1]["fullUrl"]);
+    assert_eq!(message["entry"][1]["resource"]["type"], "history");
+    let (_, again_request) = pair.deliver("HTTP/1.1 204 No Content\r\n\r\n").await;
+    assert_eq!(again_request, request, "every attempt sends the same");
+
+    let never = |answer: &str| Err(DeliverError::Never { answer: answer.to_owned() });
+    let taken = |answer: &str| Ok(Receipt { answer: answer.to_owned() });
+    let of = |code: &str| {
+        format!(
+            r#"{{"resourceType":"Bundle","type":"message","entry":[{{"resource":{{"resourceType":"MessageHeader","response":{{"identifier":"x","code":"{code}"}}}}}}]}}"#
+        )
+    };
+    for (body, expected) in [
+        (of("ok"), taken("HTTP 200, response ok")),
+        (of("fatal-error"), never("HTTP 200, response fatal-error")),
+        (of("transient-error"), again("HTTP 200, response transient-error", None, false)),
+        (of("new"), taken("HTTP 200")),
+        ("{\"entry\":[{}]}".to_owned(), taken("HTTP 200")),
+        ("rubbish".to_owned(), taken("HTTP 200")),
+    ] {
+        let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+        assert_eq!(pair.deliver(&answer).await.0, expected, "{body}");
+    }
+    let fatal = of("fatal-error");
+    let answer = format!("HTTP/1.1 503 Busy\r\ncontent-length: {}\r\n\r\n{fatal}", fatal.len());
+    assert_eq!(pair.deliver(&answer).await.0, again("HTTP 503", None, true), "the status comes first");
+    let wrong = super::hook(hook("http://127.0.0.1/base?x=1"));
+    assert!(wrong.is_err_and(|why| why.contains("without a query")));
+}
+
+#[tokio::test]
 async fn a_connection_is_kept_and_one_that_was_closed_is_replaced() {
     let pair = Pair::new("").await;
     let outgoing = outgoing("TEST1");

@@ -1,6 +1,6 @@
 //! FHIR in: what a client writes enters the same path as every other message and is answered with its result.
 
-use super::{Answer, Api, outcome};
+use super::{Answer, Api, outcome, websocket};
 use crate::ingest::keys::Keys;
 use crate::ingest::senders::Known;
 use crate::normalize::waiters::{Changed, Done};
@@ -520,6 +520,7 @@ fn subscription(parameters: Vec<Value>) -> Value {
             ),
         })
     };
+    let operations = ["status", "events", "get-ws-binding-token"].map(operation);
     let interactions =
         ["create", "update", "delete", "read", "search-type"].map(|code| json!({"code": code}));
     json!({
@@ -528,12 +529,12 @@ fn subscription(parameters: Vec<Value>) -> Value {
         "supportedProfile": [format!("{PROFILES}backport-subscription")],
         "interaction": interactions,
         "searchParam": parameters,
-        "operation": [operation("status"), operation("events")],
+        "operation": operations,
     })
 }
 
-/// What this server can do, and nothing else.
-pub fn metadata() -> Answer {
+/// What this server can do, and nothing else. `base` is where it is reached, without which nobody can subscribe.
+pub fn metadata(base: Option<&str>) -> Answer {
     let parameters = |of: &str| -> Vec<Value> {
         let searched =
             search::parameters(of).filter(|one| !matches!(one.kind, Kind::Composite | Kind::Special));
@@ -559,26 +560,28 @@ pub fn metadata() -> Answer {
             declared
         })
         .collect();
-    outcome::resource(
-        StatusCode::OK,
-        &json!({
-            "resourceType": "CapabilityStatement",
-            "status": "active",
-            "date": "2026-11-20",
-            "kind": "instance",
-            "fhirVersion": "4.0.1",
-            "format": ["application/fhir+json"],
-            "software": {"name": "Pons", "version": env!("CARGO_PKG_VERSION")},
-            "implementation": {"description": "Pons, a health information exchange gateway: takes writes, sends them on to subscribers, and shows what is known now"},
-            "rest": [{
-                "mode": "server",
-                "documentation": "Who may read which types stands in the configuration. A search names whom it is about: _id; patient or \
-                                  subject, and patient.identifier as system|value, where the type says whose it is; of a Patient its identifier.",
-                "resource": resources,
-                "interaction": [{"code": "transaction"}, {"code": "batch"}],
-            }],
-        }),
-    )
+    let mut statement = json!({
+        "resourceType": "CapabilityStatement",
+        "status": "active",
+        "date": "2026-11-20",
+        "kind": "instance",
+        "fhirVersion": "4.0.1",
+        "format": ["application/fhir+json"],
+        "software": {"name": "Pons", "version": env!("CARGO_PKG_VERSION")},
+        "implementation": {"description": "Pons, a health information exchange gateway: takes writes, sends them on to subscribers, and shows what is known now"},
+        "rest": [{
+            "mode": "server",
+            "documentation": "Who may read which types stands in the configuration. A search names whom it is about: _id; patient or \
+                              subject, and patient.identifier as system|value, where the type says whose it is; of a Patient its identifier.",
+            "resource": resources,
+            "interaction": [{"code": "transaction"}, {"code": "batch"}],
+        }],
+    });
+    if let Some(base) = base {
+        let url = "http://hl7.org/fhir/StructureDefinition/capabilitystatement-websocket";
+        statement["rest"][0]["extension"] = json!([{"url": url, "valueUri": websocket::address(base)}]);
+    }
+    outcome::resource(StatusCode::OK, &statement)
 }
 
 #[cfg(test)]

@@ -9,8 +9,10 @@ pub mod outcome;
 pub mod read;
 pub mod subscribe;
 pub mod subscriptions;
+pub mod websocket;
 
 use crate::config::Http;
+use crate::deliver::Sockets;
 use crate::ingest::Ingest;
 use crate::normalize::waiters::Waiters;
 use crate::route::roster::Roster;
@@ -45,6 +47,10 @@ pub struct Api {
     pub store: Arc<dyn Store>,
     /// Who is subscribed.
     pub roster: Arc<Roster>,
+    /// The WebSockets of this process.
+    pub sockets: Arc<Sockets>,
+    /// One permit a WebSocket: [`websocket::SOCKETS_MAX`].
+    pub socket_places: Arc<tokio::sync::Semaphore>,
     /// Settings.
     pub http: Http,
     /// The text of `/metrics`.
@@ -102,6 +108,7 @@ pub async fn serve(
     }
     tracker.close();
     tracker.wait().await;
+    api.sockets.closed().await;
 }
 
 async fn connection<S>(
@@ -121,7 +128,8 @@ async fn connection<S>(
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)
         .max_buf_size(64 << 10)
-        .serve_connection(stream, service);
+        .serve_connection(stream, service)
+        .with_upgrades();
     tokio::pin!(connection);
     let ended = tokio::select! {
         ended = &mut connection => ended,
@@ -135,8 +143,13 @@ async fn connection<S>(
     }
 }
 
-async fn answer(api: &Api, request: Request<Incoming>, peer: SocketAddr, names: Arc<[String]>) -> Answer {
-    let (head, body) = request.into_parts();
+async fn answer(
+    api: &Arc<Api>,
+    request: Request<Incoming>,
+    peer: SocketAddr,
+    names: Arc<[String]>,
+) -> Answer {
+    let (mut head, body) = request.into_parts();
     let path = head.uri.path();
     match (&head.method, path) {
         (&Method::GET, "/livez") => return text(StatusCode::OK, "alive\n"),
@@ -144,7 +157,8 @@ async fn answer(api: &Api, request: Request<Incoming>, peer: SocketAddr, names: 
             let (ready, lines) = (api.ready)();
             return text(if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, &lines);
         }
-        (&Method::GET, "/fhir/metadata") => return fhir::metadata(),
+        (&Method::GET, "/fhir/metadata") => return fhir::metadata(api.http.base_url.as_deref()),
+        (&Method::GET, websocket::PATH) => return websocket::open(api, &mut head, peer),
         _ => {}
     }
     let client = match auth::client(api.ingest.senders(), &head, peer, &names) {

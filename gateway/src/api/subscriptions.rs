@@ -6,13 +6,13 @@
 //! HL7 FHIR Subscriptions R5 Backport 1.1.0: R4 Subscription profile, operations `$status` and `$events`.
 
 use super::outcome::away;
-use super::{Answer, outcome};
+use super::{Answer, outcome, websocket};
 use crate::config::Subscription;
 use crate::ingest::senders::Known;
 use crate::route::notification::{About, Notifies, Occurrence, PROFILES, Payload, TOPIC, Texts};
 use crate::route::policy::{self, Decision};
 use crate::route::publish::Told;
-use crate::route::requested::PAYLOAD;
+use crate::route::requested::{CHANNELS, PAYLOAD};
 use crate::route::roster::{Enrolment, Roster};
 use crate::store::{self, OpenDelivery, Requested, Standing, Store};
 use bytes::Bytes;
@@ -40,6 +40,8 @@ pub enum Ask {
     Status(Option<String>),
     /// `$events` of one.
     Events(String),
+    /// `$get-ws-binding-token` for one, or for those that the parameters name.
+    Token(Option<String>),
 }
 
 /// Reads what is asked from a method and a path below `/fhir`.
@@ -56,6 +58,8 @@ pub fn ask(method: &Method, path: &str) -> Option<Ask> {
         ["Subscription", "$status"] => Ask::Status(None),
         ["Subscription", id, "$status"] => Ask::Status(Some((*id).to_owned())),
         ["Subscription", id, "$events"] => Ask::Events((*id).to_owned()),
+        ["Subscription", "$get-ws-binding-token"] => Ask::Token(None),
+        ["Subscription", id, "$get-ws-binding-token"] => Ask::Token(Some((*id).to_owned())),
         ["Subscription", id] if is_get => Ask::Read((*id).to_owned()),
         _ => return None,
     })
@@ -102,12 +106,26 @@ pub async fn answer(
             Ok(one) => events(store, one, &given).await,
             Err(missing) => Err(missing),
         },
+        (Ok(given), Ask::Token(Some(id))) => match one(id) {
+            Ok(one) => token(store, roster, client, std::slice::from_ref(one), &given).await,
+            Err(missing) => Err(missing),
+        },
+        (Ok(given), Ask::Token(None)) => {
+            let named: Result<Vec<Own<'_>>, Answer> = given.all("id").map(|id| one(id).copied()).collect();
+            match named {
+                Ok(named) if named.is_empty() => token(store, roster, client, &own, &given).await,
+                Ok(named) => token(store, roster, client, &named, &given).await,
+                Err(missing) => Err(missing),
+            }
+        }
     };
     let answer = answered.unwrap_or_else(|refused| refused);
     // The id is shown only if it is one of ours: anything may stand in a path.
     let named = match &ask {
-        Ask::Read(id) | Ask::Status(Some(id)) | Ask::Events(id) => own.iter().find(|one| one.name() == *id),
-        Ask::Search | Ask::Status(None) => None,
+        Ask::Read(id) | Ask::Status(Some(id)) | Ask::Events(id) | Ask::Token(Some(id)) => {
+            own.iter().find(|one| one.name() == *id)
+        }
+        Ask::Search | Ask::Status(None) | Ask::Token(None) => None,
     };
     let status = answer.status().as_u16();
     let events = matches!(ask, Ask::Events(_));
@@ -212,7 +230,7 @@ fn written(of: &Subscription, notifies: &Notifies) -> Value {
         "_payload": {"extension": [extension("backport-payload-content", payload)]},
     });
     if adapter != "rest-hook" {
-        let kind = ("valueCoding", json!({"system": "urn:pons:channel", "code": adapter}));
+        let kind = ("valueCoding", json!({"system": CHANNELS, "code": adapter}));
         channel["type"] = "message".into();
         channel["_type"] = json!({"extension": [extension("backport-channel-type", kind)]});
         channel["endpoint"] = format!("{adapter}:{endpoint}").into();
@@ -335,6 +353,28 @@ async fn status(store: &dyn Store, own: &[Own<'_>], given: &Given) -> Result<Ans
         entries.push(json!({"fullUrl": url, "resource": status, "search": {"mode": "match"}}));
     }
     Ok(outcome::resource(StatusCode::OK, &searchset(entries)))
+}
+
+/// A token that binds a WebSocket to these, as far as they are told so.
+async fn token(
+    store: &dyn Store,
+    roster: &Roster,
+    client: &Known,
+    own: &[Own<'_>],
+    given: &Given,
+) -> Result<Answer, Answer> {
+    given.only(&["id"])?;
+    let bindable = own.iter().filter_map(|one| match one {
+        Own::Requested(one, _) if websocket::is_bindable(one, &client.name) => Some(one.stored.id),
+        Own::Requested(..) | Own::Configured(..) => None,
+    });
+    let bindable: Vec<Uuid> = bindable.collect();
+    if bindable.is_empty() {
+        let text = "none of these subscriptions is notified over a websocket, or none that is not off";
+        return Err(outcome::answer(StatusCode::UNPROCESSABLE_ENTITY, "business-rule", text));
+    }
+    let base = roster.base().unwrap_or_default();
+    websocket::token(store, client, base, bindable).await.map_err(away)
 }
 
 /// Events once more, as they were recorded; what policy withholds by now is told by its number alone.

@@ -1,7 +1,8 @@
 //! What a sender may subscribe to over `/fhir` by itself: the key `subscribes` of a sender.
 
-use super::{hint, place_of, row};
+use super::{Writes, hint, place_of, row, writes};
 use crate::route::notification::Payload;
+use crate::route::requested::Channel;
 use adapters::settings::{Fallback, Kind, Setting, SettingsReader};
 use adapters::tls::{CLIENT_SETTINGS, ClientTls};
 use hyper::Uri;
@@ -18,11 +19,18 @@ pub const SUBSCRIBES: &[Setting] = &[
     ),
     row("senders", Kind::Text, Fallback::Required, "of whom it may learn, one or a list; `*` for any"),
     row(
+        "channels",
+        Kind::Text,
+        Fallback::Value("rest-hook, message, websocket"),
+        "how it may be told, one or a list: rest-hook, message, websocket, amqp (a queue of its own; needs `bus_management`), mllp \
+         (needs `mllp`)",
+    ),
+    row(
         "endpoints",
         Kind::Text,
-        Fallback::Required,
-        "where its notifications may go, one or a list: what a URL begins with, such as https://payer.example/events; `*` for any \
-         https: URL on the public internet",
+        Fallback::Absent,
+        "where rest-hook, message and mllp may go, one or a list: what a URL begins with, such as https://payer.example/events or \
+         mllps://ward.example:2575; `*` for any https: URL on the public internet",
     ),
     row(
         "content",
@@ -37,12 +45,22 @@ pub const SUBSCRIBES: &[Setting] = &[
         "how many subscriptions it may have at once",
     ),
     row(
+        "mllp",
+        Kind::Text,
+        Fallback::Absent,
+        "how events are written as HL7 v2: a map of `write` (a mapping, or a map from topics to mappings), `systems` and the four \
+         parties of MSH, as in a subscription",
+    ),
+    row(
         "tls",
         Kind::Map(CLIENT_SETTINGS),
         Fallback::Absent,
-        "for https: endpoints, which authorities are trusted and which certificate is shown (mTLS)",
+        "for https: and mllps: endpoints, which authorities are trusted and which certificate is shown (mTLS)",
     ),
 ];
+
+/// The channels of one who lists none.
+const CHANNELS: [Channel; 3] = [Channel::RestHook, Channel::Message, Channel::Websocket];
 
 /// What a sender may subscribe to.
 #[derive(Clone, Debug)]
@@ -51,13 +69,17 @@ pub struct Subscribes {
     pub topics: Vec<String>,
     /// Senders by name; `*` for any.
     pub senders: Vec<String>,
+    /// How it may be told.
+    pub channels: Vec<Channel>,
     /// Where notifications may go.
     pub endpoints: Vec<Endpoints>,
     /// How much they may say at most.
     pub content: Payload,
     /// How many subscriptions it may have.
     pub subscriptions_max: usize,
-    /// How its `https:` endpoints are reached; `None` trusts what the system trusts.
+    /// How events are written for it as HL7 v2.
+    pub mllp: Option<Writes>,
+    /// How its `https:` and `mllps:` endpoints are reached; `None` trusts what the system trusts.
     pub tls: Option<ClientTls>,
 }
 
@@ -84,7 +106,11 @@ impl Endpoints {
             Endpoints::Public => url.scheme_str() == Some("https"),
             Endpoints::Under(listed) => {
                 let port = |url: &Uri| {
-                    url.port_u16().or(if url.scheme_str() == Some("https") { Some(443) } else { Some(80) })
+                    url.port_u16().or(match url.scheme_str() {
+                        Some("https") => Some(443),
+                        Some("http") => Some(80),
+                        _ => Some(2575),
+                    })
                 };
                 let host = |url: &Uri| url.host().map(str::to_ascii_lowercase);
                 let begin = listed.path().trim_end_matches('/');
@@ -98,11 +124,15 @@ impl Endpoints {
     }
 }
 
-/// An `http:` or `https:` URL with a host, without user, and whose path is read by every server as it stands: none that climbs, and
+/// An `http:`, `https:`, `mllp:` or `mllps:` URL with a host, without user, and whose path is read by every server as it stands: none that climbs, and
 /// nothing that some decode or cut away first.
 pub fn url(text: &str) -> Option<Uri> {
     let url: Uri = text.parse().ok()?;
-    let is_http = matches!(url.scheme_str(), Some("http" | "https"));
+    let is_known = match url.scheme_str() {
+        Some("http" | "https") => true,
+        Some("mllp" | "mllps") => matches!(url.path(), "" | "/") && url.query().is_none(),
+        _ => false,
+    };
     let authority = url.authority()?;
     let climbs = url.path().split('/').any(|part| {
         let part = part.to_ascii_lowercase().replace("%2e", ".");
@@ -110,7 +140,7 @@ pub fn url(text: &str) -> Option<Uri> {
     });
     let path = url.path().to_ascii_lowercase();
     let is_odd = [";", "\\", "%2f", "%5c", "%25", "%00"].iter().any(|odd| path.contains(odd));
-    (is_http
+    (is_known
         && !is_odd
         && !authority.host().is_empty()
         && !authority.as_str().contains('@')
@@ -127,7 +157,7 @@ pub(super) fn read(
     mistakes: &mut Vec<Mistake>,
 ) -> Option<Subscribes> {
     let mut fields = Fields::new(node, path, mistakes);
-    for key in ["topics", "senders", "endpoints"] {
+    for key in ["topics", "senders"] {
         fields.take_required(key);
     }
     let topics = fields.take_texts("topics");
@@ -137,13 +167,42 @@ pub(super) fn read(
         fields.wrong(place, "topics", format!("unknown topic; {}", hint(topic, &known)));
     }
     let senders = fields.take_texts("senders");
+    let mut channels = Vec::new();
+    for text in fields.take_texts("channels") {
+        match Channel::find(text) {
+            Some(channel) => channels.push(channel),
+            None => {
+                let place = place_of(node.get("channels"), text).unwrap_or(fields.place());
+                let known = Channel::ALL.map(|(code, _)| code);
+                fields.wrong(place, "channels", format!("unknown channel; {}", hint(text, &known)));
+            }
+        }
+    }
+    if node.get("channels").is_none() {
+        channels = CHANNELS.to_vec();
+    }
+    let mllp = mllp(&mut fields, &topics);
+    if mllp.is_none() && channels.contains(&Channel::Mllp) {
+        let text = "is missing: how events are written as HL7 v2, such as `mllp: {write: write_oru_r01}`";
+        fields.wrong(node.place, "mllp", text);
+    }
+    if let Some(given) = node.get("mllp").filter(|_| !channels.contains(&Channel::Mllp)) {
+        fields.wrong(given.place, "mllp", "is of no use: `channels` does not list mllp");
+    }
+    if channels.iter().any(|channel| channel.has_endpoint()) {
+        fields.take_required("endpoints");
+    }
     let mut endpoints = Vec::new();
     for text in fields.take_texts("endpoints") {
         match Endpoints::read(text) {
             Some(one) => endpoints.push(one),
             None => {
                 let place = place_of(node.get("endpoints"), text).unwrap_or(fields.place());
-                fields.wrong(place, "endpoints", "expected what an http: or https: URL begins with, or `*`");
+                fields.wrong(
+                    place,
+                    "endpoints",
+                    "expected what an http:, https:, mllp: or mllps: URL begins with, or `*`",
+                );
             }
         }
     }
@@ -157,11 +216,26 @@ pub(super) fn read(
     Some(Subscribes {
         topics: owned(topics),
         senders: owned(senders),
+        channels,
         endpoints,
         content,
         subscriptions_max,
+        mllp,
         tls,
     })
+}
+
+/// How events are written as HL7 v2, where it is given.
+fn mllp(fields: &mut Fields<'_, '_>, topics: &[&str]) -> Option<Writes> {
+    let node = fields.take("mllp")?;
+    let path = fields.path_of("mllp");
+    let known = crate::route::topics::names();
+    let topics = if topics.contains(&"*") { &known } else { topics };
+    let mut fields = Fields::new(node, &path, fields.mistakes());
+    fields.take_required("write");
+    let writes = writes::read(&mut fields, node, topics, false);
+    fields.finish();
+    writes
 }
 
 #[cfg(test)]

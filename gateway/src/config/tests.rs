@@ -194,7 +194,7 @@ fn what_a_sender_may_subscribe_to_is_listed() {
         [
             "8:63: senders[1].subscribes.topics: unknown topic; did you mean `encounter-end`?",
             "8:88: senders: there is no sender `nobody`; known: genhosp, portal",
-            "8:108: senders[1].subscribes.endpoints: expected what an http: or https: URL begins with, or `*`",
+            "8:108: senders[1].subscribes.endpoints: expected what an http:, https:, mllp: or mllps: URL begins with, or `*`",
             "8:130: senders[1].subscribes.content: expected one of full-resource, id-only, empty",
         ]
     );

@@ -2,6 +2,7 @@
 
 use super::feed::{Feed, feed};
 use super::life::Life;
+use super::sockets::Socket;
 use super::{AmqpQueue, Counters, OnParked, Services, Settings, Subscription, Written};
 use crate::bus::Bus;
 use crate::config::{self, To};
@@ -98,12 +99,19 @@ impl Deliverers {
         let destination: Arc<dyn adapters::Destination> = match &subscription.to {
             To::Adapter(destination) => destination.clone(),
             To::Queue(queue) => Arc::new(AmqpQueue::new(self.services.bus.clone(), queue.as_str())),
+            To::Socket => {
+                Arc::new(Socket::new(self.services.sockets.clone(), Arc::clone(&subscription.name)))
+            }
         };
         let destination = match &subscription.writes {
             Some(writes) => Arc::new(Written::new(destination, self.mapper.clone(), writes.clone())),
             None => destination,
         };
+        let is_bound = matches!(subscription.to, To::Socket);
+        let defaults = Settings::default();
         let settings = Settings {
+            // An attempt waits for somebody to come, and must be there when somebody does.
+            circuit_rest_max: if is_bound { defaults.circuit_rest_min } else { defaults.circuit_rest_max },
             in_flight_max: subscription.in_flight_max,
             retry: RetryPolicy {
                 base: subscription.retry_base,
@@ -117,7 +125,7 @@ impl Deliverers {
             },
             // Nobody but the subscriber knows what it took from its own queue before the broker was wiped.
             again_after_wipe: matches!(subscription.to, To::Queue(_)).then_some(AGAIN_AFTER_WIPE),
-            ..Settings::default()
+            ..defaults
         };
         Subscription {
             name: subscription.name.clone(),
@@ -126,6 +134,7 @@ impl Deliverers {
             topic: subscription.topics.first().cloned(),
             life,
             destination,
+            is_bound,
             counters,
             timings: self.metrics.timings(&subscription.name),
         }

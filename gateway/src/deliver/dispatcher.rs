@@ -57,9 +57,7 @@ pub(super) async fn run(
 ) {
     let name = format!("subscription:{}", subscription.name);
     let names = [name];
-    while let Some((lease, held_at)) =
-        acquire(&subscription.settings, &services, &names, &mut feed, &stop).await
-    {
+    while let Some((lease, held_at)) = acquire(&subscription, &services, &names, &mut feed, &stop).await {
         tracing::info!(subscription = %subscription.name, fence = lease.fence, "deliverer begins");
         Counters::set(&subscription.counters.leading, 1);
         let end = match greeted(&subscription, &services, (&lease, held_at), &stop).await {
@@ -68,6 +66,9 @@ pub(super) async fn run(
         };
         Counters::set(&subscription.counters.leading, 0);
         tracing::info!(subscription = %subscription.name, end = ?end, "deliverer ends");
+        if end == End::Lost && subscription.is_bound {
+            services.sockets.let_go(&subscription.name);
+        }
         if end == End::Stopped {
             if let Err(error) = services.store.release(services.replica, &names).await {
                 tracing::debug!(%error, "lease not given back, it runs out by itself");
@@ -108,14 +109,23 @@ async fn greeted(
 
 /// Waits for the lease; answers when it was asked for. `None` when the process stops.
 async fn acquire(
-    settings: &Settings,
+    subscription: &Subscription,
     services: &Services,
     names: &[String],
     feed: &mut Fed,
     stop: &CancellationToken,
 ) -> Option<(Lease, Instant)> {
+    let settings = &subscription.settings;
     let mut fed = true;
     loop {
+        // Whoever has bound it is connected to this replica, and to no other.
+        if subscription.is_bound && services.sockets.is_newly_bound(&subscription.name) {
+            for name in names {
+                if let Err(error) = services.store.dispossess(services.replica, name).await {
+                    tracing::warn!(%error, "lease not to be had");
+                }
+            }
+        }
         let asked_at = Instant::now();
         match services.store.lease(services.replica, names, settings.lease_ttl).await {
             Ok(leases) => {
@@ -130,6 +140,7 @@ async fn acquire(
             tokio::select! {
                 () = stop.cancelled() => return None,
                 () = &mut pause => break,
+                () = services.sockets.next_binding(), if subscription.is_bound => break,
                 // Whoever holds the lease reads it from the store.
                 routed = feed.recv(), if fed => fed = routed.is_some(),
             }
@@ -492,7 +503,7 @@ impl<'a> Tenure<'a> {
         if self.stopping.is_some() || self.beating || !self.pulse.beats(life.heartbeat, now) {
             return;
         }
-        let Some(voice) = Voice::of(self.subscription) else { return };
+        let voice = Voice::of(self.subscription, self.services);
         self.beating = true;
         let (life, store) = (life.clone(), Arc::clone(&self.services.store));
         self.tasks.spawn(async move { Done::Beat(life.say("heartbeat", &voice, &*store).await) });

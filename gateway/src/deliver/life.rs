@@ -9,6 +9,7 @@
 use super::{Services, Subscription};
 use crate::lifecycle::Outcome;
 use crate::route::notification::{About, Notifies};
+use crate::route::publish;
 use crate::route::roster::Roster;
 use crate::store::{self, Requested, Standing, Store, StoreError};
 use adapters::{DeliverError, Destination, Outgoing};
@@ -70,7 +71,7 @@ impl Life {
             Some(Standing::Requested) => {}
             Some(Standing::Refused | Standing::Off | Standing::Removed) | None => return false,
         }
-        let Some(voice) = Voice::of(subscription) else { return false };
+        let voice = Voice::of(subscription, services);
         // What lies there was written as it was asked for before; it is written anew, for whom it is now.
         if let Err(error) = services.bus.remove(&subscription.name).await {
             tracing::warn!(subscription = %self.id, error = %crate::chain(&error), "a handshake waits for the bus");
@@ -79,7 +80,12 @@ impl Life {
         let mut said = String::new();
         for rest in HANDSHAKES {
             sleep(rest).await;
-            match self.say("handshake", &voice, store).await {
+            // Whoever binds it to a WebSocket is the one who shakes hands, and does so each time.
+            let said_so = match subscription.is_bound {
+                true => Ok(()),
+                false => self.say("handshake", &voice, store).await,
+            };
+            match said_so {
                 Ok(()) => {
                     // First what was given up, or lay on the bus: it is to be delivered before anything newer.
                     let begun = async {
@@ -131,7 +137,7 @@ impl Life {
         let last = store.last_event(&voice.name).await.map_err(|error| crate::chain(&error).to_string())?;
         let standing = self.standing().unwrap_or(Standing::Requested);
         let outgoing = voice.outgoing(kind, standing, last);
-        match timeout(voice.wait_max, voice.destination.deliver(&outgoing)).await {
+        match timeout(voice.wait_max, voice.destination.greet(&outgoing)).await {
             Ok(Ok(_)) => Ok(()),
             Ok(Err(DeliverError::Again { answer, .. } | DeliverError::Never { answer })) => Err(answer),
             Err(_) => Err("no answer in time".to_owned()),
@@ -167,22 +173,25 @@ impl Life {
 #[derive(Clone, Debug)]
 pub(super) struct Voice {
     name: Arc<str>,
+    installation: Arc<str>,
     topic: Option<String>,
-    notifies: Notifies,
+    /// `None` where nothing but events can be said.
+    notifies: Option<Notifies>,
     destination: Arc<dyn Destination>,
     wait_max: Duration,
 }
 
 impl Voice {
-    /// That of a subscription, if it is notified of events.
-    pub(super) fn of(subscription: &Subscription) -> Option<Voice> {
-        Some(Voice {
+    /// That of a subscription.
+    pub(super) fn of(subscription: &Subscription, services: &Services) -> Voice {
+        Voice {
             name: Arc::clone(&subscription.name),
+            installation: Arc::clone(&services.installation),
             topic: subscription.topic.clone(),
-            notifies: subscription.notifies.clone()?,
+            notifies: subscription.notifies.clone(),
             destination: Arc::clone(&subscription.destination),
             wait_max: subscription.settings.attempt_wait_max,
-        })
+        }
     }
 
     fn outgoing(&self, kind: &'static str, standing: Standing, last: i64) -> Outgoing {
@@ -195,12 +204,13 @@ impl Voice {
             topic: self.topic.as_deref(),
             last,
         };
-        let bundle = Bytes::from(self.notifies.bundle(&about, &[]).to_string());
+        let bundle = self.notifies.as_ref().map(|notifies| notifies.bundle(&about, &[]).to_string());
+        let bundle = Bytes::from(bundle.unwrap_or_default());
         Outgoing {
             delivery: DeliveryId(about.id),
             subscription: Arc::clone(&self.name),
             attempt: 1,
-            event: bundle.clone(),
+            event: publish::greeting(&self.installation, &about, &bundle),
             bundle,
             passes: None,
             original: Bytes::new(),
@@ -389,6 +399,7 @@ pub(super) mod tests {
             store: store.clone(),
             bus: bus.clone(),
             watch: Arc::new(EpochWatch::new(store, bus.clone())),
+            sockets: Arc::new(crate::deliver::Sockets::new(tokio_util::sync::CancellationToken::new())),
             replica: Uuid::from_u128(2),
             installation: "test".into(),
         };
@@ -400,6 +411,7 @@ pub(super) mod tests {
             topic: Some("encounter-end".to_owned()),
             life: None,
             destination: ear.clone(),
+            is_bound: false,
             counters: Arc::new(Counters::default()),
             timings: crate::telemetry::metrics::DeliverTimings::default(),
         };

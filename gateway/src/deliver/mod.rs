@@ -11,6 +11,7 @@ mod deliverers;
 mod dispatcher;
 mod feed;
 mod life;
+mod sockets;
 #[cfg(test)]
 mod tests;
 mod window;
@@ -18,7 +19,8 @@ mod written;
 
 pub use amqp::AmqpQueue;
 pub use deliverers::{Deliverers, keep};
-pub use written::{Writes, Written};
+pub use sockets::{Line, Push, Sockets};
+pub use written::Written;
 
 use dispatcher::run;
 use life::Life;
@@ -129,6 +131,8 @@ pub struct Subscription {
     pub notifies: Option<Notifies>,
     /// To whom.
     pub destination: Arc<dyn Destination>,
+    /// Whether that is whoever has bound it to a WebSocket, on this replica or another.
+    pub is_bound: bool,
     /// What is counted.
     pub counters: Arc<Counters>,
     /// What is timed.
@@ -144,6 +148,8 @@ pub struct Services {
     pub bus: Arc<dyn Bus>,
     /// Notices when the broker loses its data.
     pub watch: Arc<EpochWatch>,
+    /// The WebSockets of this process.
+    pub sockets: Arc<Sockets>,
     /// This process among the replicas.
     pub replica: Uuid,
     /// The installation's name in the source of its events.

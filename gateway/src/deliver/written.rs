@@ -3,46 +3,18 @@
 //! Invariants: by the same mappings, the message of a delivery is the same over every attempt, so that its control id means it; a
 //! message is never sent with less than its mapping wants of it.
 
+use crate::config::Writes;
 use crate::normalize::Mapper;
 use adapters::{DeliverError, Destination, Outgoing, Receipt};
 use async_trait::async_trait;
 use jiff::Timestamp;
-use mappings::{Catalog, Context, Given, Parties};
+use mappings::{Context, Given};
 use schemas::hl7v2::time::Zone;
 use schemas::records;
 use serde::Deserialize;
 use std::fmt;
 use std::sync::Arc;
 use uuid::Uuid;
-
-/// How the events of a subscription are written.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Writes {
-    /// By which mapping an event of a topic is written; without a topic, any that is not named.
-    pub mappings: Vec<(Option<String>, String)>,
-    /// What the subscriber calls assigning authorities: name and URI.
-    pub systems: Vec<(String, String)>,
-    /// Who sends to whom, as the subscriber knows them: MSH-3 to MSH-6.
-    pub parties: Parties,
-}
-
-impl Writes {
-    fn mapping_for(&self, topic: &str) -> Option<&str> {
-        let of = |wanted: Option<&str>| {
-            self.mappings
-                .iter()
-                .find(|(known, _)| known.as_deref() == wanted)
-                .map(|(_, mapping)| mapping.as_str())
-        };
-        of(Some(topic)).or_else(|| of(None))
-    }
-
-    /// The mappings that the catalog does not have, or that write no messages.
-    pub fn missing<'w>(&'w self, catalog: &Catalog) -> Vec<&'w str> {
-        let writes = |name: &str| catalog.program("", name).is_some_and(|program| program.writes_messages());
-        self.mappings.iter().map(|(_, name)| name.as_str()).filter(|name| !writes(name)).collect()
-    }
-}
 
 /// A destination to which events go as messages of HL7 v2.
 pub struct Written {
@@ -116,6 +88,10 @@ impl fmt::Debug for Written {
 
 #[async_trait]
 impl Destination for Written {
+    async fn greet(&self, outgoing: &Outgoing) -> Result<Receipt, DeliverError> {
+        self.to.greet(outgoing).await
+    }
+
     async fn deliver(&self, outgoing: &Outgoing) -> Result<Receipt, DeliverError> {
         let (text, left) = self.message(outgoing)?;
         let receipt = self.to.deliver(&Outgoing { original: text.into(), ..outgoing.clone() }).await?;
@@ -133,6 +109,7 @@ mod tests {
     use super::*;
     use crate::ingest::senders::Senders;
     use bytes::Bytes;
+    use mappings::{Catalog, Parties};
     use schemas::hl7v2::Limits;
     use schemas::message::DeliveryId;
     use std::sync::Mutex;

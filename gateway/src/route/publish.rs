@@ -4,18 +4,24 @@
 //! published.
 
 use crate::bus::{Bus, BusError, Envelope, routing_key};
-use crate::route::notification::Notifies;
+use crate::route::notification::{About, Notifies};
 use crate::store::{Content, Matched, Store, StoreError};
 use bytes::Bytes;
 use jiff::Timestamp;
 use schemas::message::{DeliveryId, MessageId};
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use serde_json::{Value, json};
 use std::io::Write;
+use std::ops::Range;
 use std::sync::Arc;
 use tokio::sync::Mutex;
 use uuid::Uuid;
 
 /// What stands before the Bundle in an envelope; no attribute before it is an object, so its first occurrence is the one.
 const DATA: &[u8] = b",\"data\":";
+/// The extension of a Bundle's meta that holds the identifier of its message.
+const MESSAGE_IDENTIFIER: &str = "urn:pons:message-identifier";
 /// How every Bundle of ours begins.
 const BUNDLE: &[u8] = b"{\"resourceType\":\"Bundle\"";
 
@@ -51,7 +57,7 @@ pub struct Event<'a> {
 /// What a message made known.
 #[derive(Clone, Debug, Default)]
 pub struct Told {
-    /// The normalized Bundle in JSON, without an identifier.
+    /// The normalized Bundle in JSON.
     pub bundle: Bytes,
     /// The resources that notifications bring along beside it: a JSON array, or nothing.
     pub beside: Bytes,
@@ -64,22 +70,16 @@ impl Told {
     }
 }
 
-/// Writes the CloudEvents 1.0 envelope in structured JSON. The Bundle goes in as it is, with the delivery's id as its
-/// identifier; it is not read again. A delivery that is a notification has that in its place.
+/// Writes the CloudEvents 1.0 envelope in structured JSON. The Bundle goes in with the delivery's id as its identifier; that of its
+/// message, if it has one, stands as an extension of its meta. Its entries are not read again. A delivery that is a notification has
+/// that in its place.
 ///
 /// # Source
 /// CloudEvents 1.0.2, JSON event format 3; extension attributes `messageid`, `number`, `revision`, `traceparent`.
 pub fn envelope(event: &Event<'_>) -> Envelope {
     let topic = event.matched.topics.first().map_or("event", String::as_str);
     let mut body = Vec::with_capacity(event.told.bundle.len() + 640);
-    body.extend_from_slice(b"{\"specversion\":\"1.0\",\"id\":");
-    write_json(&mut body, &event.delivery.to_string());
-    body.extend_from_slice(b",\"source\":");
-    write_json(&mut body, &format!("urn:pons:{}", event.installation));
-    body.extend_from_slice(b",\"type\":");
-    write_json(&mut body, &format!("pons.{topic}"));
-    body.extend_from_slice(b",\"time\":");
-    write_json(&mut body, &event.received_at.to_string());
+    write_head(&mut body, event.installation, (event.delivery.0, topic, event.received_at));
     write!(body, ",\"messageid\":\"{}\",\"number\":\"{}\"", event.message, event.number)
         .expect("memory takes all");
     write!(body, ",\"revision\":{}", event.revision).expect("memory takes all");
@@ -103,6 +103,30 @@ pub fn envelope(event: &Event<'_>) -> Envelope {
     }
 }
 
+/// The envelope of a notification without events: a handshake, a heartbeat.
+pub fn greeting(installation: &str, about: &About<'_>, bundle: &[u8]) -> Bytes {
+    let mut body = Vec::with_capacity(bundle.len() + 320);
+    write_head(&mut body, installation, (about.id, about.kind, about.at));
+    write!(body, ",\"number\":\"{}\"", about.last).expect("memory takes all");
+    body.extend_from_slice(b",\"datacontenttype\":\"application/fhir+json\"");
+    body.extend_from_slice(DATA);
+    body.extend_from_slice(if bundle.is_empty() { b"null" } else { bundle });
+    body.push(b'}');
+    Bytes::from(body)
+}
+
+/// Begins an envelope: whose it is, of what kind, and when it happened.
+fn write_head(into: &mut Vec<u8>, installation: &str, (id, kind, at): (Uuid, &str, Timestamp)) {
+    into.extend_from_slice(b"{\"specversion\":\"1.0\",\"id\":");
+    write_json(into, &id.to_string());
+    into.extend_from_slice(b",\"source\":");
+    write_json(into, &format!("urn:pons:{installation}"));
+    into.extend_from_slice(b",\"type\":");
+    write_json(into, &format!("pons.{kind}"));
+    into.extend_from_slice(b",\"time\":");
+    write_json(into, &at.to_string());
+}
+
 /// The Bundle within an envelope's body, sharing its memory; `None` if it is not an envelope of ours.
 pub fn bundle_in(body: &Bytes) -> Option<Bytes> {
     let end = body.len().checked_sub(1)?;
@@ -111,15 +135,89 @@ pub fn bundle_in(body: &Bytes) -> Option<Bytes> {
 }
 
 fn write_bundle(into: &mut Vec<u8>, delivery: DeliveryId, bundle: &[u8]) {
-    match bundle.strip_prefix(BUNDLE) {
-        Some(rest) => {
-            into.extend_from_slice(BUNDLE);
-            let identifier = ",\"identifier\":{\"system\":\"urn:ietf:rfc:3986\",\"value\":\"urn:uuid:";
-            write!(into, "{identifier}{delivery}\"}}").expect("memory takes all");
-            into.extend_from_slice(rest);
-        }
-        None => into.extend_from_slice(bundle),
+    let Some(rest) = bundle.strip_prefix(BUNDLE) else {
+        into.extend_from_slice(bundle);
+        return;
+    };
+    into.extend_from_slice(BUNDLE);
+    let identifier = ",\"identifier\":{\"system\":\"urn:ietf:rfc:3986\",\"value\":\"urn:uuid:";
+    write!(into, "{identifier}{delivery}\"}}").expect("memory takes all");
+    let head = Head::of(rest);
+    let Some(own) = head.identifier else {
+        into.extend_from_slice(rest);
+        return;
+    };
+    // A Bundle has one identifier: that of its message goes into its meta.
+    let value = |of: &Member| serde_json::from_slice(&rest[of.value.clone()]).unwrap_or(Value::Null);
+    let mut meta = head.meta.as_ref().map_or_else(|| json!({}), value);
+    let extension = json!({"url": MESSAGE_IDENTIFIER, "valueIdentifier": value(&own)});
+    match meta["extension"].as_array_mut() {
+        Some(extensions) => extensions.push(extension),
+        None => meta["extension"] = json!([extension]),
     }
+    into.extend_from_slice(b",\"meta\":");
+    serde_json::to_writer(&mut *into, &meta).expect("memory takes all");
+    let mut left: Vec<Range<usize>> = head.meta.into_iter().chain([own]).map(|member| member.whole).collect();
+    left.sort_by_key(|range| range.start);
+    let mut at = 0;
+    for range in left {
+        into.extend_from_slice(&rest[at..range.start]);
+        at = range.end;
+    }
+    into.extend_from_slice(&rest[at..]);
+}
+
+/// What stands before the entries of a Bundle and is of interest, where it stands.
+#[derive(Debug, Default)]
+struct Head {
+    identifier: Option<Member>,
+    meta: Option<Member>,
+}
+
+/// A member of an object, in its text.
+#[derive(Clone, Debug)]
+struct Member {
+    /// With the comma before it.
+    whole: Range<usize>,
+    value: Range<usize>,
+}
+
+impl Head {
+    /// Reads on behind the first member, in JSON without blanks, as we write it.
+    fn of(rest: &[u8]) -> Head {
+        let mut head = Head::default();
+        let mut at = 0;
+        while let Some((name, member)) = member(rest, at) {
+            at = member.whole.end;
+            match name {
+                "identifier" => head.identifier = Some(member),
+                "meta" => head.meta = Some(member),
+                "entry" => break,
+                _ => {}
+            }
+        }
+        head
+    }
+}
+
+/// The member that begins with a comma there.
+fn member(text: &[u8], at: usize) -> Option<(&str, Member)> {
+    let raw = |at: usize| -> Option<&RawValue> {
+        let mut reader = serde_json::Deserializer::from_slice(text.get(at..)?);
+        <&RawValue>::deserialize(&mut reader).ok()
+    };
+    if *text.get(at)? != b',' {
+        return None;
+    }
+    let name = raw(at + 1)?.get();
+    let colon = at + 1 + name.len();
+    if *text.get(colon)? != b':' {
+        return None;
+    }
+    let name = name.trim_matches('"');
+    // The entries are long, and of no interest here.
+    let end = if name == "entry" { colon + 1 } else { colon + 1 + raw(colon + 1)?.get().len() };
+    Some((name, Member { whole: at..end, value: colon + 1..end }))
 }
 
 fn write_json(into: &mut Vec<u8>, text: &str) {
@@ -216,6 +314,36 @@ mod tests {
         assert_eq!(value["data"]["entry"][0]["a"].to_string(), "1.50", "every digit is kept");
         assert!(value.get("subject").is_none());
         assert_eq!(envelope.routing_key, "lab%2E\"x\".result-final.TEST,\"data\":LAB");
+    }
+
+    #[test]
+    fn a_bundle_has_one_identifier_and_that_of_its_message_is_kept() {
+        let own = r#""identifier":{"system":"urn:x","value":"C,\"1"}"#;
+        let kept =
+            r#"{"url":"urn:pons:message-identifier","valueIdentifier":{"system":"urn:x","value":"C,\"1"}}"#;
+        for (head, meta) in [
+            (format!(r#","id":"1",{own},"timestamp":"2026""#), format!(r#"{{"extension":[{kept}]}}"#)),
+            (
+                format!(r#","meta":{{"security":[{{"code":"R"}}]}},"total":1,{own}"#),
+                format!(r#"{{"security":[{{"code":"R"}}],"extension":[{kept}]}}"#),
+            ),
+            (
+                format!(r#",{own},"meta":{{"extension":[{{"url":"urn:y"}}]}}"#),
+                format!(r#"{{"extension":[{{"url":"urn:y"}},{kept}]}}"#),
+            ),
+        ] {
+            let entry = r#","entry":[{"resource":{"identifier":[{"value":"1.50"}],"meta":{}}}]}"#;
+            let envelope = sample(format!(r#"{{"resourceType":"Bundle"{head}{entry}"#).as_bytes());
+            let found = bundle_in(&envelope.body).expect("it is one of ours");
+            let text = std::str::from_utf8(&found).expect("JSON");
+            assert!(text.ends_with(entry), "{text}");
+            assert_eq!(text.matches("\"identifier\"").count(), 2, "that of the entry is not touched: {text}");
+            let value: Value = serde_json::from_str(text).expect("JSON");
+            assert_eq!(value["identifier"]["value"], format!("urn:uuid:{}", envelope.delivery));
+            assert_eq!(value["meta"].to_string(), meta);
+        }
+        let without = sample(br#"{"resourceType":"Bundle","type":"batch","meta":{"a":1}}"#);
+        assert!(without.body.ends_with(br#""type":"batch","meta":{"a":1}}}"#), "nothing else is touched");
     }
 
     #[test]

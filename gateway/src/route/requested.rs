@@ -5,40 +5,19 @@
 //! # Source
 //! HL7 FHIR Subscriptions R5 Backport 1.1.0, profile of the R4 Subscription and its extensions.
 
-use super::notification::{Notifies, PROFILES, Payload, TOPIC};
+mod channel;
+
+pub use channel::{CHANNELS, Channel, PAYLOAD, queue_of};
+
+use super::notification::{Notifies, PROFILES, TOPIC};
 use super::topics::{self, Filter};
-use crate::config::subscribes::{Endpoints, Subscribes, url};
-use crate::config::{Subscription, To};
-use adapters::rest_hook::{self, Hook};
-use hyper::header::{HeaderMap, HeaderName, HeaderValue};
+use crate::config::{Subscribes, Subscription};
 use jiff::Timestamp;
 use schemas::issue::{Issue, Severity};
 use serde_json::Value;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// The media type of notifications.
-pub const PAYLOAD: &str = "application/fhir+json";
-/// Headers that are ours to set, or belong to the connection.
-const OUR_HEADERS: [&str; 14] = [
-    "user-agent",
-    "expect",
-    "host",
-    "content-type",
-    "content-length",
-    "content-encoding",
-    "transfer-encoding",
-    "connection",
-    "keep-alive",
-    "te",
-    "trailer",
-    "upgrade",
-    "idempotency-key",
-    "traceparent",
-];
-/// How many headers there may be, and how long all of them together, in bytes.
-const HEADERS_MAX: usize = 20;
-const HEADERS_BYTES_MAX: usize = 8 << 10;
 /// How long an endpoint may take to answer: what is asked for, and what holds without.
 const TIMEOUT: std::ops::RangeInclusive<u64> = 1..=600;
 const TIMEOUT_DEFAULT: u64 = 60;
@@ -93,12 +72,7 @@ pub fn read(
         "Subscription.channel",
         &["backport-heartbeat-period", "backport-timeout", "backport-max-count"],
     );
-    if channel["type"] != "rest-hook" {
-        faults.add("Subscription.channel.type", "not supported; channels are: rest-hook");
-    }
-    faults.extensions(&channel["_type"], "Subscription.channel.type", &[]);
-    faults.extensions(&channel["_endpoint"], "Subscription.channel.endpoint", &[]);
-    let payload = payload(channel, allowed, &mut faults);
+    let asked = channel::read(resource, allowed, &mut faults);
     let seconds = |name: &'static str, range: &std::ops::RangeInclusive<u64>, faults: &mut Faults| {
         let value = number(channel, name)?;
         let known = value.as_u64().filter(|seconds| range.contains(seconds));
@@ -116,13 +90,14 @@ pub fn read(
     {
         faults.add("Subscription.channel.extension", "backport-max-count: 1 or more is wanted");
     }
-    let headers = headers(channel, &mut faults);
-    let endpoint = endpoint(channel, allowed, &mut faults);
-    let destination = endpoint.filter(|_| faults.0.is_empty()).and_then(|(url, is_public)| {
-        let hook = Hook { url, headers, answer_timeout: timeout, tls: allowed.tls.clone(), is_public };
-        rest_hook::hook(hook).map_err(|why| faults.add("Subscription.channel.endpoint", why)).ok()
-    });
-    let (Some(destination), Some(topic), Some(payload)) = (destination, topic, payload) else {
+    let way = match (asked, topic) {
+        (Some(asked), Some(topic)) if faults.0.is_empty() => {
+            let notifies = asked.is_notified().then(|| Notifies::new(base, asked.payload));
+            asked.way((id, topic), timeout, allowed, base, &mut faults).map(|way| (way, notifies, topic))
+        }
+        _ => None,
+    };
+    let Some((way, notifies, topic)) = way.filter(|_| faults.0.is_empty()) else {
         return Err(faults.0);
     };
     let subscription = Subscription {
@@ -130,11 +105,11 @@ pub fn read(
         topics: vec![topic.to_owned()],
         filters,
         senders: allowed.senders.clone(),
-        notifies: Some(Notifies::new(base, payload)),
+        notifies,
         owner: Some(Arc::clone(owner)),
-        to: To::Adapter(destination),
-        channel: ("rest-hook".to_owned(), channel["endpoint"].as_str().unwrap_or_default().to_owned()),
-        writes: None,
+        to: way.to,
+        channel: way.named,
+        writes: way.writes,
         block_for: None,
         attempts_max: ATTEMPTS_MAX,
         retry_base: Duration::from_millis(500),
@@ -238,79 +213,12 @@ fn filters(resource: &Value, topic: Option<&str>, faults: &mut Faults) -> Vec<Fi
     filters
 }
 
-/// How much a notification says.
-fn payload(channel: &Value, allowed: &Subscribes, faults: &mut Faults) -> Option<Payload> {
-    if channel["payload"] != PAYLOAD {
-        faults.add("Subscription.channel.payload", format!("not supported; payloads are: {PAYLOAD}"));
-    }
-    let place = "Subscription.channel.payload.extension";
-    faults.extensions(&channel["_payload"], "Subscription.channel.payload", &["backport-payload-content"]);
-    let code = extension(&channel["_payload"], "backport-payload-content")
-        .and_then(|one| one.get("valueCode")?.as_str());
-    let open = Payload::ALL.iter().take_while(|(_, payload)| *payload <= allowed.content);
-    let found = open.clone().find(|(known, _)| Some(*known) == code);
-    if found.is_none() {
-        let open: Vec<&str> = open.map(|(code, _)| *code).collect();
-        faults.add(
-            place,
-            format!("{PROFILES}backport-payload-content is wanted, and of it: {}", open.join(", ")),
-        );
-    }
-    found.map(|(_, payload)| *payload)
-}
-
-/// What goes along with each notification.
-fn headers(channel: &Value, faults: &mut Faults) -> HeaderMap {
-    let mut headers = HeaderMap::new();
-    let (mut count, mut bytes) = (0, 0);
-    for (index, one) in items(&channel["header"]).enumerate() {
-        let place = format!("Subscription.channel.header[{index}]");
-        let text = one.as_str().unwrap_or_default();
-        (count, bytes) = (count + 1, bytes + text.len());
-        let parts = text.split_once(':').and_then(|(name, value)| {
-            let name: HeaderName = name.trim().parse().ok()?;
-            Some((name, HeaderValue::from_str(value.trim()).ok()?))
-        });
-        match parts {
-            None => faults.add(&place, "`Name: value` is wanted, as in a request of HTTP"),
-            Some((name, _)) if OUR_HEADERS.contains(&name.as_str()) => {
-                faults.add(&place, format!("{name} is set by the gateway"));
-            }
-            Some((name, mut value)) => {
-                value.set_sensitive(true);
-                headers.append(name, value);
-            }
-        }
-    }
-    if count > HEADERS_MAX || bytes > HEADERS_BYTES_MAX {
-        let text = format!("at most {HEADERS_MAX} headers of {HEADERS_BYTES_MAX} bytes together are sent");
-        faults.add("Subscription.channel.header", text);
-    }
-    headers
-}
-
-/// Where notifications go, and whether that must be on the public internet.
-fn endpoint(channel: &Value, allowed: &Subscribes, faults: &mut Faults) -> Option<(hyper::Uri, bool)> {
-    let place = "Subscription.channel.endpoint";
-    let Some(url) = channel["endpoint"].as_str().and_then(url) else {
-        faults.add(place, "an http: or https: URL is wanted");
-        return None;
-    };
-    let holding: Vec<&Endpoints> = allowed.endpoints.iter().filter(|listed| listed.hold(&url)).collect();
-    if holding.is_empty() {
-        let text =
-            "not one of the endpoints that the configuration allows this client (`subscribes`, `endpoints`)";
-        faults.add(place, text);
-        return None;
-    }
-    // Whoever listed it by name knows where it lies.
-    let is_public = holding.iter().all(|listed| **listed == Endpoints::Public);
-    Some((url, is_public))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Writes;
+    use crate::config::subscribes::Endpoints;
+    use crate::route::notification::Payload;
     use serde_json::json;
 
     fn allowed() -> Subscribes {
@@ -318,8 +226,10 @@ mod tests {
             topics: vec!["encounter-end".to_owned(), "result-final".to_owned()],
             senders: vec!["GENHOSP".to_owned()],
             endpoints: vec![Endpoints::Under("https://payer.test/events".parse().expect("a URL"))],
+            channels: vec![Channel::RestHook],
             content: Payload::IdOnly,
             subscriptions_max: 3,
+            mllp: None,
             tls: None,
         }
     }
@@ -360,6 +270,119 @@ mod tests {
         );
         assert!(wanted.end.is_some() && !wanted.is_off);
         assert!(!format!("{wanted:?}").contains("s3cret"), "secrets are not shown");
+    }
+
+    /// Of everything on every channel.
+    fn open_to_all() -> Subscribes {
+        let writes = Writes { mappings: vec![(None, "write_adt_a03".to_owned())], ..Writes::default() };
+        let lies = ["https://payer.test/events", "mllp://ward.test:2600"];
+        Subscribes {
+            channels: Channel::ALL.map(|(_, channel)| channel).to_vec(),
+            endpoints: lies.map(|url| Endpoints::Under(url.parse().expect("a URL"))).to_vec(),
+            content: Payload::FullResource,
+            mllp: Some(writes),
+            ..allowed()
+        }
+    }
+
+    /// One of a channel that R4 does not have.
+    fn extended(code: &str) -> Value {
+        let mut resource = sample();
+        let coding = json!({"system": CHANNELS, "code": code});
+        let channel = &mut resource["channel"];
+        channel["type"] = Value::Null;
+        channel["_type"] = json!({"extension": [{"url": format!("{PROFILES}backport-channel-type"), "valueCoding": coding}]});
+        channel["header"] = Value::Null;
+        channel["endpoint"] = Value::Null;
+        resource
+    }
+
+    #[test]
+    fn each_channel_is_told_apart_and_has_what_belongs_to_it() {
+        let read = |resource: &Value| {
+            read(resource, ("7", &"payer".into()), &open_to_all(), "https://pons.test/fhir")
+        };
+        let mut message = sample();
+        message["channel"]["type"] = json!("message");
+        let mut websocket = sample();
+        websocket["channel"] =
+            json!({"type": "websocket", "payload": PAYLOAD, "_payload": sample()["channel"]["_payload"]});
+        let amqp = extended("amqp");
+        let mut mllp = extended("mllp");
+        mllp["channel"]["endpoint"] = json!("mllp://ward.test:2600");
+        mllp["channel"]["payload"] = json!("x-application/hl7-v2+er7");
+        mllp["channel"]["_payload"]["extension"][0]["valueCode"] = json!("full-resource");
+        for (resource, channel, reached, is_notified) in [
+            (&sample(), "rest-hook", "https://payer.test/events/1", true),
+            (&message, "message", "https://payer.test/events/1", true),
+            (&websocket, "websocket", "", true),
+            (&amqp, "amqp", "pons.own.7", true),
+            (&mllp, "mllp", "mllp://ward.test:2600/", false),
+        ] {
+            let wanted = read(resource).unwrap_or_else(|faults| panic!("{channel}: {faults:?}"));
+            let subscription = wanted.subscription;
+            assert_eq!(subscription.channel, (channel.to_owned(), reached.to_owned()));
+            assert_eq!(
+                (subscription.notifies.is_some(), subscription.writes.is_some()),
+                (is_notified, !is_notified)
+            );
+            assert_eq!(Channel::of(resource).map(Channel::code), Some(channel));
+        }
+        // Who cannot leave the code out.
+        let mut coded = amqp.clone();
+        coded["channel"]["type"] = json!("message");
+        assert!(read(&coded).is_ok());
+
+        let header = json!(["a: 1"]);
+        for (resource, pointer, value, place, expected) in [
+            (&websocket, "endpoint", json!("wss://payer.test"), "endpoint", "$get-ws-binding-token"),
+            (&amqp, "endpoint", json!("amqps://payer.test"), "endpoint", "$get-amqp-credentials"),
+            (&amqp, "header", header.clone(), "header", "amqp has no headers"),
+            (
+                &amqp,
+                "type",
+                json!("rest-hook"),
+                "type",
+                "channels are: rest-hook, message, websocket, amqp (by",
+            ),
+            (
+                &amqp,
+                "_type",
+                json!({"extension": [{"url": format!("{PROFILES}backport-channel-type"), "valueCoding": {"code": "amqp"}}]}),
+                "type",
+                "system urn:pons:channel",
+            ),
+            (&sample(), "type", json!("amqp"), "type", "by backport-channel-type"),
+            (&mllp, "endpoint", json!("mllp://ward.test:2601"), "endpoint", "`endpoints`"),
+            (&mllp, "endpoint", json!("https://payer.test/events"), "endpoint", "mllp://host:port"),
+            (&mllp, "endpoint", json!("mllp://ward.test:2600/x"), "endpoint", "mllp://host:port"),
+            (&sample(), "endpoint", json!("mllp://ward.test:2600"), "endpoint", "an http: or https: URL"),
+            (&mllp, "payload", json!(PAYLOAD), "payload", "x-application/hl7-v2+er7"),
+            (
+                &mllp,
+                "_payload",
+                sample()["channel"]["_payload"].clone(),
+                "payload.extension",
+                "for mllp: full-resource",
+            ),
+        ] {
+            let mut resource = resource.clone();
+            resource["channel"][pointer] = value;
+            let faults = read(&resource).expect_err(expected);
+            let place = format!("Subscription.channel.{place}");
+            let told = faults.iter().any(|fault| fault.path == place && fault.text.contains(expected));
+            assert!(told, "{pointer} {expected}: {faults:?}");
+        }
+        let only = Subscribes {
+            mllp: Some(Writes {
+                mappings: vec![(Some("result-final".to_owned()), "write_oru_r01".to_owned())],
+                ..Writes::default()
+            }),
+            ..open_to_all()
+        };
+        let faults = super::read(&mllp, ("7", &"payer".into()), &only, "https://pons.test/fhir")
+            .expect_err("not written");
+        assert!(faults[0].text.contains("no mapping that writes topic encounter-end"), "{faults:?}");
     }
 
     #[test]
@@ -436,7 +459,7 @@ mod tests {
                 "/channel/_payload",
                 content("full-resource"),
                 "Subscription.channel.payload.extension",
-                "of it: empty, id-only",
+                "for rest-hook: empty, id-only",
             ),
             ("/channel/header", json!(["no header"]), "Subscription.channel.header[0]", "`Name: value`"),
             (

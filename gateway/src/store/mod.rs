@@ -19,7 +19,7 @@ mod sqlite;
 #[cfg(test)]
 mod suite;
 
-pub use requested::{Requested, Standing};
+pub use requested::{Requested, SocketToken, Standing};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -709,6 +709,9 @@ pub trait Store: Send + Sync + 'static {
     /// Takes or renews leases for a replica; answers those it now holds. The database's clock decides.
     async fn lease(&self, replica: Uuid, names: &[String], ttl: Duration) -> Result<Vec<Lease>, StoreError>;
 
+    /// Takes a lease away from any other replica, to be taken by this one next: what it is for can be done here alone.
+    async fn dispossess(&self, replica: Uuid, name: &str) -> Result<(), StoreError>;
+
     /// Gives leases back, at shutdown or to even out the load.
     async fn release(&self, replica: Uuid, names: &[String]) -> Result<(), StoreError>;
 
@@ -833,6 +836,12 @@ pub trait Store: Send + Sync + 'static {
 
     /// Forgets a requested subscription; its numbers stay used.
     async fn forget(&self, id: Uuid) -> Result<(), StoreError>;
+
+    /// Keeps a token; lets go of those of before `now`, and of the oldest where its owner has too many.
+    async fn keep_token(&self, token: &SocketToken, now: Timestamp) -> Result<(), StoreError>;
+
+    /// The token of this hash, if there is one.
+    async fn token(&self, hash: &[u8; 32]) -> Result<Option<SocketToken>, StoreError>;
 
     /// Makes the coming days' partitions and lets go of days that are final and old, counted back from `now` or from
     /// the database's clock, whichever is earlier. Answers how many messages went.

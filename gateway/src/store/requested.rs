@@ -93,3 +93,35 @@ pub(super) fn from_row(row: Row) -> Result<Requested, StoreError> {
         changed_at: pack::time(changed_us)?,
     })
 }
+
+/// How many tokens of an owner are kept; the newest.
+pub(super) const TOKENS_MAX: i64 = 100;
+
+/// What binds a WebSocket to subscriptions.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SocketToken {
+    /// SHA-256 of the token. The token itself is its owner's alone.
+    pub hash: [u8; 32],
+    /// The sender whose it is.
+    pub owner: Arc<str>,
+    /// To which it binds.
+    pub subscriptions: Vec<Uuid>,
+    /// Until when.
+    pub until: Timestamp,
+}
+
+impl SocketToken {
+    /// [`SocketToken::subscriptions`] as a row has it.
+    pub(super) fn listed(&self) -> String {
+        self.subscriptions.iter().map(Uuid::to_string).collect::<Vec<_>>().join(" ")
+    }
+
+    pub(super) fn from_row(
+        hash: [u8; 32],
+        (owner, subscriptions, until_us): (String, String, i64),
+    ) -> Result<SocketToken, StoreError> {
+        let subscriptions = subscriptions.split_whitespace().map(str::parse).collect::<Result<_, _>>();
+        let subscriptions = subscriptions.map_err(|_| pack::damaged("a token's subscriptions"))?;
+        Ok(SocketToken { hash, owner: owner.into(), subscriptions, until: pack::time(until_us)? })
+    }
+}

@@ -1,5 +1,6 @@
 use super::*;
 use crate::authority::Authority;
+use crate::mllp::{Receiver, receiver};
 use crate::tests::{destination, outgoing};
 use crate::{DeliverError, Destination, Receipt};
 use tokio::net::TcpListener;
@@ -304,4 +305,24 @@ async fn source_and_destination_understand_each_other_over_mutual_tls() {
         }
     }
     assert_eq!(running.intake.received.lock().unwrap()[0].certificate_names[..], ["lab.test", "Test Lab"]);
+}
+
+#[tokio::test]
+async fn a_receiver_is_greeted_by_connecting_and_the_connection_is_kept_for_the_first_message() {
+    let mut pair = Pair::new("").await;
+    let url = format!("mllp://{}", pair.listener.local_addr().expect("bound"));
+    let receiver = |url: &str| {
+        let answer_timeout = Duration::from_secs(5);
+        receiver(Receiver { url: url.parse().expect("a URL"), answer_timeout, tls: None })
+    };
+    pair.destination = receiver(&url).expect("right");
+    let first = outgoing("A");
+    let (greeted, mut peer) =
+        within(async { tokio::join!(pair.destination.greet(&first), pair.accept()) }).await;
+    assert_eq!(greeted, receipt("connected"));
+    assert_eq!(pair.deliver(&mut peer, "A", &ack("AA", "A")).await, receipt("MSA-1 AA"));
+    assert!(within(pair.destination.greet(&outgoing("B"))).await.is_ok(), "it is still there");
+    drop((peer, pair.listener));
+    let gone = within(pair.destination.greet(&outgoing("B"))).await;
+    assert!(matches!(gone, Err(DeliverError::Again { away: true, .. })), "{gone:?}");
 }

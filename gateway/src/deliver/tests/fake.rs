@@ -309,6 +309,9 @@ not_a_delivery! {
     take_up_again(subscription: &str) -> u64;
     give_up(subscription: &str, why: &str, limit: usize) -> u64;
     forget(id: Uuid) -> ();
+    dispossess(replica: Uuid, name: &str) -> ();
+    keep_token(token: &SocketToken, now: Timestamp) -> ();
+    token(hash: &[u8; 32]) -> Option<SocketToken>;
     room() -> Option<u64>;
 }
 

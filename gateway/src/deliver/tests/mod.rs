@@ -71,6 +71,7 @@ impl Bench {
             watch: Arc::new(EpochWatch::new(self.store.clone(), Arc::clone(&bus))),
             store: self.store.clone(),
             bus,
+            sockets: Arc::new(Sockets::new(stop.clone())),
             replica: Uuid::from_u128(replica),
             installation: "test".into(),
         };
@@ -81,6 +82,7 @@ impl Bench {
             name: SUBSCRIPTION.into(),
             settings: self.settings.clone(),
             destination,
+            is_bound: false,
             counters: self.counters.clone(),
             timings: DeliverTimings::default(),
         };

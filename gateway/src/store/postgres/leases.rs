@@ -35,6 +35,15 @@ pub(super) async fn take(
     rows.iter().map(|row| Ok(Lease { name: row.try_get(0)?, fence: row.try_get(1)? })).collect()
 }
 
+pub(super) async fn dispossess(pool: &PgPool, replica: Uuid, name: &str) -> Result<(), StoreError> {
+    sqlx::query("UPDATE lease SET replica = NULL, until_us = 0 WHERE name = $1 AND replica <> $2")
+        .bind(name)
+        .bind(replica)
+        .execute(pool)
+        .await?;
+    Ok(())
+}
+
 pub(super) async fn release(pool: &PgPool, replica: Uuid, names: &[String]) -> Result<(), StoreError> {
     sqlx::query("UPDATE lease SET replica = NULL, until_us = 0 WHERE name = ANY($1) AND replica = $2")
         .bind(names)

@@ -18,8 +18,8 @@ use crate::store::migrate::{self, Applied};
 use crate::store::recent::Recent;
 use crate::store::{
     Alias, Appended, Books, Content, DeadLetter, DeliveryChange, Held, Lease, NewMessage, OpenDelivery,
-    OpenMessage, Query, RecordTx, Request, Requested, Retention, Store, StoreError, Summary, Timeline,
-    UnmappedSeen,
+    OpenMessage, Query, RecordTx, Request, Requested, Retention, SocketToken, Store, StoreError, Summary,
+    Timeline, UnmappedSeen,
 };
 use async_trait::async_trait;
 use jiff::Timestamp;
@@ -240,6 +240,10 @@ impl Store for Postgres {
         leases::take(&self.path, replica, names, ttl).await
     }
 
+    async fn dispossess(&self, replica: Uuid, name: &str) -> Result<(), StoreError> {
+        leases::dispossess(&self.path, replica, name).await
+    }
+
     async fn release(&self, replica: Uuid, names: &[String]) -> Result<(), StoreError> {
         leases::release(&self.path, replica, names).await
     }
@@ -387,6 +391,14 @@ impl Store for Postgres {
 
     async fn forget(&self, id: Uuid) -> Result<(), StoreError> {
         self.forget(id).await
+    }
+
+    async fn keep_token(&self, token: &SocketToken, now: Timestamp) -> Result<(), StoreError> {
+        self.write_token(token, now).await
+    }
+
+    async fn token(&self, hash: &[u8; 32]) -> Result<Option<SocketToken>, StoreError> {
+        self.read_token(hash).await
     }
 
     async fn housekeeping(&self, retention: &Retention, now: Timestamp) -> Result<u64, StoreError> {

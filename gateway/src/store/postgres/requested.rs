@@ -1,8 +1,9 @@
 //! Subscriptions that their owners asked for.
 
 use super::{Postgres, clock};
-use crate::store::requested::{COLUMNS, Requested, from_row};
+use crate::store::requested::{COLUMNS, Requested, SocketToken, TOKENS_MAX, from_row};
 use crate::store::{StoreError, pack};
+use jiff::Timestamp;
 use uuid::Uuid;
 
 /// How often one of them changed.
@@ -120,6 +121,35 @@ impl Postgres {
         sqlx::query("DELETE FROM requested_subscription WHERE id = $1").bind(id).execute(&mut *tx).await?;
         tx.commit().await?;
         Ok(())
+    }
+
+    pub(super) async fn write_token(&self, token: &SocketToken, now: Timestamp) -> Result<(), StoreError> {
+        let mut tx = self.desk.begin().await?;
+        sqlx::query(
+            "INSERT INTO socket_token (hash, owner, subscriptions, until_us) VALUES ($1, $2, $3, $4)",
+        )
+        .bind(&token.hash[..])
+        .bind(&*token.owner)
+        .bind(token.listed())
+        .bind(token.until.as_microsecond())
+        .execute(&mut *tx)
+        .await?;
+        let sql = "DELETE FROM socket_token WHERE until_us < $1 OR (owner = $2 AND hash NOT IN
+            (SELECT hash FROM socket_token WHERE owner = $2 ORDER BY until_us DESC LIMIT $3))";
+        sqlx::query(sql)
+            .bind(now.as_microsecond())
+            .bind(&*token.owner)
+            .bind(TOKENS_MAX)
+            .execute(&mut *tx)
+            .await?;
+        tx.commit().await?;
+        Ok(())
+    }
+
+    pub(super) async fn read_token(&self, hash: &[u8; 32]) -> Result<Option<SocketToken>, StoreError> {
+        let sql = "SELECT owner, subscriptions, until_us FROM socket_token WHERE hash = $1";
+        let row = sqlx::query_as(sql).bind(&hash[..]).fetch_optional(&self.desk).await?;
+        row.map(|row| SocketToken::from_row(*hash, row)).transpose()
     }
 }
 

@@ -16,8 +16,8 @@ use crate::store::migrate::{self, Applied};
 use crate::store::recent::Recent;
 use crate::store::{
     Alias, Appended, Books, Content, DeadLetter, DeliveryChange, Held, Lease, NewMessage, OpenDelivery,
-    OpenMessage, Query, RecordTx, Request, Requested, Retention, Role, Store, StoreError, Summary, Timeline,
-    UnmappedSeen, pack,
+    OpenMessage, Query, RecordTx, Request, Requested, Retention, Role, SocketToken, Store, StoreError,
+    Summary, Timeline, UnmappedSeen, pack,
 };
 use async_trait::async_trait;
 use jiff::Timestamp;
@@ -339,6 +339,16 @@ impl Store for Sqlite {
         Ok(held)
     }
 
+    async fn dispossess(&self, replica: Uuid, name: &str) -> Result<(), StoreError> {
+        let mut tx = self.write().await?;
+        sqlx::query("UPDATE lease SET replica = NULL, until_us = 0 WHERE name = ? AND replica <> ?")
+            .bind(name)
+            .bind(replica)
+            .execute(&mut tx.conn)
+            .await?;
+        tx.commit().await
+    }
+
     async fn release(&self, replica: Uuid, names: &[String]) -> Result<(), StoreError> {
         let mut tx = self.write().await?;
         for name in names {
@@ -516,6 +526,14 @@ impl Store for Sqlite {
 
     async fn forget(&self, id: Uuid) -> Result<(), StoreError> {
         self.forget(id).await
+    }
+
+    async fn keep_token(&self, token: &SocketToken, now: Timestamp) -> Result<(), StoreError> {
+        self.write_token(token, now).await
+    }
+
+    async fn token(&self, hash: &[u8; 32]) -> Result<Option<SocketToken>, StoreError> {
+        self.read_token(hash).await
     }
 
     async fn housekeeping(&self, retention: &Retention, now: Timestamp) -> Result<u64, StoreError> {

@@ -6,6 +6,8 @@ behaviours! {
     what_was_requested_is_kept_version_by_version,
     what_a_recording_sees_is_no_older_than_its_messages,
     dead_letters_go_again_and_what_is_forgotten_is_given_up,
+    tokens_are_found_by_their_hash_until_they_are_over_or_too_many,
+    a_lease_is_taken_away_from_another_and_its_fence_holds_off_what_it_still_writes,
 }
 
 fn requested(id: u128) -> Requested {
@@ -107,4 +109,52 @@ async fn dead_letters_go_again_and_what_is_forgotten_is_given_up(place: Place) {
     let own = timeline.deliveries.iter().find(|each| each.subscription == name).expect("its own");
     assert_eq!((own.delivery.state, own.reason.as_deref()), (DeliveryState::Skipped, Some("deleted")));
     balanced(&store).await;
+}
+
+async fn tokens_are_found_by_their_hash_until_they_are_over_or_too_many(place: Place) {
+    let [store, other] = place.replicas().await;
+    let start: Timestamp = "2026-03-01T08:00:00Z".parse().unwrap();
+    let at = |seconds: u64| start + Duration::from_secs(seconds);
+    let token = |number: u8, owner: &str, until: u64| SocketToken {
+        hash: [number; 32],
+        owner: owner.into(),
+        subscriptions: vec![Uuid::from_u128(1), Uuid::from_u128(u128::from(number))],
+        until: at(until),
+    };
+    for one in [token(1, "payer", 60), token(2, "payer", 120), token(3, "lab", 120)] {
+        store.keep_token(&one, start).await.unwrap();
+        assert_eq!(other.token(&one.hash).await.unwrap(), Some(one));
+    }
+    assert!(store.keep_token(&token(3, "payer", 120), start).await.is_err(), "it is the lab's");
+    assert_eq!(store.token(&[9; 32]).await.unwrap(), None);
+    store.keep_token(&token(4, "lab", 180), at(61)).await.unwrap();
+    assert_eq!(store.token(&[1; 32]).await.unwrap(), None, "it is over");
+    assert!(store.token(&[2; 32]).await.unwrap().is_some());
+    for number in 100..205 {
+        store.keep_token(&token(number, "payer", 200 + u64::from(number)), at(61)).await.unwrap();
+    }
+    assert_eq!(store.token(&[104; 32]).await.unwrap(), None, "a hundred are kept, the newest");
+    assert!(store.token(&[105; 32]).await.unwrap().is_some());
+    assert!(store.token(&[3; 32]).await.unwrap().is_some(), "another's are its own");
+}
+
+async fn a_lease_is_taken_away_from_another_and_its_fence_holds_off_what_it_still_writes(place: Place) {
+    let store = place.open().await;
+    append(&store, many(1)).await;
+    route_all(&store, &["lab"]).await;
+    let (name, ttl) = ("subscription:lab".to_owned(), Duration::from_secs(60));
+    let own = lease(&store, 1, &name).await;
+    let names = [name.clone()];
+    assert_eq!(store.lease(Uuid::from_u128(2), &names, ttl).await.unwrap(), []);
+    store.dispossess(Uuid::from_u128(1), &name).await.unwrap();
+    assert_eq!(
+        store.lease(Uuid::from_u128(2), &names, ttl).await.unwrap(),
+        [],
+        "nobody takes it from himself"
+    );
+    store.dispossess(Uuid::from_u128(2), &name).await.unwrap();
+    let taken = store.lease(Uuid::from_u128(2), &names, ttl).await.unwrap();
+    assert_eq!(taken, [Lease { fence: own.fence + 1, ..own.clone() }]);
+    let changes = vec![change(&deliveries(&store, "lab").await[0], DeliveryState::Delivered)];
+    assert!(matches!(store.change_deliveries(&own, changes).await, Err(StoreError::Fenced)));
 }

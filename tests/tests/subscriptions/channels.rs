@@ -1,0 +1,280 @@
+//! Each channel beside the rest-hook, from the Subscription to what arrives.
+
+use super::*;
+use futures_util::{SinkExt, StreamExt};
+use tests::services::Services;
+use tokio::time::timeout;
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::Message;
+
+/// One over a WebSocket.
+fn over_websocket() -> Value {
+    json!({
+        "resourceType": "Subscription", "status": "requested", "reason": "to pay",
+        "criteria": "urn:pons:topic:encounter-end",
+        "channel": {
+            "type": "websocket", "payload": "application/fhir+json",
+            "_payload": {"extension": [{"url": format!("{BACKPORT}backport-payload-content"), "valueCode": "id-only"}]},
+        },
+    })
+}
+
+/// A subscriber's end of a WebSocket.
+struct Socket(WebSocketStream<TcpStream>);
+
+impl Socket {
+    async fn open(gateway: &Gateway) -> Socket {
+        let stream = TcpStream::connect(gateway.http).await.unwrap();
+        let url = format!("ws://{}/fhir/websocket", gateway.http);
+        let (socket, _) = tokio_tungstenite::client_async(url, stream).await.unwrap();
+        Socket(socket)
+    }
+
+    async fn say(&mut self, text: &str) {
+        self.0.send(Message::text(text)).await.unwrap();
+    }
+
+    async fn bound(gateway: &Gateway, token: &str) -> Socket {
+        let mut socket = Socket::open(gateway).await;
+        socket.say(&format!("bind-with-token: {token}")).await;
+        socket
+    }
+
+    /// The next thing that is said, pings aside; `Err` with the code when it is closed.
+    async fn next(&mut self) -> Result<Came, u16> {
+        loop {
+            match timeout(WAIT, self.0.next()).await.expect("it comes in time") {
+                Some(Ok(Message::Text(text))) => {
+                    let body = serde_json::from_str(&text).unwrap();
+                    return Ok(Came { path: String::new(), headers: HeaderMap::new(), body });
+                }
+                Some(Ok(Message::Close(frame))) => return Err(frame.map_or(1005, |frame| frame.code.into())),
+                Some(Ok(_)) => {}
+                Some(Err(_)) | None => return Err(1006),
+            }
+        }
+    }
+
+    /// The numbers of the next so many events.
+    async fn numbers(&mut self, count: usize) -> Vec<u64> {
+        let mut numbers = Vec::new();
+        while numbers.len() < count {
+            let came = self.next().await.unwrap();
+            numbers.extend(came.number().filter(|number| !numbers.contains(number)));
+        }
+        numbers.sort_unstable();
+        numbers
+    }
+}
+
+/// A token for one subscription.
+async fn token(gateway: &Gateway, id: &str) -> String {
+    let given = ask(gateway, &format!("GET /fhir/Subscription/{id}/$get-ws-binding-token"), None).await;
+    assert_eq!(given.status, 200, "{}", given.body);
+    let given = given.json();
+    assert_eq!(schemas::fhir::validate(&given), []);
+    let value = |name: &str| {
+        let parameters = given["parameter"].as_array().unwrap();
+        let one = parameters.iter().find(|one| one["name"] == name).unwrap().as_object().unwrap();
+        one.iter().find(|(key, _)| key.starts_with("value")).unwrap().1.as_str().unwrap().to_owned()
+    };
+    assert_eq!(value("subscription"), id);
+    assert_eq!(value("websocket-url"), format!("ws://{}/fhir/websocket", gateway.http));
+    assert!(value("expiration").as_str() > "2026");
+    value("token")
+}
+
+/// Waits until so many of its events are recorded.
+async fn counts(gateway: &Gateway, id: &str, events: &str) {
+    let began = Instant::now();
+    loop {
+        let status = ask(gateway, &format!("GET /fhir/Subscription/{id}/$status"), None).await.json();
+        let came = Came { path: String::new(), headers: HeaderMap::new(), body: status };
+        if came.says("events-since-subscription-start") == events {
+            return;
+        }
+        assert!(began.elapsed() < WAIT, "{events} events: {}", came.body);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test]
+async fn over_a_websocket_whoever_bound_last_is_told_everything_from_the_beginning() {
+    let mut gateway = start_with(&Setup::default(), "channels: [websocket]").await;
+    let mut wanted = over_websocket();
+    wanted["channel"]["extension"] =
+        json!([{"url": format!("{BACKPORT}backport-heartbeat-period"), "valueUnsignedInt": 1}]);
+    let id = create(&gateway, &wanted).await;
+    becomes(&gateway, &id, "active").await;
+    discharge(&gateway, 0..2).await;
+    counts(&gateway, &id, "2").await;
+
+    let first = token(&gateway, &id).await;
+    let mut socket = Socket::bound(&gateway, &first).await;
+    let handshake = socket.next().await.unwrap();
+    assert_eq!((handshake.says("type"), handshake.says("status")), ("handshake", "active"));
+    assert_eq!(handshake.says("events-since-subscription-start"), "2");
+    assert_eq!(schemas::fhir::validate(&handshake.body), []);
+    assert_eq!(socket.numbers(2).await, [1, 2], "what happened before anybody was there");
+    discharge(&gateway, 2..3).await;
+    assert_eq!(socket.numbers(1).await, [3]);
+    while socket.next().await.unwrap().says("type") != "heartbeat" {}
+
+    // One that is open and reads nothing has been told nothing: whoever comes next is.
+    let again = token(&gateway, &id).await;
+    let mut deaf = Socket::bound(&gateway, &again).await;
+    assert_eq!(deaf.next().await.unwrap().says("type"), "handshake");
+    while let Ok(came) = socket.next().await {
+        assert_eq!(came.number(), None, "the first one is told nothing any more");
+    }
+    discharge(&gateway, 3..5).await;
+    let mut socket = Socket::open(&gateway).await;
+    socket.say(&json!({"type": "bind-with-token", "payload": {"token": again}}).to_string()).await;
+    assert_eq!(socket.numbers(2).await, [4, 5]);
+    let closed = loop {
+        match deaf.next().await {
+            Ok(_) => {}
+            Err(code) => break code,
+        }
+    };
+    assert_eq!(closed, 1008, "it was bound elsewhere");
+
+    // The token outlives a crash, and so does what nobody was there to read.
+    gateway.kill().await.unwrap();
+    assert!(socket.next().await.is_err());
+    gateway.spawn().await.unwrap();
+    gateway.ready(Duration::from_secs(60)).await.unwrap();
+    discharge(&gateway, 5..6).await;
+    let mut socket = Socket::bound(&gateway, &again).await;
+    // What was read just before the crash may come again.
+    while socket.next().await.unwrap().number() != Some(6) {}
+    let gone = ask(&gateway, &format!("DELETE /fhir/Subscription/{id}"), None).await;
+    assert_eq!(gone.status, 204);
+    let closed = loop {
+        match socket.next().await {
+            Ok(_) => {}
+            Err(code) => break code,
+        }
+    };
+    assert_eq!(closed, 1000, "its subscription is over");
+    let log = gateway.log();
+    assert!(!log.contains(&first) && !log.contains(&again), "tokens stand in no log");
+}
+
+#[tokio::test]
+async fn a_websocket_without_a_right_to_it_is_told_why_and_closed() {
+    let endpoint = Endpoint::start().await;
+    let subscribes = format!("endpoints: ['http://{}/events']", endpoint.at);
+    let gateway = start_with(&Setup::default(), &subscribes).await;
+    let id = create(&gateway, &over_websocket()).await;
+    let hook = create(&gateway, &sample(&endpoint, "/events")).await;
+    becomes(&gateway, &id, "active").await;
+
+    let path = |id: &str| format!("GET /fhir/Subscription/{id}/$get-ws-binding-token");
+    ask(&gateway, &path(&hook), None).await.outcome(422);
+    ask_as(&gateway, "other", &path(&id), &[], None).await.outcome(404);
+    let both = json!({"resourceType": "Parameters", "parameter": [{"name": "id", "valueId": id}, {"name": "id", "valueId": "x"}]});
+    ask(&gateway, "POST /fhir/Subscription/$get-ws-binding-token", Some(&both)).await.outcome(404);
+    let any = ask(&gateway, "GET /fhir/Subscription/$get-ws-binding-token", None).await;
+    assert_eq!(
+        (any.status, any.json()["parameter"].as_array().unwrap().len()),
+        (200, 4),
+        "of all that are told so"
+    );
+    ask(&gateway, "GET /fhir/websocket", None).await.outcome(426);
+
+    let mut socket = Socket::bound(&gateway, "guessed").await;
+    assert_eq!(socket.next().await.unwrap().body["resourceType"], "OperationOutcome");
+    assert_eq!(socket.next().await.unwrap_err(), 1008);
+    let mut socket = Socket::open(&gateway).await;
+    socket.say("subscribe: me").await;
+    assert_eq!(socket.next().await.unwrap().body["issue"][0]["code"], "structure");
+    assert_eq!(socket.next().await.unwrap_err(), 1008, "nothing was bound in time");
+
+    let token = token(&gateway, &id).await;
+    let off = change(&gateway, &id, |resource| resource["status"] = "off".into()).await;
+    assert_eq!(off.status, 200);
+    let mut socket = Socket::bound(&gateway, &token).await;
+    assert_eq!(socket.next().await.unwrap().body["issue"][0]["code"], "not-found");
+    assert_eq!(socket.next().await.unwrap_err(), 1008);
+}
+
+#[tokio::test]
+#[ignore = "needs PostgreSQL and RabbitMQ: tests/run starts them"]
+async fn a_websocket_may_be_opened_at_any_replica() {
+    let services = Services::from_environment().unwrap();
+    let database = services.new_database("websocket").await.unwrap();
+    let setup = Setup { store: Some(database), bus: Some(services.amqp), ..Setup::default() };
+    let (one, two) = tokio::join!(
+        start_with(&setup, "channels: [websocket]"),
+        start_with(&setup, "channels: [websocket]")
+    );
+    let id = create(&one, &over_websocket()).await;
+    becomes(&two, &id, "active").await;
+    let mut all = Vec::new();
+    for (round, (at, other)) in [(&one, &two), (&two, &one), (&one, &two)].into_iter().enumerate() {
+        let token = token(other, &id).await;
+        let mut socket = Socket::bound(at, &token).await;
+        let from = u32::try_from(round).unwrap() * 4;
+        discharge(at, from..from + 2).await;
+        discharge(other, from + 2..from + 4).await;
+        all.extend(socket.numbers(4).await);
+    }
+    assert_eq!(all, (1..=12).collect::<Vec<u64>>());
+}
+
+#[tokio::test]
+async fn a_fhir_server_is_sent_messages_and_an_old_system_hl7_v2() {
+    let endpoint = Endpoint::start().await;
+    let ward = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let ward_at = ward.local_addr().unwrap();
+    let subscribes = format!(
+        "channels: [message, mllp], endpoints: ['http://{}/events', 'mllp://{ward_at}'], mllp: {{write: write_adt_a03, \
+         receiving_application: WARD, systems: {{GENHOSP: 'urn:oid:1.2.3'}}}}",
+        endpoint.at
+    );
+    let gateway = start_with(&Setup::default(), &subscribes).await;
+    let mut message = sample(&endpoint, "/events/base");
+    message["channel"]["type"] = "message".into();
+    let messages = create(&gateway, &message).await;
+    let mut mllp = over_websocket();
+    mllp["channel"] = json!({
+        "type": "message",
+        "_type": {"extension": [{
+            "url": format!("{BACKPORT}backport-channel-type"),
+            "valueCoding": {"system": "urn:pons:channel", "code": "mllp"},
+        }]},
+        "endpoint": format!("mllp://{ward_at}"), "payload": "x-application/hl7-v2+er7",
+        "_payload": sample(&endpoint, "")["channel"]["_payload"],
+    });
+    let written = create(&gateway, &mllp).await;
+    let (stream, _) = timeout(WAIT, ward.accept()).await.unwrap().unwrap();
+    for id in [&messages, &written] {
+        becomes(&gateway, id, "active").await;
+    }
+    discharge(&gateway, 0..1).await;
+
+    let mut receiver: Connection<TcpStream> = Connection::over(stream);
+    let received = String::from_utf8(receiver.receive(WAIT).await.unwrap().to_vec()).unwrap();
+    assert!(
+        received.starts_with("MSH|^~\\&|PONS||WARD||") && received.contains("|ADT^A03^ADT_A03|"),
+        "{received}"
+    );
+    assert!(received.contains("\rPID|1||P0^^^GENHOSP"), "{received}");
+    let id = received.split('|').nth(9).unwrap();
+    receiver.send(format!("MSH|^~\\&|WARD||||2026||ACK|1|P|2.5.1\rMSA|AA|{id}\r").as_bytes()).await.unwrap();
+
+    let came = endpoint.all("/events/base/$process-message", 2).await;
+    for (came, kind) in came.iter().zip(["handshake", "event-notification"]) {
+        assert_eq!(came.headers["x-key"], SECRET);
+        assert_eq!(schemas::fhir::validate(&came.body), []);
+        assert_eq!(came.body["entry"][0]["resource"]["resourceType"], "MessageHeader");
+        let notification = came.body["entry"][1]["resource"].clone();
+        assert_eq!(Came { body: notification, ..came.clone() }.says("type"), kind);
+    }
+    // How they stand over /fhir.
+    let read = ask(&gateway, &format!("GET /fhir/Subscription/{written}"), None).await.json();
+    assert_eq!(read["channel"], mllp["channel"]);
+    let events = ask(&gateway, &format!("GET /fhir/Subscription/{written}/$status"), None).await;
+    assert_eq!(events.status, 200, "{}", events.body);
+}
