@@ -45,6 +45,19 @@ pub const TOP: &[Setting] = &[
         "embedded (in process) or amqp://..., amqps://...; a secret may stand as {file: NAME}",
     ),
     row(
+        "bus_management",
+        Kind::Text,
+        Fallback::Absent,
+        "RabbitMQ's management API, by which subscribers get users of their own: http://user:password@host:15672; a secret may stand \
+         as {file: NAME}",
+    ),
+    row(
+        "bus_public",
+        Kind::Text,
+        Fallback::Absent,
+        "how subscribers reach the broker, if not as the gateway does: amqps://broker.genhosp.example:5671",
+    ),
+    row(
         "namespace",
         Kind::Text,
         Fallback::Absent,
@@ -264,6 +277,10 @@ pub struct Config {
     pub store: Hidden,
     /// `embedded` or `amqp://...`; may hold a password.
     pub bus: Hidden,
+    /// The broker's management API, if subscribers may have queues of their own.
+    pub bus_management: Option<Hidden>,
+    /// How subscribers reach the broker, if not as the gateway does.
+    pub bus_public: Option<String>,
     /// The namespace of resource ids; the store's own secret one if absent.
     pub namespace: Option<Uuid>,
     /// Whether log lines are JSON.
@@ -496,6 +513,16 @@ fn read(root: &Node, folder: &Path, mistakes: &mut Vec<Mistake>) -> Config {
     }
     let store = url(&mut fields, "store", folder, &["sqlite:", "postgres://", "postgresql://"]);
     let bus = url(&mut fields, "bus", folder, &["amqp://", "amqps://"]);
+    let has_management = root.get("bus_management").is_some();
+    let bus_management =
+        has_management.then(|| url(&mut fields, "bus_management", folder, &["http://", "https://"]));
+    let bus_public = fields.take_text("bus_public").map(str::to_owned);
+    for sender in root.get("senders").map_or(&[][..], items) {
+        let channels = sender.get("subscribes").and_then(|node| node.get("channels"));
+        let Some(place) = place_of(channels, "amqp").filter(|_| !has_management) else { continue };
+        let text = "amqp: a queue of its own needs RabbitMQ, and its management API as `bus_management`";
+        fields.wrong(place, "channels", text);
+    }
     let mut reader = SettingsReader::new(&mut fields, TOP, folder);
     let data_dir = reader.file("data_dir").unwrap_or_default();
     let namespace = reader.text("namespace").and_then(|text| {
@@ -518,6 +545,8 @@ fn read(root: &Node, folder: &Path, mistakes: &mut Vec<Mistake>) -> Config {
             _ => store,
         },
         bus,
+        bus_management,
+        bus_public,
         namespace,
         log_json: reader.choice("log") == "json",
         otlp: reader.url("otlp").map(|url| url.to_string()),

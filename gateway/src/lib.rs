@@ -7,6 +7,7 @@ pub mod config;
 pub mod deliver;
 pub mod demo;
 pub mod files;
+mod http;
 pub mod ingest;
 pub mod lifecycle;
 pub mod normalize;

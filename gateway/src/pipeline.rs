@@ -13,7 +13,7 @@
 //! crash are the same thing. What is handed on in memory only saves a reading.
 
 use crate::api::{self, Api};
-use crate::bus::{Bus, Embedded, RabbitMq, RabbitMqSettings};
+use crate::bus::{Bus, Embedded, Keys, RabbitMq, RabbitMqSettings};
 use crate::config::{Config, ConfiguredSource};
 use crate::deliver::{self, Deliverers, Routed, Sockets};
 use crate::ingest::commit::Committer;
@@ -110,7 +110,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         None => store.namespace().await?,
     };
     let replica = Uuid::new_v4();
-    let bus = open_bus(&config)?;
+    let (bus, keys) = (open_bus(&config)?, open_keys(&config)?.map(Arc::new));
     let metrics = Arc::new(Metrics::new(
         config.sources.iter().map(|source| source.common.name.clone()),
         config.senders.iter().map(|sender| sender.name.clone()),
@@ -154,6 +154,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         bus: bus.clone(),
         watch: Arc::new(EpochWatch::new(store.clone(), bus.clone())),
         sockets: sockets.clone(),
+        keys: keys.clone(),
         replica,
         installation: namespace.to_string().into(),
     };
@@ -207,10 +208,11 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         at_work,
         shutdown_wait: config.shutdown_wait,
     };
-    let opened = match listen(config.http, &ingest, waiters, (roster, sockets), &bus, &mut running).await {
-        Ok(()) => sources(config.sources, &ingest, &mut running).await,
-        Err(error) => Err(error),
-    };
+    let opened =
+        match listen(config.http, &ingest, waiters, (roster, sockets, keys), &bus, &mut running).await {
+            Ok(()) => sources(config.sources, &ingest, &mut running).await,
+            Err(error) => Err(error),
+        };
     if let Err(error) = opened {
         running.stop().await;
         return Err(error);
@@ -322,6 +324,12 @@ fn open_bus(config: &Config) -> Result<Arc<dyn Bus>, StartError> {
     Ok(Arc::new(RabbitMq::new(settings).map_err(|error| StartError::Bus(error.to_string()))?))
 }
 
+fn open_keys(config: &Config) -> Result<Option<Keys>, StartError> {
+    let Some(management) = &config.bus_management else { return Ok(None) };
+    let keys = Keys::new(management.reveal(), config.bus.reveal(), config.bus_public.as_deref());
+    keys.map(Some).map_err(|why| StartError::Bus(format!("bus_management: {why}")))
+}
+
 /// Hands what was recorded to the deliverers, as far as they have room.
 fn hand_on(deliverers: &Deliverers, recorded: Vec<Recorded>) {
     for one in recorded {
@@ -359,7 +367,7 @@ async fn listen(
     http: crate::config::Http,
     ingest: &Arc<Ingest>,
     waiters: Arc<Waiters>,
-    (roster, sockets): (Arc<Roster>, Arc<Sockets>),
+    (roster, sockets, keys): (Arc<Roster>, Arc<Sockets>, Option<Arc<Keys>>),
     bus: &Arc<dyn Bus>,
     running: &mut Running,
 ) -> Result<(), StartError> {
@@ -375,6 +383,7 @@ async fn listen(
         store: running.store.clone(),
         roster,
         sockets,
+        keys,
         socket_places: Arc::new(tokio::sync::Semaphore::new(api::websocket::SOCKETS_MAX)),
         http,
         metrics: Box::new(move || metrics.text()),

@@ -25,23 +25,29 @@ impl Part {
 }
 
 /// The two servers, by their URLs.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Services {
     /// A URL of a PostgreSQL where databases may be created.
     pub postgres: String,
     /// A URL of a RabbitMQ.
     pub amqp: String,
+    /// A URL of its management API.
+    pub management: String,
 }
 
 impl Services {
     /// Those that `tests/run` started.
     ///
     /// # Errors
-    /// When `PONS_TEST_POSTGRES` or `PONS_TEST_AMQP` is not set.
+    /// When `PONS_TEST_POSTGRES`, `PONS_TEST_AMQP` or `PONS_TEST_MANAGEMENT` is not set.
     pub fn from_environment() -> Result<Services> {
         let read =
             |name: &str| std::env::var(name).with_context(|| format!("{name} is not set: tests/run sets it"));
-        Ok(Services { postgres: read("PONS_TEST_POSTGRES")?, amqp: read("PONS_TEST_AMQP")? })
+        Ok(Services {
+            postgres: read("PONS_TEST_POSTGRES")?,
+            amqp: read("PONS_TEST_AMQP")?,
+            management: read("PONS_TEST_MANAGEMENT")?,
+        })
     }
 
     /// A new, empty database, named by `prefix`; answers its URL.
@@ -85,16 +91,17 @@ impl OwnServices {
     /// # Errors
     /// When one does not start, most likely because it is not installed.
     pub async fn start(folder: &Path) -> Result<OwnServices> {
-        let mut started = OwnServices {
-            folder: folder.to_owned(),
-            urls: Services { postgres: String::new(), amqp: String::new() },
-        };
+        let mut started = OwnServices { folder: folder.to_owned(), urls: Services::default() };
         started.script(&["start"], None).await?;
         let env = tokio::fs::read_to_string(folder.join("env")).await.context("the services' addresses")?;
         let mut values: HashMap<&str, &str> = env.lines().filter_map(|line| line.split_once('=')).collect();
         let mut take =
             |name| values.remove(name).map(str::to_owned).with_context(|| format!("{name} in env"));
-        started.urls = Services { postgres: take("PONS_TEST_POSTGRES")?, amqp: take("PONS_TEST_AMQP")? };
+        started.urls = Services {
+            postgres: take("PONS_TEST_POSTGRES")?,
+            amqp: take("PONS_TEST_AMQP")?,
+            management: take("PONS_TEST_MANAGEMENT")?,
+        };
         Ok(started)
     }
 

@@ -520,7 +520,10 @@ fn subscription(parameters: Vec<Value>) -> Value {
             ),
         })
     };
-    let operations = ["status", "events", "get-ws-binding-token"].map(operation);
+    let mut operations: Vec<Value> = ["status", "events", "get-ws-binding-token"].map(operation).to_vec();
+    operations.push(
+        json!({"name": "$get-amqp-credentials", "definition": "urn:pons:operation:get-amqp-credentials"}),
+    );
     let interactions =
         ["create", "update", "delete", "read", "search-type"].map(|code| json!({"code": code}));
     json!({

@@ -11,6 +11,7 @@ pub mod subscribe;
 pub mod subscriptions;
 pub mod websocket;
 
+use crate::bus::Keys;
 use crate::config::Http;
 use crate::deliver::Sockets;
 use crate::ingest::Ingest;
@@ -47,6 +48,8 @@ pub struct Api {
     pub store: Arc<dyn Store>,
     /// Who is subscribed.
     pub roster: Arc<Roster>,
+    /// Who may take from subscribers' own queues.
+    pub keys: Option<Arc<Keys>>,
     /// The WebSockets of this process.
     pub sockets: Arc<Sockets>,
     /// One permit a WebSocket: [`websocket::SOCKETS_MAX`].
@@ -173,7 +176,7 @@ async fn answer(
                     Ok(body) => body,
                     Err(refused) => return refused,
                 };
-                return subscriptions::answer(&*api.store, &api.roster, &client, &head, &body, ask).await;
+                return subscriptions::answer(api, &client, &head, &body, ask).await;
             }
             if let Some(ask) = subscribe::ask(&head.method, path) {
                 let acceptable = match head.method {

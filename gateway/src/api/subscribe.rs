@@ -4,7 +4,7 @@ use super::subscriptions::{etag, resource_of};
 use super::{Answer, fhir, outcome};
 use crate::config::Subscribes;
 use crate::ingest::senders::Known;
-use crate::route::requested;
+use crate::route::requested::{self, Channel};
 use crate::route::roster::{Enrolled, Roster};
 use crate::store::{Requested, Standing, StoreError};
 use bytes::Bytes;
@@ -143,6 +143,7 @@ async fn update(
         return Err(outcome::answer(StatusCode::BAD_REQUEST, "invalid", text));
     }
     let is_off = check(&resource, (known.id, client), allowed, base)?;
+    keeps_queue(&known, &resource)?;
     let resource = kept(resource);
     let next = follow(roster, client, head, known, |known| Requested {
         written: known.version + 1,
@@ -154,6 +155,17 @@ async fn update(
     });
     let next = next.await?;
     Ok((next.id, shown(&next, StatusCode::OK)))
+}
+
+/// Refuses to change from a queue of its own to another channel, or back: what lies there would be lost with it.
+fn keeps_queue(known: &Requested, resource: &Value) -> Result<(), Answer> {
+    let before = serde_json::from_str(&known.resource).ok().and_then(|known| Channel::of(&known));
+    let is_queue = |channel: Option<Channel>| channel == Some(Channel::Amqp);
+    if is_queue(before) != is_queue(Channel::of(resource)) {
+        let text = "Subscription.channel.type: amqp is not changed to or from; create another subscription, and delete this one";
+        return Err(outcome::answer(StatusCode::UNPROCESSABLE_ENTITY, "business-rule", text));
+    }
+    Ok(())
 }
 
 async fn delete(roster: &Roster, client: &Known, head: &Parts, id: &str) -> Result<(Uuid, Answer), Answer> {

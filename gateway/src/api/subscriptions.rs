@@ -6,8 +6,9 @@
 //! HL7 FHIR Subscriptions R5 Backport 1.1.0: R4 Subscription profile, operations `$status` and `$events`.
 
 use super::outcome::away;
-use super::{Answer, outcome, websocket};
-use crate::config::Subscription;
+use super::{Answer, Api, outcome, websocket};
+use crate::bus::Keys;
+use crate::config::{Subscription, To};
 use crate::ingest::senders::Known;
 use crate::route::notification::{About, Notifies, Occurrence, PROFILES, Payload, TOPIC, Texts};
 use crate::route::policy::{self, Decision};
@@ -42,6 +43,8 @@ pub enum Ask {
     Events(String),
     /// `$get-ws-binding-token` for one, or for those that the parameters name.
     Token(Option<String>),
+    /// `POST $get-amqp-credentials` of one.
+    Credentials(String),
 }
 
 /// Reads what is asked from a method and a path below `/fhir`.
@@ -60,20 +63,16 @@ pub fn ask(method: &Method, path: &str) -> Option<Ask> {
         ["Subscription", id, "$events"] => Ask::Events((*id).to_owned()),
         ["Subscription", "$get-ws-binding-token"] => Ask::Token(None),
         ["Subscription", id, "$get-ws-binding-token"] => Ask::Token(Some((*id).to_owned())),
+        // It changes something, so it is not for GET.
+        ["Subscription", id, "$get-amqp-credentials"] if !is_get => Ask::Credentials((*id).to_owned()),
         ["Subscription", id] if is_get => Ask::Read((*id).to_owned()),
         _ => return None,
     })
 }
 
 /// Answers it. `body` is that of a POST: empty, or Parameters.
-pub async fn answer(
-    store: &dyn Store,
-    roster: &Roster,
-    client: &Known,
-    head: &Parts,
-    body: &Bytes,
-    ask: Ask,
-) -> Answer {
+pub async fn answer(api: &Api, client: &Known, head: &Parts, body: &Bytes, ask: Ask) -> Answer {
+    let (store, roster) = (&*api.store, &*api.roster);
     // What a replica has just changed is seen by whoever asks another.
     let enrolled = match roster.refresh().await {
         Ok(enrolled) => enrolled,
@@ -110,6 +109,10 @@ pub async fn answer(
             Ok(one) => token(store, roster, client, std::slice::from_ref(one), &given).await,
             Err(missing) => Err(missing),
         },
+        (Ok(given), Ask::Credentials(id)) => match one(id) {
+            Ok(one) => credentials(api.keys.as_deref(), one, &given).await,
+            Err(missing) => Err(missing),
+        },
         (Ok(given), Ask::Token(None)) => {
             let named: Result<Vec<Own<'_>>, Answer> = given.all("id").map(|id| one(id).copied()).collect();
             match named {
@@ -122,9 +125,11 @@ pub async fn answer(
     let answer = answered.unwrap_or_else(|refused| refused);
     // The id is shown only if it is one of ours: anything may stand in a path.
     let named = match &ask {
-        Ask::Read(id) | Ask::Status(Some(id)) | Ask::Events(id) | Ask::Token(Some(id)) => {
-            own.iter().find(|one| one.name() == *id)
-        }
+        Ask::Read(id)
+        | Ask::Status(Some(id))
+        | Ask::Events(id)
+        | Ask::Token(Some(id))
+        | Ask::Credentials(id) => own.iter().find(|one| one.name() == *id),
         Ask::Search | Ask::Status(None) | Ask::Token(None) => None,
     };
     let status = answer.status().as_u16();
@@ -375,6 +380,36 @@ async fn token(
     }
     let base = roster.base().unwrap_or_default();
     websocket::token(store, client, base, bindable).await.map_err(away)
+}
+
+/// A user of the broker who may read the subscription's own queue, with a new password.
+async fn credentials(keys: Option<&Keys>, one: &Own<'_>, given: &Given) -> Result<Answer, Answer> {
+    given.only(&[])?;
+    let queue = match one {
+        Own::Requested(one, _) if one.stored.standing != Standing::Off => {
+            one.wanted.as_ref().ok().and_then(|wanted| match &wanted.subscription.to {
+                To::Queue(queue) => Some(queue),
+                To::Adapter(_) | To::Socket => None,
+            })
+        }
+        Own::Requested(..) | Own::Configured(..) => None,
+    };
+    let (Some(queue), Some(keys)) = (queue, keys) else {
+        let text = "this subscription has no queue of its own, or is off";
+        return Err(outcome::answer(StatusCode::UNPROCESSABLE_ENTITY, "business-rule", text));
+    };
+    let key = keys.issue(queue).await.map_err(|error| {
+        tracing::warn!(error = %crate::chain(&error), "no credentials for a subscriber's own queue");
+        let text = "the broker gives no credentials now; try again";
+        outcome::answer(StatusCode::SERVICE_UNAVAILABLE, "transient", text)
+    })?;
+    let parameters = json!([
+        {"name": "url", "valueUrl": key.url},
+        {"name": "queue", "valueString": queue},
+        {"name": "user", "valueString": key.user},
+        {"name": "password", "valueString": key.password},
+    ]);
+    Ok(outcome::resource(StatusCode::OK, &json!({"resourceType": "Parameters", "parameter": parameters})))
 }
 
 /// Events once more, as they were recorded; what policy withholds by now is told by its number alone.

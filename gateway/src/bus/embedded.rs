@@ -142,6 +142,11 @@ impl Bus for Embedded {
         Ok(())
     }
 
+    async fn remove_own(&self, queue: &str) -> Result<(), BusError> {
+        self.shared.reach()?.queues.remove(&handed_over(queue));
+        Ok(())
+    }
+
     async fn publish(&self, batch: Vec<Envelope>) -> Vec<Result<(), BusError>> {
         let publish_one = |envelope: Envelope| {
             let mut state = self.shared.reach()?;

@@ -9,7 +9,7 @@ mod rabbitmq;
 mod tests;
 
 pub use embedded::Embedded;
-pub use rabbitmq::{RabbitMq, RabbitMqSettings, SettingsError, TlsSettings};
+pub use rabbitmq::{Key, KeyError, Keys, RabbitMq, RabbitMqSettings, SettingsError, TlsSettings};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -99,6 +99,9 @@ pub trait Bus: Send + Sync + 'static {
 
     /// Makes sure that the queue of a subscription is gone, with what lies in it.
     async fn remove(&self, subscription: &str) -> Result<(), BusError>;
+
+    /// Makes sure that a subscriber's own queue ([`Bus::hand_over`]) is gone, with what lies in it.
+    async fn remove_own(&self, queue: &str) -> Result<(), BusError>;
 
     /// Publishes a batch with confirms in a window, in order; answers one result each once all are settled. While the
     /// broker blocks publishers it waits, for as long as that takes.

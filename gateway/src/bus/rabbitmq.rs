@@ -5,6 +5,7 @@
 //! published; nothing is repaired in place.
 
 mod consume;
+mod keys;
 mod link;
 mod publish;
 mod queues;
@@ -12,6 +13,7 @@ mod queues;
 use super::{Bus, BusError, Consumer, Envelope, Health, word};
 use async_trait::async_trait;
 use consume::QueueConsumer;
+pub use keys::{Key, KeyError, Keys};
 use lapin::uri::{AMQPScheme, AMQPUri};
 use link::Link;
 use publish::{HandOver, Outbound, publish};
@@ -164,6 +166,10 @@ impl Bus for RabbitMq {
 
     async fn remove(&self, subscription: &str) -> Result<(), BusError> {
         self.queues.remove(subscription).await
+    }
+
+    async fn remove_own(&self, queue: &str) -> Result<(), BusError> {
+        self.queues.remove_own(queue).await
     }
 
     async fn publish(&self, batch: Vec<Envelope>) -> Vec<Result<(), BusError>> {

@@ -4,11 +4,12 @@ use super::feed::{Feed, feed};
 use super::life::Life;
 use super::sockets::Socket;
 use super::{AmqpQueue, Counters, OnParked, Services, Settings, Subscription, Written};
-use crate::bus::Bus;
+use crate::bus::{Bus, Keys};
 use crate::config::{self, To};
 use crate::lifecycle::RetryPolicy;
 use crate::normalize::Mapper;
-use crate::route::roster::{Enrolment, Roster};
+use crate::route::requested::{Channel, queue_of};
+use crate::route::roster::{Enrolled, Enrolment, Roster};
 use crate::store::{Standing, StoreError};
 use crate::telemetry::metrics::Metrics;
 use jiff::Timestamp;
@@ -182,7 +183,7 @@ pub async fn keep(deliverers: Arc<Deliverers>, roster: Arc<Roster>, stop: Cancel
     let mut changes = roster.watch();
     let mut look = tokio::time::interval(LOOK_EVERY);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut settled = HashSet::new();
+    let (mut settled, mut revoked) = (HashSet::new(), HashSet::new());
     loop {
         deliverers.follow(&roster);
         tokio::select! {
@@ -197,6 +198,31 @@ pub async fn keep(deliverers: Arc<Deliverers>, roster: Arc<Roster>, stop: Cancel
         };
         if let Err(error) = looked.await {
             tracing::warn!(error = %crate::chain(&error), "the subscriptions could not be read");
+        }
+        if let Some(keys) = &deliverers.services.keys {
+            revoke(&roster.now(), keys, &mut revoked).await;
+        }
+    }
+}
+
+/// Takes the queues of their own away from those who may not have them any more: at once, whatever still lies there. `revoked` are those
+/// versions of which that is done.
+async fn revoke(now: &Enrolled, keys: &Keys, revoked: &mut HashSet<(Uuid, i64)>) {
+    for one in &now.requested {
+        let (id, version) = (one.stored.id, one.stored.version);
+        let is_over = one.stored.standing == Standing::Removed || one.wanted.is_err();
+        if !is_over || one.channel() != Some(Channel::Amqp) || revoked.contains(&(id, version)) {
+            continue;
+        }
+        match keys.revoke(&queue_of(&id.to_string())).await {
+            Ok(()) => {
+                revoked.insert((id, version));
+                tracing::info!(subscription = %id, "nobody may read the subscription's own queue any more");
+            }
+            // It is tried again.
+            Err(error) => {
+                tracing::warn!(subscription = %id, error = %crate::chain(&error), "a subscriber's own queue could not be taken away");
+            }
         }
     }
 }
@@ -242,8 +268,16 @@ async fn end(roster: &Roster, settled: &mut HashSet<(Uuid, i64)>, now: Timestamp
 async fn forget(roster: &Roster, bus: &dyn Bus, now: Timestamp) -> Result<(), StoreError> {
     let enrolled = roster.now();
     let gone = enrolled.requested.iter().filter(|one| one.stored.standing == Standing::Removed);
-    for id in gone.filter(|one| age(one, now) >= REST).map(|one| one.stored.id) {
-        if let Err(error) = bus.remove(&id.to_string()).await {
+    for one in gone.filter(|one| age(one, now) >= REST) {
+        let id = one.stored.id;
+        let removed = async {
+            bus.remove(&id.to_string()).await?;
+            match one.channel() {
+                Some(Channel::Amqp) => bus.remove_own(&queue_of(&id.to_string())).await,
+                _ => Ok(()),
+            }
+        };
+        if let Err(error) = removed.await {
             // It is tried again: a queue that nobody empties would stay for ever.
             tracing::warn!(subscription = %id, error = %crate::chain(&error), "the queue of a deleted subscription could not be deleted");
             continue;

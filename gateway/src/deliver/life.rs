@@ -399,6 +399,7 @@ pub(super) mod tests {
             store: store.clone(),
             bus: bus.clone(),
             watch: Arc::new(EpochWatch::new(store, bus.clone())),
+            keys: None,
             sockets: Arc::new(crate::deliver::Sockets::new(tokio_util::sync::CancellationToken::new())),
             replica: Uuid::from_u128(2),
             installation: "test".into(),

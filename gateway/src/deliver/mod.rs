@@ -25,7 +25,7 @@ pub use written::Written;
 use dispatcher::run;
 use life::Life;
 
-use crate::bus::Bus;
+use crate::bus::{Bus, Keys};
 use crate::lifecycle::RetryPolicy;
 use crate::route::notification::Notifies;
 use crate::route::publish::EpochWatch;
@@ -146,6 +146,8 @@ pub struct Services {
     pub store: Arc<dyn Store>,
     /// The bus.
     pub bus: Arc<dyn Bus>,
+    /// Who may take from subscribers' own queues.
+    pub keys: Option<Arc<Keys>>,
     /// Notices when the broker loses its data.
     pub watch: Arc<EpochWatch>,
     /// The WebSockets of this process.

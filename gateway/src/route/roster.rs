@@ -4,7 +4,7 @@
 //! subscribed misses nothing that is received from then on, whichever replica records it.
 
 use super::Router;
-use super::requested::{self, Wanted};
+use super::requested::{self, Channel, Wanted};
 use crate::config::Subscription;
 use crate::ingest::senders::Senders;
 use crate::store::{Requested, Standing, Store, StoreError};
@@ -53,6 +53,11 @@ pub struct Enrolment {
 }
 
 impl Enrolment {
+    /// By which channel it is told.
+    pub fn channel(&self) -> Option<Channel> {
+        Channel::of(&serde_json::from_str(&self.stored.resource).ok()?)
+    }
+
     /// Whether its events are recorded.
     fn is_heard(&self) -> bool {
         self.stored.is_live && !matches!(self.stored.standing, Standing::Off | Standing::Removed)

@@ -4,14 +4,10 @@
 //! counted; it never makes anybody wait.
 
 use super::{TelemetryError, metrics};
-use adapters::settings::HostPort;
-use adapters::tls::{ClientFiles, ClientTls};
+use crate::http::Server;
 use async_trait::async_trait;
 use bytes::Bytes;
-use http_body_util::{BodyExt, Full, Limited};
-use hyper::client::conn::http1::handshake;
-use hyper::{Request, Response, Uri, header};
-use hyper_util::rt::TokioIo;
+use hyper::{Request, Response, Uri};
 use opentelemetry::{Context, InstrumentationScope};
 use opentelemetry_http::{HttpClient, HttpError};
 use opentelemetry_otlp::{LogExporter, MetricExporter, SpanExporter, WithExportConfig, WithHttpConfig};
@@ -23,8 +19,6 @@ use std::fmt::Debug;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
 use tokio::runtime::Handle;
 
 /// How long one push may take, from the connection to the answer.
@@ -35,8 +29,6 @@ const WAITING_MAX: usize = 16 << 10;
 const PUSHED_AT_ONCE: usize = 2048;
 /// How long they gather.
 const GATHERED_FOR: Duration = Duration::from_secs(1);
-/// How much of an answer is read.
-const ANSWER_MAX: usize = 64 << 10;
 
 /// What waits for the collector, and how much was left out.
 #[derive(Debug)]
@@ -209,8 +201,7 @@ impl opentelemetry_sdk::logs::LogExporter for Counted<LogExporter> {
 #[derive(Debug)]
 struct Client {
     runtime: Handle,
-    target: HostPort,
-    tls: Option<ClientTls>,
+    server: Server,
     /// Whether the last push failed, so that it is said once.
     away: AtomicBool,
 }
@@ -219,29 +210,17 @@ impl Client {
     fn new(url: &str) -> Result<Self, TelemetryError> {
         let wrong = |why: &str| TelemetryError(format!("otlp: {url}: {why}"));
         let uri: Uri = url.parse().map_err(|_| wrong("not an address"))?;
-        let host = uri.host().ok_or_else(|| wrong("it names no host"))?;
-        let encrypted = uri.scheme_str() == Some("https");
-        let port = uri.port_u16().unwrap_or(if encrypted { 443 } else { 80 });
-        let tls = match encrypted {
-            true => Some(ClientTls::load(ClientFiles::default()).map_err(|error| wrong(&error.to_string()))?),
-            false => None,
-        };
-        let host = host.trim_matches(['[', ']']).to_owned();
+        let server = Server::of(&uri).map_err(|why| wrong(&why))?;
         let runtime = Handle::try_current().map_err(|error| wrong(&error.to_string()))?;
-        Ok(Client { runtime, target: HostPort { host, port }, tls, away: AtomicBool::new(false) })
+        Ok(Client { runtime, server, away: AtomicBool::new(false) })
     }
 }
 
 #[async_trait]
 impl HttpClient for Client {
     async fn send_bytes(&self, request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
-        let (target, tls) = (self.target.clone(), self.tls.clone());
-        let pushed = self.runtime.spawn(async move {
-            match tokio::time::timeout(PUSH_MAX, push(&target, tls.as_ref(), request)).await {
-                Ok(pushed) => pushed,
-                Err(_) => Err(format!("no answer within {} s", PUSH_MAX.as_secs()).into()),
-            }
-        });
+        let server = self.server.clone();
+        let pushed = self.runtime.spawn(async move { server.ask(request, PUSH_MAX).await });
         let pushed = pushed.await.unwrap_or_else(|error| Err(error.into()));
         let away = !pushed.as_ref().is_ok_and(|answer| answer.status().is_success());
         if self.away.swap(away, Ordering::Relaxed) != away {
@@ -261,39 +240,6 @@ impl HttpClient for Client {
         }
         pushed
     }
-}
-
-async fn push(
-    target: &HostPort,
-    tls: Option<&ClientTls>,
-    request: Request<Bytes>,
-) -> Result<Response<Bytes>, HttpError> {
-    let stream = TcpStream::connect((target.host.as_str(), target.port)).await?;
-    match tls {
-        None => exchange(stream, target, request).await,
-        Some(tls) => exchange(tls.connect(target, stream).await?, target, request).await,
-    }
-}
-
-async fn exchange<S>(
-    stream: S,
-    target: &HostPort,
-    request: Request<Bytes>,
-) -> Result<Response<Bytes>, HttpError>
-where
-    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
-{
-    let (mut head, body) = request.into_parts();
-    let host = head.uri.authority().map_or_else(|| target.to_string(), ToString::to_string);
-    head.headers.insert(header::HOST, host.parse()?);
-    // In origin form, as a server of HTTP/1.1 expects it.
-    head.uri = head.uri.path_and_query().map_or("/", |path| path.as_str()).parse()?;
-    let (mut sender, connection) = handshake(TokioIo::new(stream)).await?;
-    tokio::spawn(connection);
-    let answer = sender.send_request(Request::from_parts(head, Full::new(body))).await?;
-    let (head, body) = answer.into_parts();
-    let body = Limited::new(body, ANSWER_MAX).collect().await?.to_bytes();
-    Ok(Response::from_parts(head, body))
 }
 
 #[cfg(test)]

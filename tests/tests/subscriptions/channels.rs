@@ -3,6 +3,7 @@
 use super::*;
 use futures_util::{SinkExt, StreamExt};
 use std::collections::BTreeSet;
+use tests::amqp::Client;
 use tests::services::Services;
 use tokio::time::timeout;
 use tokio_tungstenite::WebSocketStream;
@@ -18,6 +19,17 @@ fn over_websocket() -> Value {
             "_payload": {"extension": [{"url": format!("{BACKPORT}backport-payload-content"), "valueCode": "id-only"}]},
         },
     })
+}
+
+/// One of a channel that R4 does not have.
+fn of_channel(code: &str) -> Value {
+    let mut resource = over_websocket();
+    resource["channel"]["type"] = "message".into();
+    resource["channel"]["_type"] = json!({"extension": [{
+        "url": format!("{BACKPORT}backport-channel-type"),
+        "valueCoding": {"system": "urn:pons:channel", "code": code},
+    }]});
+    resource
 }
 
 /// A subscriber's end of a WebSocket.
@@ -228,6 +240,80 @@ async fn a_websocket_may_be_opened_at_any_replica() {
 }
 
 #[tokio::test]
+#[ignore = "needs PostgreSQL and RabbitMQ: tests/run starts them"]
+async fn a_queue_of_its_own_is_its_subscribers_alone_and_goes_with_the_subscription() {
+    let services = Services::from_environment().unwrap();
+    let setup = Setup {
+        bus: Some(services.amqp.clone()),
+        settings: vec![format!("bus_management: '{}'", services.management)],
+        ..Setup::default()
+    };
+    let gateway = start_with(&setup, "channels: [amqp, websocket]").await;
+    let wanted = of_channel("amqp");
+    let id = create(&gateway, &wanted).await;
+    let other = create(&gateway, &wanted).await;
+    for id in [&id, &other] {
+        becomes(&gateway, id, "active").await;
+    }
+    discharge(&gateway, 0..2).await;
+
+    let path = format!("Subscription/{id}/$get-amqp-credentials");
+    ask(&gateway, &format!("GET /fhir/{path}"), None).await.outcome(405);
+    ask_as(&gateway, "other", &format!("POST /fhir/{path}"), &[], None).await.outcome(404);
+    let credentials = async |id: &str| {
+        let path = format!("POST /fhir/Subscription/{id}/$get-amqp-credentials");
+        let given = ask(&gateway, &path, None).await;
+        assert_eq!((given.status, given.header("cache-control")), (200, Some("no-store")), "{}", given.body);
+        let given = given.json();
+        assert_eq!(schemas::fhir::validate(&given), []);
+        let value = |name: &str| {
+            let one = given["parameter"].as_array().unwrap().iter().find(|one| one["name"] == name).unwrap();
+            one["valueString"].as_str().or(one["valueUrl"].as_str()).unwrap().to_owned()
+        };
+        let url = value("url").replace("://", &format!("://{}:{}@", value("user"), value("password")));
+        (url, value("queue"), value("password"))
+    };
+    let (url, queue, password) = credentials(&id).await;
+    let (_, others, _) = credentials(&other).await;
+    let mut subscriber = Client::open(&url).await.unwrap();
+    subscriber.consume(&queue, 10).await.unwrap();
+    let mut kinds = Vec::new();
+    for _ in 0..3 {
+        let message = timeout(WAIT, subscriber.next()).await.unwrap().unwrap();
+        assert_eq!(message.content_type, "application/cloudevents+json");
+        let event: Value = serde_json::from_slice(&message.body).unwrap();
+        assert_eq!(event["id"], message.message_id.as_str());
+        assert_eq!(schemas::fhir::validate(&event["data"]), []);
+        kinds
+            .push((event["type"].as_str().unwrap().to_owned(), event["number"].as_str().unwrap().to_owned()));
+        subscriber.acknowledge(message.tag).await.unwrap();
+    }
+    let expected = [("pons.handshake", "0"), ("pons.encounter-end", "1"), ("pons.encounter-end", "2")];
+    assert_eq!(kinds, expected.map(|(kind, number)| (kind.to_owned(), number.to_owned())));
+
+    // Nothing but its own, and only to read.
+    for refused in [&others, "pons.events"] {
+        let mut prying = Client::open(&url).await.unwrap();
+        assert!(prying.consume(refused, 1).await.is_err(), "{refused}");
+    }
+    assert!(Client::open(&url).await.unwrap().declare("mine").await.is_err());
+    // New ones end the old ones.
+    let (url, ..) = credentials(&id).await;
+    assert!(timeout(WAIT, subscriber.next()).await.unwrap().is_err(), "its connection is closed");
+    let mut subscriber = Client::open(&url).await.unwrap();
+    subscriber.consume(&queue, 10).await.unwrap();
+
+    let moved =
+        change(&gateway, &id, |resource| resource["channel"] = over_websocket()["channel"].clone()).await;
+    assert!(moved.outcome(422).contains("amqp is not changed"));
+    let gone = ask(&gateway, &format!("DELETE /fhir/Subscription/{id}"), None).await;
+    assert_eq!(gone.status, 204);
+    assert!(timeout(WAIT, subscriber.next()).await.unwrap().is_err(), "nobody reads it any more");
+    assert!(Client::open(&url).await.is_err());
+    assert!(!gateway.log().contains(&password), "no password is logged");
+}
+
+#[tokio::test]
 async fn a_fhir_server_is_sent_messages_and_an_old_system_hl7_v2() {
     let endpoint = Endpoint::start().await;
     let ward = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -241,16 +327,10 @@ async fn a_fhir_server_is_sent_messages_and_an_old_system_hl7_v2() {
     let mut message = sample(&endpoint, "/events/base");
     message["channel"]["type"] = "message".into();
     let messages = create(&gateway, &message).await;
-    let mut mllp = over_websocket();
-    mllp["channel"] = json!({
-        "type": "message",
-        "_type": {"extension": [{
-            "url": format!("{BACKPORT}backport-channel-type"),
-            "valueCoding": {"system": "urn:pons:channel", "code": "mllp"},
-        }]},
-        "endpoint": format!("mllp://{ward_at}"), "payload": "x-application/hl7-v2+er7",
-        "_payload": sample(&endpoint, "")["channel"]["_payload"],
-    });
+    let mut mllp = of_channel("mllp");
+    mllp["channel"]["endpoint"] = format!("mllp://{ward_at}").into();
+    mllp["channel"]["payload"] = "x-application/hl7-v2+er7".into();
+    mllp["channel"]["_payload"] = sample(&endpoint, "")["channel"]["_payload"].clone();
     let written = create(&gateway, &mllp).await;
     let (stream, _) = timeout(WAIT, ward.accept()).await.unwrap().unwrap();
     for id in [&messages, &written] {

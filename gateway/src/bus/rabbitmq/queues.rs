@@ -74,6 +74,14 @@ impl Queues {
         delete(&session, &queue).await
     }
 
+    /// Deletes a subscriber's own queue, with what lies in it.
+    pub(super) async fn remove_own(&self, queue: &str) -> Result<(), BusError> {
+        let session = self.publishing.session().await?;
+        self.publishing.doubt(queue);
+        delete(&session, queue).await?;
+        delete(&session, &mark_queue(&made(queue))).await
+    }
+
     /// Makes a subscriber's own queue, unless it is there. One that was never seen to work is tried first, whoever made it: a
     /// dead one never held anything, so it is made anew. A mark tells those that have been seen to work; they are left alone for
     /// ever, as only their subscriber knows what lies in them.

@@ -71,6 +71,7 @@ impl Bench {
             watch: Arc::new(EpochWatch::new(self.store.clone(), Arc::clone(&bus))),
             store: self.store.clone(),
             bus,
+            keys: None,
             sockets: Arc::new(Sockets::new(stop.clone())),
             replica: Uuid::from_u128(replica),
             installation: "test".into(),
