@@ -370,13 +370,15 @@ impl Subscriber {
     }
 }
 
-async fn read(url: &str, queue: &str, run: Run, arrivals: &Mutex<Vec<Arrival>>) -> Result<()> {
+/// Takes everything from a queue and logs it, until the connection ends.
+pub(crate) async fn read(url: &str, queue: &str, run: Run, arrivals: &Mutex<Vec<Arrival>>) -> Result<()> {
     let mut client = Client::open(url).await?;
     client.consume(queue, 100).await?;
     loop {
         let message = client.next().await?;
-        let arrival = Arrival { marker: run.newest(&message.body), delivery: message.message_id };
-        arrivals.lock().unwrap_or_else(PoisonError::into_inner).push(arrival);
+        if let Some(arrival) = Arrival::of_event(&run, &message.body, message.message_id) {
+            arrivals.lock().unwrap_or_else(PoisonError::into_inner).push(arrival);
+        }
         client.acknowledge(message.tag).await?;
     }
 }

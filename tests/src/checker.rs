@@ -4,7 +4,7 @@
 //! order per patient, each duplicate under the same delivery id; and the store's books are even. Anything else is a
 //! [`Finding`].
 
-use crate::generate::{Kind, Marker};
+use crate::generate::{Kind, Marker, Run};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::time::{Duration, Instant};
@@ -31,6 +31,30 @@ pub struct Arrival {
     pub marker: Option<Marker>,
     /// The delivery id that it came under; empty if it bore none.
     pub delivery: String,
+    /// The event number, if it bore one.
+    pub number: Option<u64>,
+}
+
+impl Arrival {
+    /// What a body tells.
+    pub fn of(run: &Run, body: &[u8], delivery: String) -> Arrival {
+        Arrival { marker: run.newest(body), delivery, number: number(body) }
+    }
+
+    /// What a body tells, if it is not a handshake or a heartbeat.
+    pub fn of_event(run: &Run, body: &[u8], delivery: String) -> Option<Arrival> {
+        let says =
+            |kind: &str| memchr::memmem::find(body, format!("\"valueCode\":\"{kind}\"").as_bytes()).is_some();
+        (!says("handshake") && !says("heartbeat")).then(|| Arrival::of(run, body, delivery))
+    }
+}
+
+/// The event number in a notification.
+fn number(body: &[u8]) -> Option<u64> {
+    let start = b"\"name\":\"event-number\",\"valueString\":\"";
+    let rest = &body[memchr::memmem::find(body, start)? + start.len()..];
+    let end = rest.iter().position(|byte| *byte == b'"')?;
+    std::str::from_utf8(&rest[..end]).ok()?.parse().ok()
 }
 
 /// A subscriber's log.
@@ -70,6 +94,8 @@ pub enum Finding {
     Nameless(String),
     /// Seen by a subscriber that is not entitled to its topic, or never sent.
     Uninvited(String, Marker),
+    /// An event number of which there are two deliveries, or none.
+    Misnumbered(String, u64),
     /// Acknowledged, and not in the store.
     NotStored(Marker),
     /// Twice in the store.
@@ -81,12 +107,13 @@ pub enum Finding {
 }
 
 impl Finding {
-    /// Which of the four kinds of [`Verdict::counts`] it is.
+    /// Which of the kinds of [`Verdict::counts`] it is.
     fn kind(&self) -> usize {
         match self {
             Finding::Lost(..) => 0,
             Finding::OutOfOrder(..) => 1,
             Finding::Unmarked(..) | Finding::SharedId(..) | Finding::Nameless(..) => 2,
+            Finding::Misnumbered(..) => 4,
             Finding::Uninvited(..)
             | Finding::NotStored(..)
             | Finding::StoredTwice(..)
@@ -114,6 +141,9 @@ impl fmt::Display for Finding {
                 write!(f, "nameless: {who} saw something without delivery id or marker")
             }
             Finding::Uninvited(who, marker) => write!(f, "uninvited: {who} saw {}", at(marker)),
+            Finding::Misnumbered(who, number) => {
+                write!(f, "misnumbered: event {number} of {who} is not one delivery")
+            }
             Finding::NotStored(marker) => {
                 write!(f, "unaccounted: {} was acknowledged and is not stored", at(marker))
             }
@@ -124,6 +154,8 @@ impl fmt::Display for Finding {
     }
 }
 
+/// How many kinds of findings there are.
+const KINDS: usize = 5;
 /// How many findings of a kind a report shows.
 const SHOWN_MAX: usize = 12;
 
@@ -141,9 +173,15 @@ pub struct Verdict {
 }
 
 impl Verdict {
-    /// How many findings of each of the four kinds that a run is judged by: lost, out of order, unmarked, unaccounted.
-    pub fn counts(&self) -> [(&'static str, usize); 4] {
-        let mut counts = [("lost", 0), ("out of order", 0), ("unmarked duplicates", 0), ("unaccounted", 0)];
+    /// How many findings of each of the kinds that a run is judged by.
+    pub fn counts(&self) -> [(&'static str, usize); KINDS] {
+        let mut counts = [
+            ("lost", 0),
+            ("out of order", 0),
+            ("unmarked duplicates", 0),
+            ("unaccounted", 0),
+            ("misnumbered", 0),
+        ];
         for finding in &self.findings {
             counts[finding.kind()].1 += 1;
         }
@@ -162,7 +200,7 @@ impl fmt::Display for Verdict {
             write!(f, ", {count} {what}")?;
         }
         // Some of each kind: what the store says of the rest tells why so many of one kind are missing.
-        for kind in 0..4 {
+        for kind in 0..KINDS {
             let of_kind: Vec<_> = self.findings.iter().filter(|finding| finding.kind() == kind).collect();
             for finding in of_kind.iter().take(SHOWN_MAX) {
                 write!(f, "\n  {finding}")?;
@@ -234,6 +272,7 @@ fn check_subscriber(
             }
         }
     }
+    check_numbers(subscriber, verdict);
     for (marker, sent) in sent {
         let owed = sent.acknowledged.is_some() && entitled(sent.kind);
         if !owed || ids.contains_key(marker) {
@@ -244,6 +283,25 @@ fn check_subscriber(
             _ => verdict.findings.push(Finding::Lost(who.clone(), *marker)),
         }
     }
+}
+
+/// Each event number from the first to the last belongs to one delivery, and each delivery has one.
+fn check_numbers(subscriber: &Seen, verdict: &mut Verdict) {
+    let numbered = subscriber.arrivals.iter().filter_map(|one| Some((one.number?, one.delivery.as_str())));
+    let all: BTreeSet<(u64, &str)> = numbered.collect();
+    let deliveries: BTreeSet<&str> = all.iter().map(|(_, delivery)| *delivery).collect();
+    let numbers: BTreeSet<u64> = all.iter().map(|(number, _)| *number).collect();
+    let last = numbers.last().copied().unwrap_or_default();
+    let mut wrong: BTreeSet<u64> = (1..=last).filter(|number| !numbers.contains(number)).collect();
+    if numbers.len() != all.len() || deliveries.len() != all.len() {
+        let twice = |of: &dyn Fn(&(u64, &str)) -> bool| all.iter().filter(|one| of(one)).count() > 1;
+        let is_wrong = |(number, delivery): &(u64, &str)| {
+            twice(&|one| one.0 == *number) || twice(&|one| one.1 == *delivery)
+        };
+        wrong.extend(all.iter().filter(|one| is_wrong(one)).map(|(number, _)| *number));
+    }
+    let who = &subscriber.subscription;
+    verdict.findings.extend(wrong.into_iter().map(|number| Finding::Misnumbered(who.clone(), number)));
 }
 
 fn check_store(account: &Account, sent: &[Sent], verdict: &mut Verdict) {
@@ -294,6 +352,7 @@ mod tests {
             .map(|marker| Arrival {
                 marker: Some(*marker),
                 delivery: format!("d{}-{}", marker.patient, marker.sequence),
+                number: None,
             })
             .collect();
         let seen = Seen { subscription: A.into(), topics: vec!["encounter-start".into()], arrivals };
@@ -378,6 +437,36 @@ mod tests {
     }
 
     #[test]
+    fn event_numbers_are_dense_and_each_is_one_delivery() {
+        let numbered = |numbers: [u64; 6]| {
+            planted(|_, seen, _| {
+                for (arrival, number) in seen.arrivals.iter_mut().zip(numbers) {
+                    arrival.number = Some(number);
+                }
+            })
+        };
+        let wrong = |numbers: &[u64]| -> Vec<Finding> {
+            numbers.iter().map(|number| Finding::Misnumbered(A.into(), *number)).collect()
+        };
+        assert_eq!(numbered([1, 2, 3, 4, 5, 6]), []);
+        assert_eq!(numbered([2, 1, 3, 4, 6, 5]), [], "in order per patient is enough");
+        assert_eq!(numbered([1, 2, 4, 5, 6, 7]), wrong(&[3]));
+        assert_eq!(numbered([1, 2, 3, 3, 4, 5]), wrong(&[3]));
+        let two = planted(|_, seen, _| {
+            let again = Arrival { number: Some(2), ..seen.arrivals[0].clone() };
+            seen.arrivals[0].number = Some(1);
+            seen.arrivals.push(again);
+        });
+        assert_eq!(two, wrong(&[1, 2]), "one delivery under two numbers");
+        let run = Run::new(1);
+        let body = br#"{"part":[{"name":"event-number","valueString":"42"}]}"#;
+        assert_eq!(Arrival::of(&run, body, String::new()).number, Some(42));
+        assert!(
+            Arrival::of_event(&run, br#"{"name":"type","valueCode":"handshake"}"#, String::new()).is_none()
+        );
+    }
+
+    #[test]
     fn an_arrival_needs_an_id_and_a_marker() {
         let nameless = |fault: fn(&mut Arrival)| planted(|_, seen, _| fault(&mut seen.arrivals[5]));
         assert!(nameless(|arrival| arrival.delivery.clear()).contains(&Finding::Nameless(A.into())));
@@ -387,7 +476,7 @@ mod tests {
     #[test]
     fn nobody_sees_what_was_not_sent_or_is_not_theirs() {
         let invented = planted(|_, seen, _| {
-            seen.arrivals.push(Arrival { marker: Some(marker(9, 1)), delivery: "d".into() });
+            seen.arrivals.push(Arrival { marker: Some(marker(9, 1)), delivery: "d".into(), number: None });
         });
         assert_eq!(invented, [Finding::Uninvited(A.into(), marker(9, 1))]);
         let foreign = planted(|sent, _, _| sent[0].kind = Kind::Result);
@@ -422,13 +511,13 @@ mod tests {
     }
 
     #[test]
-    fn every_finding_counts_in_one_of_the_four() {
+    fn every_finding_counts_in_one_of_the_kinds() {
         let (sent, mut seen, mut account) = good();
         seen.arrivals.swap(0, 2);
         seen.arrivals.pop();
-        seen.arrivals.push(Arrival { marker: Some(marker(0, 1)), delivery: "other".into() });
+        seen.arrivals.push(Arrival { marker: Some(marker(0, 1)), delivery: "other".into(), number: Some(2) });
         account.open.insert("retry_wait".into(), 1);
         let verdict = check(&sent, &[seen], Some(&account));
-        assert_eq!(verdict.counts().map(|(_, count)| count), [1, 1, 1, 1], "{verdict}");
+        assert_eq!(verdict.counts().map(|(_, count)| count), [1; KINDS], "{verdict}");
     }
 }

@@ -10,6 +10,7 @@ use crate::gateway::{Gateway, Setup, Subscription};
 use crate::generate::{Population, Rng, Run};
 use crate::proxy::{Fault, FaultProxy};
 use crate::receiver::Receiver;
+use crate::requested::{Listening, Requested};
 use crate::sender::{self, Load, Stop};
 use crate::services::{OwnServices, Part};
 use crate::webhook::Webhook;
@@ -36,6 +37,8 @@ pub struct Plan {
     pub connections: u32,
     /// How many gateways share the database and the broker.
     pub replicas: u32,
+    /// How many subscribers ask for their subscriptions over `/fhir`, over every channel in turn.
+    pub requested: u32,
     /// Whether the sender's connections run through a proxy that spoils them now and then.
     pub network: bool,
     /// The mean pause between two faults.
@@ -53,6 +56,7 @@ impl Default for Plan {
             patients: 200,
             connections: 16,
             replicas: 1,
+            requested: 0,
             network: false,
             pause: Duration::from_millis(700),
         }
@@ -168,6 +172,7 @@ struct Scene {
     hook: Webhook,
     queue: Subscriber,
     receiver: Receiver,
+    requested: Vec<Requested>,
     report: Report,
     _folder: tempfile::TempDir,
 }
@@ -240,7 +245,14 @@ impl Scene {
         let mllp = format!("{{adapter: mllp, connect: '{}'}}", receiver.address());
         let mut ward = Subscription::webhook("ward", &WARD, "");
         ward.destination = mllp;
+        let listening = Listening::start(run, plan.requested).await?;
+        let senders = match plan.requested {
+            0 => Vec::new(),
+            _ => vec![listening.sender(folder.path())?],
+        };
         let setup = Setup {
+            senders,
+            settings: vec![format!("bus_management: '{}'", services.urls.management)],
             store: Some(database),
             bus: Some(services.urls.amqp.clone()),
             subscriptions: vec![
@@ -270,7 +282,8 @@ impl Scene {
             leak: None,
         };
         let queue = Subscriber::start(services.urls.amqp.clone(), queue, run);
-        Ok(Scene { services, gateways, proxies, hook, queue, receiver, report, _folder: folder })
+        let requested = listening.ask(&gateways).await?;
+        Ok(Scene { services, gateways, proxies, hook, queue, receiver, requested, report, _folder: folder })
     }
 
     /// Lets some time go by, at random between nothing and twice the mean; spoils the wire meanwhile if the plan says so.
@@ -345,16 +358,18 @@ impl Scene {
         }
     }
 
-    fn seen(&self) -> [Seen; 3] {
-        [
+    fn seen(&self) -> Vec<Seen> {
+        let configured = [
             self.hook.seen("insurer", &ALL),
             self.queue.seen("archive", &ARCHIVE),
             self.receiver.seen("ward", &WARD),
-        ]
+        ];
+        configured.into_iter().chain(self.requested.iter().map(Requested::seen)).collect()
     }
 
     fn arrived(&self) -> usize {
-        self.hook.accepted() + self.queue.accepted() + self.receiver.accepted()
+        let requested: usize = self.requested.iter().map(Requested::accepted).sum();
+        self.hook.accepted() + self.queue.accepted() + self.receiver.accepted() + requested
     }
 
     /// Waits until nothing is missing, or nothing has come for a minute.
@@ -376,8 +391,9 @@ impl Scene {
                 let [hook, queue, ward] =
                     [self.hook.accepted(), self.queue.accepted(), self.receiver.accepted()];
                 say(&format!(
-                    "{:6.1} s later, {missing} to come: webhook {hook}, queue {queue}, MLLP {ward} so far",
-                    began.elapsed().as_secs_f64()
+                    "{:6.1} s later, {missing} to come: webhook {hook}, queue {queue}, MLLP {ward}, requested {:?} so far",
+                    began.elapsed().as_secs_f64(),
+                    self.requested.iter().map(Requested::accepted).collect::<Vec<usize>>()
                 ));
                 told = Instant::now();
             }

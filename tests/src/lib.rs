@@ -13,6 +13,7 @@ pub mod generate;
 pub mod lab;
 pub mod proxy;
 pub mod receiver;
+pub mod requested;
 pub mod rest;
 pub mod sender;
 pub mod services;

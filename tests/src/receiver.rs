@@ -79,7 +79,9 @@ async fn converse(
         let control_id = header.split('|').nth(9).unwrap_or_default().to_owned();
         let answer =
             format!("MSH|^~\\&|LAB||PONS||20260101000000||ACK|A{control_id}|P|2.5.1\rMSA|AA|{control_id}\r");
-        let arrival = Arrival { marker: run.newest(header.as_bytes()), delivery: control_id };
+        // One that was written anew has another control id than the message that it tells of.
+        let marker = run.newest(header.as_bytes()).or_else(|| run.newest(&message));
+        let arrival = Arrival { marker, delivery: control_id, number: None };
         arrivals.lock().unwrap_or_else(PoisonError::into_inner).push(arrival);
         connection.send(answer.as_bytes()).await?;
     }

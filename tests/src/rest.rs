@@ -3,6 +3,7 @@
 use crate::gateway::Gateway;
 use anyhow::{Context, Result};
 use serde_json::Value;
+use std::net::SocketAddr;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -61,7 +62,21 @@ pub async fn exchange(
     body: &[u8],
     length: usize,
 ) -> Result<Answer> {
-    let mut wire = TcpStream::connect(gateway.http).await.context("connect")?;
+    exchange_at(gateway.http, request, headers, body, length).await
+}
+
+/// As [`exchange`], with whoever listens there.
+///
+/// # Errors
+/// When nobody can be reached, or there is no answer of HTTP in time.
+pub async fn exchange_at(
+    http: SocketAddr,
+    request: &str,
+    headers: &[(&str, &str)],
+    body: &[u8],
+    length: usize,
+) -> Result<Answer> {
+    let mut wire = TcpStream::connect(http).await.context("connect")?;
     let mut head =
         format!("{request} HTTP/1.1\r\nhost: pons.test\r\nconnection: close\r\ncontent-length: {length}\r\n");
     for (name, value) in headers {

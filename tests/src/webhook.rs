@@ -88,7 +88,7 @@ impl Webhook {
         self.shared.state().behaviour = behaviour;
     }
 
-    /// How many requests it accepted.
+    /// How many requests it accepted, handshakes and heartbeats aside.
     pub fn accepted(&self) -> usize {
         self.shared.state().arrivals.len()
     }
@@ -181,10 +181,12 @@ async fn handle(
         Behaviour::Slow(by) => tokio::time::sleep(by).await,
         Behaviour::Hang => std::future::pending().await,
     }
-    let arrival = Arrival { marker: shared.run.newest(&body), delivery };
+    let arrival = Arrival::of_event(&shared.run, &body, delivery);
     let mut state = shared.state();
-    state.arrivals.push(arrival);
-    state.at.push(Instant::now());
+    if let Some(arrival) = arrival {
+        state.arrivals.push(arrival);
+        state.at.push(Instant::now());
+    }
     state.bytes += body.len() as u64;
     state.last_body = body;
     drop(state);

@@ -42,6 +42,14 @@ async fn two_replicas_keep_the_order_while_either_is_killed() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs PostgreSQL and RabbitMQ: tests/run installs them"]
+async fn subscribers_over_every_channel_lose_nothing_to_kills_and_a_wiped_broker() {
+    let plan =
+        Plan { seed: 14, kills: 8, wipes: 1, replicas: 2, requested: 5, messages: 600, ..Plan::default() };
+    judged(Plan { rate: Some(40.0), patients: 60, pause: Duration::from_secs(1), ..plan }).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs PostgreSQL and RabbitMQ: tests/run installs them"]
 async fn a_spoiled_wire_between_sender_and_gateway_loses_nothing() {
     judged(Plan { seed: 13, kills: 7, wipes: 0, network: true, ..Plan::default() }).await;
 }

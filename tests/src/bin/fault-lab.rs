@@ -36,6 +36,9 @@ struct Arguments {
     /// Gateways that share the database and the broker
     #[arg(long, default_value_t = 1)]
     replicas: u32,
+    /// Subscribers that ask for their subscriptions over /fhir, over every channel in turn
+    #[arg(long, default_value_t = 0)]
+    requested: u32,
     /// Spoil the sender's connections too: cut, reset, slow, sliced, swallowed
     #[arg(long)]
     network: bool,
@@ -59,6 +62,7 @@ async fn main() -> Result<ExitCode> {
         patients: arguments.patients,
         connections: arguments.connections.min(arguments.patients),
         replicas: arguments.replicas,
+        requested: arguments.requested,
         network: arguments.network,
         pause: Duration::from_millis(arguments.pause),
     };
