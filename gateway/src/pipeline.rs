@@ -334,10 +334,13 @@ fn open_keys(config: &Config) -> Result<Option<Keys>, StartError> {
 fn hand_on(deliverers: &Deliverers, recorded: Vec<Recorded>) {
     for one in recorded {
         for (delivery, number) in one.deliveries {
-            let Some(feed) = deliverers.feed(&delivery.subscription) else { continue };
             if delivery.is_final() {
                 continue;
             }
+            let Some(feed) = deliverers.feed(&delivery.subscription) else {
+                deliverers.wake(&delivery.subscription);
+                continue;
+            };
             let content = Content {
                 original: one.message.bytes.clone(),
                 format: one.message.format,

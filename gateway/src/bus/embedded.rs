@@ -2,7 +2,7 @@
 //!
 //! Nothing here is durable: after a restart its marks are gone, and so everything not delivered is published again.
 
-use super::{Bus, BusError, Consumer, Envelope, Health, Taken, Ticket, word};
+use super::{Bus, BusError, Consumer, Envelope, Health, Taken, Ticket, handed, word};
 use async_trait::async_trait;
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -142,8 +142,10 @@ impl Bus for Embedded {
         Ok(())
     }
 
-    async fn remove_own(&self, queue: &str) -> Result<(), BusError> {
-        self.shared.reach()?.queues.remove(&handed_over(queue));
+    async fn remove_own(&self, subscription: &str, queue: &str) -> Result<(), BusError> {
+        let mut state = self.shared.reach()?;
+        state.queues.remove(&handed_over(queue));
+        state.marks.remove(&handed(subscription));
         Ok(())
     }
 

@@ -100,8 +100,8 @@ pub trait Bus: Send + Sync + 'static {
     /// Makes sure that the queue of a subscription is gone, with what lies in it.
     async fn remove(&self, subscription: &str) -> Result<(), BusError>;
 
-    /// Makes sure that a subscriber's own queue ([`Bus::hand_over`]) is gone, with what lies in it.
-    async fn remove_own(&self, queue: &str) -> Result<(), BusError>;
+    /// Makes sure that a subscriber's own queue ([`Bus::hand_over`]) is gone, with what lies in it and what is known of it.
+    async fn remove_own(&self, subscription: &str, queue: &str) -> Result<(), BusError>;
 
     /// Publishes a batch with confirms in a window, in order; answers one result each once all are settled. While the
     /// broker blocks publishers it waits, for as long as that takes.
@@ -133,6 +133,11 @@ pub trait Consumer: Send {
     /// Settles many at once: they will not come again. The bus may hold some back to settle them together with later
     /// ones; an empty list settles everything held back. Void tickets are passed over.
     async fn settle(&mut self, tickets: &[Ticket]) -> Result<(), BusError>;
+}
+
+/// The mark of a subscription whose own queue has everything that it should.
+pub fn handed(subscription: &str) -> String {
+    format!("handed.{subscription}")
 }
 
 /// The routing key `<subscription>.<topic>.<organization>`. A word's `.`, `*`, `#`, `%`, controls and what is not ASCII

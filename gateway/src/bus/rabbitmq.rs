@@ -168,8 +168,8 @@ impl Bus for RabbitMq {
         self.queues.remove(subscription).await
     }
 
-    async fn remove_own(&self, queue: &str) -> Result<(), BusError> {
-        self.queues.remove_own(queue).await
+    async fn remove_own(&self, subscription: &str, queue: &str) -> Result<(), BusError> {
+        self.queues.remove_own(subscription, queue).await
     }
 
     async fn publish(&self, batch: Vec<Envelope>) -> Vec<Result<(), BusError>> {

@@ -4,7 +4,7 @@
 //! says that a queue has everything; it is set last, so a process that dies half way begins again.
 
 use super::window::Names;
-use crate::bus::Bus;
+use crate::bus::{Bus, handed};
 use crate::chain;
 use crate::route::publish::{Event, Told, bundle_in, envelope};
 use crate::store::Store;
@@ -25,7 +25,7 @@ pub(super) async fn hand_over_again(
     names: &Names,
     within: Duration,
 ) -> Result<(), String> {
-    let mark = format!("handed.{}", names.subscription);
+    let mark = handed(&names.subscription);
     if bus.marked(&mark).await.map_err(|error| chain(&error))? {
         return Ok(());
     }

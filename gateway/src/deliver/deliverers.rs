@@ -14,10 +14,12 @@ use crate::store::{Standing, StoreError};
 use crate::telemetry::metrics::Metrics;
 use jiff::Timestamp;
 use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
+use tokio::sync::Notify;
 use tokio::task::JoinHandle;
-use tokio::time::MissedTickBehavior;
+use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
@@ -28,6 +30,8 @@ const AGAIN_AFTER_WIPE: Duration = Duration::from_secs(3_600);
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// After how long what is off or deleted gives up its events: every recording and every attempt that still knew it is over then.
 const REST: Duration = Duration::from_secs(90);
+/// After how long without anything to do a subscription has no deliverer.
+const IDLE: Duration = Duration::from_secs(60);
 /// After how long in error it is switched off.
 const ERROR_MAX: Duration = Duration::from_secs(30 * 86_400);
 
@@ -39,6 +43,9 @@ pub struct Deliverers {
     at_work: TaskTracker,
     stop: CancellationToken,
     running: RwLock<HashMap<Arc<str>, One>>,
+    /// Those for whom something was recorded while they had no deliverer.
+    woken: Mutex<HashSet<Arc<str>>>,
+    wake: Notify,
 }
 
 /// A deliverer at work.
@@ -60,7 +67,8 @@ impl Deliverers {
         at_work: TaskTracker,
         stop: CancellationToken,
     ) -> Deliverers {
-        Deliverers { services, mapper, metrics, at_work, stop, running: RwLock::default() }
+        let (running, woken, wake) = (RwLock::default(), Mutex::default(), Notify::new());
+        Deliverers { services, mapper, metrics, at_work, stop, running, woken, wake }
     }
 
     /// Starts the deliverer of a subscription.
@@ -80,6 +88,12 @@ impl Deliverers {
     pub fn feed(&self, subscription: &str) -> Option<Feed> {
         let running = self.running.read().unwrap_or_else(PoisonError::into_inner);
         running.get(subscription).map(|one| one.feed.clone())
+    }
+
+    /// Something was recorded for a subscription that has no deliverer: it gets one.
+    pub fn wake(&self, subscription: &Arc<str>) {
+        self.woken.lock().unwrap_or_else(PoisonError::into_inner).insert(Arc::clone(subscription));
+        self.wake.notify_one();
     }
 
     /// What each has counted.
@@ -142,9 +156,13 @@ impl Deliverers {
     }
 
     /// Starts and stops what the roster asks for. Whoever is to stop is waited for before its successor begins: both would hold the same
-    /// lease.
-    fn follow(&self, roster: &Arc<Roster>) {
+    /// lease. Whoever has had nothing to do for a while has no deliverer: a thousand idle ones cost nothing.
+    fn follow(&self, roster: &Arc<Roster>, busy: &mut Busy) {
         let now = roster.now();
+        busy.note(std::mem::take(&mut *self.woken.lock().unwrap_or_else(PoisonError::into_inner)));
+        let mut running = self.running.write().unwrap_or_else(PoisonError::into_inner);
+        let at_work = running.iter().filter(|(_, one)| one.counters.in_window.load(Ordering::Relaxed) > 0);
+        busy.note(at_work.map(|(name, _)| Arc::clone(name)));
         let wanted: HashMap<String, &Enrolment> = now
             .requested
             .iter()
@@ -152,8 +170,8 @@ impl Deliverers {
                 matches!(one.stored.standing, Standing::Requested | Standing::Active | Standing::Failing)
             })
             .map(|one| (one.stored.id.to_string(), one))
+            .filter(|(name, one)| self.is_awake(name, one, busy))
             .collect();
-        let mut running = self.running.write().unwrap_or_else(PoisonError::into_inner);
         for (name, one) in running.iter().filter(|(_, one)| one.written > 0) {
             let is_wanted = wanted.get(&**name).is_some_and(|asked| {
                 asked.wanted.is_ok() && asked.stored.written == one.written && !one.task.is_finished()
@@ -176,6 +194,38 @@ impl Deliverers {
             self.start(&asked.subscription, Some(life));
         }
     }
+
+    /// Whether a subscription needs a deliverer.
+    fn is_awake(&self, name: &str, one: &Enrolment, busy: &Busy) -> bool {
+        let Ok(wanted) = &one.wanted else { return false };
+        let is_told_by_itself = one.stored.standing == Standing::Requested || wanted.heartbeat.is_some();
+        // What lies in its own queue is handed over again when the broker was wiped; what is bound is bound here.
+        let is_tied = match &wanted.subscription.to {
+            To::Queue(_) => true,
+            To::Socket => self.services.sockets.is_bound(name),
+            To::Adapter(_) => false,
+        };
+        is_told_by_itself || is_tied || busy.has(name)
+    }
+}
+
+/// Which subscriptions had something to deliver, and when that was seen last.
+#[derive(Debug, Default)]
+struct Busy(HashMap<Arc<str>, Instant>);
+
+impl Busy {
+    fn note(&mut self, names: impl IntoIterator<Item = Arc<str>>) {
+        let now = Instant::now();
+        self.0.extend(names.into_iter().map(|name| (name, now)));
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.0.get(name).is_some_and(|seen| seen.elapsed() < IDLE)
+    }
+
+    fn forget_idle(&mut self) {
+        self.0.retain(|_, seen| seen.elapsed() < IDLE);
+    }
 }
 
 /// Follows the roster until `stop`: what was requested begins, ends at its time, and is forgotten once it was deleted.
@@ -184,15 +234,21 @@ pub async fn keep(deliverers: Arc<Deliverers>, roster: Arc<Roster>, stop: Cancel
     let mut look = tokio::time::interval(LOOK_EVERY);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let (mut settled, mut revoked) = (HashSet::new(), HashSet::new());
+    let mut busy = Busy::default();
     loop {
-        deliverers.follow(&roster);
+        deliverers.follow(&roster, &mut busy);
         tokio::select! {
             () = stop.cancelled() => return,
             _ = changes.changed() => continue,
+            () = deliverers.wake.notified() => continue,
             _ = look.tick() => {}
         }
         let looked = async {
-            roster.refresh().await?;
+            if !roster.refresh().await?.requested.is_empty() {
+                let unfinished = deliverers.services.store.unfinished().await?;
+                busy.forget_idle();
+                busy.note(unfinished.into_iter().map(Into::into));
+            }
             end(&roster, &mut settled, Timestamp::now()).await?;
             forget(&roster, &*deliverers.services.bus, Timestamp::now()).await
         };
@@ -273,7 +329,7 @@ async fn forget(roster: &Roster, bus: &dyn Bus, now: Timestamp) -> Result<(), St
         let removed = async {
             bus.remove(&id.to_string()).await?;
             match one.channel() {
-                Some(Channel::Amqp) => bus.remove_own(&queue_of(&id.to_string())).await,
+                Some(Channel::Amqp) => bus.remove_own(&id.to_string(), &queue_of(&id.to_string())).await,
                 _ => Ok(()),
             }
         };
@@ -297,8 +353,13 @@ fn age(one: &Enrolment, now: Timestamp) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::super::life::tests::{requested, roster};
+    use super::super::sockets::Sockets;
     use super::*;
     use crate::bus::Embedded;
+    use crate::ingest::senders::Senders;
+    use crate::route::publish::EpochWatch;
+    use mappings::Catalog;
+    use schemas::hl7v2::Limits;
 
     async fn standing(roster: &Roster, id: u128) -> Option<Standing> {
         let now = roster.refresh().await.expect("read");
@@ -341,5 +402,50 @@ mod tests {
         assert_eq!(rows().await, 5, "a recording may still know it");
         forget(&roster, &bus, at(91)).await.expect("looked");
         assert_eq!(rows().await, 4);
+    }
+
+    #[tokio::test]
+    async fn who_has_nothing_to_do_has_no_deliverer_until_something_is_recorded() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (store, roster) = roster(folder.path()).await;
+        let bus: Arc<dyn Bus> = Arc::new(Embedded::new(1 << 20));
+        let stop = CancellationToken::new();
+        let services = Services {
+            store: store.clone(),
+            bus: bus.clone(),
+            keys: None,
+            watch: Arc::new(EpochWatch::new(store, bus)),
+            sockets: Arc::new(Sockets::new(stop.clone())),
+            replica: Uuid::from_u128(9),
+            installation: "test".into(),
+        };
+        let senders = Senders::new(Vec::new(), Vec::new());
+        let mapper = Mapper::new(Arc::new(Catalog::builtin()), Uuid::nil(), senders, Limits::default());
+        let metrics = Metrics::new([], [], None).expect("no collector");
+        let tracker = TaskTracker::new();
+        let deliverers =
+            Deliverers::new(services, Arc::new(mapper), Arc::new(metrics), tracker.clone(), stop.clone());
+        for one in [requested(1, Standing::Active, None), requested(2, Standing::Failing, None)] {
+            roster.write(&one).await.expect("written");
+        }
+        let name = |id: u128| -> Arc<str> { Uuid::from_u128(id).to_string().into() };
+        let running = || [1, 2].map(|id| deliverers.feed(&name(id)).is_some());
+        let mut busy = Busy::default();
+        deliverers.follow(&roster, &mut busy);
+        assert_eq!(running(), [false, false]);
+        deliverers.wake(&name(1));
+        deliverers.follow(&roster, &mut busy);
+        assert_eq!(running(), [true, false]);
+        deliverers.follow(&roster, &mut busy);
+        assert_eq!(running(), [true, false], "for a while");
+        busy = Busy::default();
+        deliverers.follow(&roster, &mut busy);
+        while running() != [false, false] {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            deliverers.follow(&roster, &mut Busy::default());
+        }
+        stop.cancel();
+        tracker.close();
+        tracker.wait().await;
     }
 }

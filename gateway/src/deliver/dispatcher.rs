@@ -70,6 +70,9 @@ pub(super) async fn run(
             services.sockets.let_go(&subscription.name);
         }
         if end == End::Stopped {
+            if let Err(error) = services.store.rest(&subscription.name).await {
+                tracing::debug!(%error, "not told to rest, it is looked at once more");
+            }
             if let Err(error) = services.store.release(services.replica, &names).await {
                 tracing::debug!(%error, "lease not given back, it runs out by itself");
             }

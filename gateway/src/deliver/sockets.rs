@@ -121,6 +121,11 @@ impl Sockets {
         }
     }
 
+    /// Whether a subscription is bound here.
+    pub(super) fn is_bound(&self, subscription: &str) -> bool {
+        self.bound().contains_key(subscription)
+    }
+
     /// Whether a subscription was bound here since that was asked last.
     pub(super) fn is_newly_bound(&self, subscription: &str) -> bool {
         self.bound().get_mut(subscription).is_some_and(|one| std::mem::take(&mut one.is_new))

@@ -837,6 +837,12 @@ pub trait Store: Send + Sync + 'static {
     /// Forgets a requested subscription; its numbers stay used.
     async fn forget(&self, id: Uuid) -> Result<(), StoreError>;
 
+    /// Subscriptions that may have something to deliver: all that have, and those that have not come to [`Store::rest`] since they had.
+    async fn unfinished(&self) -> Result<Vec<String>, StoreError>;
+
+    /// A subscription has nothing to deliver for now, as far as its deliverer knows.
+    async fn rest(&self, subscription: &str) -> Result<(), StoreError>;
+
     /// Keeps a token; lets go of those of before `now`, and of the oldest where its owner has too many.
     async fn keep_token(&self, token: &SocketToken, now: Timestamp) -> Result<(), StoreError>;
 

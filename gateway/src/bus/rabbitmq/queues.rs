@@ -4,7 +4,7 @@
 //! was the last before a kill comes back dead: it is listed for ever, hands out nothing, and confirms nothing. So whatever is
 //! made here is followed by another at once, and what somebody else has made is tried before it is used.
 
-use super::super::BusError;
+use super::super::{BusError, handed};
 use super::link::{Link, Session, away};
 use super::{EXCHANGE, mark_queue, subscription_queue, word};
 use lapin::options::{
@@ -74,12 +74,14 @@ impl Queues {
         delete(&session, &queue).await
     }
 
-    /// Deletes a subscriber's own queue, with what lies in it.
-    pub(super) async fn remove_own(&self, queue: &str) -> Result<(), BusError> {
+    /// Deletes a subscriber's own queue, with what lies in it and its marks.
+    pub(super) async fn remove_own(&self, subscription: &str, queue: &str) -> Result<(), BusError> {
         let session = self.publishing.session().await?;
         self.publishing.doubt(queue);
-        delete(&session, queue).await?;
-        delete(&session, &mark_queue(&made(queue))).await
+        for name in [queue.to_owned(), mark_queue(&made(queue)), mark_queue(&handed(subscription))] {
+            delete(&session, &name).await?;
+        }
+        Ok(())
     }
 
     /// Makes a subscriber's own queue, unless it is there. One that was never seen to work is tried first, whoever made it: a

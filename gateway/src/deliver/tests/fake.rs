@@ -309,6 +309,8 @@ not_a_delivery! {
     take_up_again(subscription: &str) -> u64;
     give_up(subscription: &str, why: &str, limit: usize) -> u64;
     forget(id: Uuid) -> ();
+    unfinished() -> Vec<String>;
+    rest(subscription: &str) -> ();
     dispossess(replica: Uuid, name: &str) -> ();
     keep_token(token: &SocketToken, now: Timestamp) -> ();
     token(hash: &[u8; 32]) -> Option<SocketToken>;

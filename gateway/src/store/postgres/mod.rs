@@ -393,6 +393,14 @@ impl Store for Postgres {
         self.forget(id).await
     }
 
+    async fn unfinished(&self) -> Result<Vec<String>, StoreError> {
+        self.read_unfinished().await
+    }
+
+    async fn rest(&self, subscription: &str) -> Result<(), StoreError> {
+        self.raise_floor(subscription).await
+    }
+
     async fn keep_token(&self, token: &SocketToken, now: Timestamp) -> Result<(), StoreError> {
         self.write_token(token, now).await
     }

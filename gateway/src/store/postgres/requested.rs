@@ -123,6 +123,13 @@ impl Postgres {
         Ok(())
     }
 
+    pub(super) async fn read_unfinished(&self) -> Result<Vec<String>, StoreError> {
+        // The usual ones lie at or above the floor; the held ones anywhere.
+        let sql = "SELECT name FROM subscription WHERE last >= floor
+             UNION SELECT name FROM subscription WHERE id IN (SELECT subscription FROM delivery WHERE held AND state IN (0, 1, 2))";
+        Ok(sqlx::query_scalar(sql).fetch_all(&self.path).await?)
+    }
+
     pub(super) async fn write_token(&self, token: &SocketToken, now: Timestamp) -> Result<(), StoreError> {
         let mut tx = self.desk.begin().await?;
         sqlx::query(

@@ -528,6 +528,14 @@ impl Store for Sqlite {
         self.forget(id).await
     }
 
+    async fn unfinished(&self) -> Result<Vec<String>, StoreError> {
+        self.read_unfinished().await
+    }
+
+    async fn rest(&self, _subscription: &str) -> Result<(), StoreError> {
+        Ok(())
+    }
+
     async fn keep_token(&self, token: &SocketToken, now: Timestamp) -> Result<(), StoreError> {
         self.write_token(token, now).await
     }

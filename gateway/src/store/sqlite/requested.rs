@@ -114,6 +114,12 @@ impl Sqlite {
         tx.commit().await
     }
 
+    pub(super) async fn read_unfinished(&self) -> Result<Vec<String>, StoreError> {
+        let sql = "SELECT name FROM subscription s WHERE EXISTS
+             (SELECT 1 FROM delivery d WHERE d.subscription = s.id AND d.state IN (0, 1, 2))";
+        Ok(sqlx::query_scalar(sql).fetch_all(&self.readers).await?)
+    }
+
     pub(super) async fn write_token(&self, token: &SocketToken, now: Timestamp) -> Result<(), StoreError> {
         let mut tx = self.write().await?;
         sqlx::query(

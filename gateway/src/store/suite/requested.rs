@@ -7,6 +7,7 @@ behaviours! {
     what_a_recording_sees_is_no_older_than_its_messages,
     dead_letters_go_again_and_what_is_forgotten_is_given_up,
     tokens_are_found_by_their_hash_until_they_are_over_or_too_many,
+    what_may_have_something_to_deliver_is_known_until_it_rests,
     a_lease_is_taken_away_from_another_and_its_fence_holds_off_what_it_still_writes,
 }
 
@@ -157,4 +158,30 @@ async fn a_lease_is_taken_away_from_another_and_its_fence_holds_off_what_it_stil
     assert_eq!(taken, [Lease { fence: own.fence + 1, ..own.clone() }]);
     let changes = vec![change(&deliveries(&store, "lab").await[0], DeliveryState::Delivered)];
     assert!(matches!(store.change_deliveries(&own, changes).await, Err(StoreError::Fenced)));
+}
+
+async fn what_may_have_something_to_deliver_is_known_until_it_rests(place: Place) {
+    let store = place.open().await;
+    let unfinished = async || {
+        let mut all = store.unfinished().await.unwrap();
+        all.sort();
+        all
+    };
+    assert_eq!(unfinished().await, [] as [&str; 0]);
+    append(&store, many(3)).await;
+    route_all(&store, &["lab", "ward"]).await;
+    assert_eq!(unfinished().await, ["lab", "ward"]);
+    let lease = lease(&store, 1, "subscription:lab").await;
+    let own = deliveries(&store, "lab").await;
+    let ended = [DeliveryState::Delivered, DeliveryState::Delivered, DeliveryState::RetryWait];
+    let changes = own.iter().zip(ended).map(|(one, state)| change(one, state)).collect();
+    store.change_deliveries(&lease, changes).await.unwrap();
+    store.rest("lab").await.unwrap();
+    store.rest("nobody").await.unwrap();
+    assert_eq!(unfinished().await, ["lab", "ward"], "one is to be tried again");
+    store.change_deliveries(&lease, vec![change(&own[2], DeliveryState::Parked)]).await.unwrap();
+    store.rest("lab").await.unwrap();
+    assert_eq!(unfinished().await, ["ward"], "a dead letter waits for a person");
+    store.take_up_again("lab").await.unwrap();
+    assert_eq!(unfinished().await, ["lab", "ward"]);
 }
