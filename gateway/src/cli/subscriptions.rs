@@ -98,7 +98,7 @@ fn list(config: &ConfigArgument, format: ListFormat) -> Outcome {
             };
             lines.push(line.counted(&*store).await?);
         }
-        for Enrolment { stored: one, wanted } in &enrolled.requested {
+        for Enrolment { stored: one, wanted } in enrolled.requested.iter().map(|one| &**one) {
             if one.standing == Standing::Removed {
                 continue;
             }
@@ -163,7 +163,7 @@ fn address(url: &str) -> String {
 fn end(config: &ConfigArgument, which: &Which, standing: Standing) -> Outcome {
     block_on(async {
         let store = beside(config).await?;
-        let all = store.requested(-1).await?.map(|(_, all)| all).unwrap_or_default();
+        let all = store.requested(-1).await?.map(|all| all.rows).unwrap_or_default();
         let known = all.into_iter().find(|one| one.id == which.id && one.standing != Standing::Removed);
         let Some(known) = known else {
             let text = "no client made a subscription of this id; `pons subscriptions` lists them";

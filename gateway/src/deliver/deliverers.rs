@@ -169,7 +169,7 @@ impl Deliverers {
             .filter(|one| {
                 matches!(one.stored.standing, Standing::Requested | Standing::Active | Standing::Failing)
             })
-            .map(|one| (one.stored.id.to_string(), one))
+            .map(|one| (one.stored.id.to_string(), &**one))
             .filter(|(name, one)| self.is_awake(name, one, busy))
             .collect();
         for (name, one) in running.iter().filter(|(_, one)| one.written > 0) {
@@ -398,7 +398,7 @@ mod tests {
         assert!(failed.stored.error.contains("in error for 30 days") && !failed.stored.is_live);
 
         forget(&roster, &bus, at(60)).await.expect("looked");
-        let rows = async || store.requested(-1).await.expect("read").expect("all of them").1.len();
+        let rows = async || store.requested(-1).await.expect("read").expect("all of them").rows.len();
         assert_eq!(rows().await, 5, "a recording may still know it");
         forget(&roster, &bus, at(91)).await.expect("looked");
         assert_eq!(rows().await, 4);

@@ -22,7 +22,7 @@ use uuid::Uuid;
 /// The subscriptions, ready to be asked.
 #[derive(Debug)]
 pub struct Router {
-    subscriptions: Vec<Subscription>,
+    subscriptions: Vec<Arc<Subscription>>,
     /// Where each stands, by its name.
     by_name: HashMap<Arc<str>, usize>,
     /// Where those stand that subscribe to a topic.
@@ -55,7 +55,7 @@ pub struct Routable<'r> {
 
 impl Router {
     /// A router over these subscriptions; `namespace` is the installation's.
-    pub fn new(subscriptions: Vec<Subscription>, namespace: Uuid) -> Self {
+    pub fn new(subscriptions: Vec<Arc<Subscription>>, namespace: Uuid) -> Self {
         let mut topics: Vec<&'static Topic> = Vec::new();
         let mut by_topic: HashMap<&'static str, Vec<usize>> = HashMap::new();
         for (index, subscription) in subscriptions.iter().enumerate() {

@@ -30,7 +30,7 @@ const ATTEMPTS_MAX: u32 = 300;
 #[derive(Clone, Debug)]
 pub struct Wanted {
     /// As if it stood in the configuration.
-    pub subscription: Subscription,
+    pub subscription: Arc<Subscription>,
     /// After how long without a notification its endpoint is told that all is well.
     pub heartbeat: Option<Duration>,
     /// When it ends.
@@ -117,7 +117,7 @@ pub fn read(
         in_flight_max: 64,
         attempt_timeout: timeout + Duration::from_secs(10),
     };
-    Ok(Wanted { subscription, heartbeat, end, is_off })
+    Ok(Wanted { subscription: Arc::new(subscription), heartbeat, end, is_off })
 }
 
 /// What is wrong with a resource.

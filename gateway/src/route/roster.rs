@@ -21,7 +21,7 @@ const GIVEN_UP_AT_ONCE: usize = 1_000;
 /// Keeps up with the store.
 pub struct Roster {
     store: Arc<dyn Store>,
-    configured: Vec<Subscription>,
+    configured: Vec<Arc<Subscription>>,
     senders: Senders,
     /// Where `/fhir` lies.
     base: Option<String>,
@@ -38,7 +38,7 @@ pub struct Enrolled {
     /// Routes by it.
     pub router: Router,
     /// What was requested, removed ones included.
-    pub requested: Vec<Enrolment>,
+    pub requested: Vec<Arc<Enrolment>>,
     /// Where each stands.
     by_id: HashMap<Uuid, usize>,
 }
@@ -66,7 +66,7 @@ impl Enrolment {
 
 impl Enrolled {
     /// One that was requested, and is not removed.
-    pub fn find(&self, id: Uuid) -> Option<&Enrolment> {
+    pub fn find(&self, id: Uuid) -> Option<&Arc<Enrolment>> {
         let found = self.by_id.get(&id).map(|index| &self.requested[*index]);
         found.filter(|one| one.stored.standing != Standing::Removed)
     }
@@ -81,6 +81,7 @@ impl Roster {
         base: Option<String>,
         namespace: Uuid,
     ) -> Roster {
+        let configured: Vec<Arc<Subscription>> = configured.into_iter().map(Arc::new).collect();
         let router = Router::new(configured.clone(), namespace);
         let now = watch::Sender::new(Arc::new(Enrolled {
             version: -1,
@@ -92,7 +93,7 @@ impl Roster {
     }
 
     /// What stands in the configuration.
-    pub fn configured(&self) -> &[Subscription] {
+    pub fn configured(&self) -> &[Arc<Subscription>] {
         &self.configured
     }
 
@@ -127,11 +128,24 @@ impl Roster {
     pub async fn refresh(&self) -> Result<Arc<Enrolled>, StoreError> {
         let _alone = self.reading.lock().await;
         let before = self.now();
-        if let Some((version, requested)) = self.store.requested(before.version).await? {
-            let requested: Vec<Enrolment> =
-                requested.into_iter().map(|one| self.enrol(one, &before)).collect();
+        if let Some(changes) = self.store.requested(before.version).await? {
+            let version = changes.version;
+            let changed = changes.rows.into_iter().map(|one| Arc::new(self.enrol(one, &before)));
+            // What did not read may read by now: a file that could not be opened, say.
+            let again = |one: &Arc<Enrolment>| match one.wanted {
+                Ok(_) => Arc::clone(one),
+                Err(_) => Arc::new(self.enrol(one.stored.clone(), &before)),
+            };
+            let unchanged = before.requested.iter().filter(|_| !changes.is_whole);
+            let mut requested: Vec<Arc<Enrolment>> = unchanged.map(again).collect();
+            for one in changed {
+                match before.by_id.get(&one.stored.id).filter(|_| !changes.is_whole) {
+                    Some(index) => requested[*index] = one,
+                    None => requested.push(one),
+                }
+            }
             let heard = requested.iter().filter(|one| one.is_heard());
-            let heard = heard.filter_map(|one| Some(one.wanted.as_ref().ok()?.subscription.clone()));
+            let heard = heard.filter_map(|one| Some(Arc::clone(&one.wanted.as_ref().ok()?.subscription)));
             let subscriptions = self.configured.iter().cloned().chain(heard).collect();
             let router = Router::new(subscriptions, self.namespace);
             let by_id = requested.iter().enumerate().map(|(index, one)| (one.stored.id, index)).collect();
@@ -143,10 +157,9 @@ impl Roster {
     fn enrol(&self, stored: Requested, before: &Enrolled) -> Enrolment {
         let known = before.by_id.get(&stored.id).map(|index| &before.requested[*index]);
         let known = known.filter(|known| known.stored.written == stored.written);
-        if let Some(Enrolment { wanted: Ok(wanted), .. }) = known {
+        if let Some(Ok(wanted)) = known.map(|known| &known.wanted) {
             return Enrolment { wanted: Ok(Arc::clone(wanted)), stored };
         }
-        // What does not read now may read later: a file that could not be opened, say.
         let wanted = self.read(&stored);
         let before = known.and_then(|known| known.wanted.as_ref().err());
         if let Err(why) = &wanted

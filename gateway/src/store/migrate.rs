@@ -17,7 +17,7 @@ pub(super) const POSTGRES: &[Migration] = &[
     Migration { version: 2, sql: include_str!("migrations/postgres/0002_codes.sql") },
     Migration { version: 3, sql: include_str!("migrations/postgres/0003_notifications.sql") },
     Migration { version: 4, sql: include_str!("migrations/postgres/0004_requested.sql") },
-    Migration { version: 5, sql: include_str!("migrations/postgres/0005_sockets.sql") },
+    Migration { version: 5, sql: include_str!("migrations/postgres/0005_channels.sql") },
 ];
 
 pub(super) const SQLITE: &[Migration] = &[
@@ -25,7 +25,7 @@ pub(super) const SQLITE: &[Migration] = &[
     Migration { version: 2, sql: include_str!("migrations/sqlite/0002_codes.sql") },
     Migration { version: 3, sql: include_str!("migrations/sqlite/0003_notifications.sql") },
     Migration { version: 4, sql: include_str!("migrations/sqlite/0004_requested.sql") },
-    Migration { version: 5, sql: include_str!("migrations/sqlite/0005_sockets.sql") },
+    Migration { version: 5, sql: include_str!("migrations/sqlite/0005_channels.sql") },
 ];
 
 /// What is still to be applied, in order.

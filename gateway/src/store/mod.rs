@@ -19,7 +19,7 @@ mod sqlite;
 #[cfg(test)]
 mod suite;
 
-pub use requested::{Requested, SocketToken, Standing};
+pub use requested::{Changes, Requested, SocketToken, Standing};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -822,8 +822,9 @@ pub trait Store: Send + Sync + 'static {
     /// What people have said of codes; `None` if that is still the version that is known.
     async fn site_codes(&self, known: i64) -> Result<Option<SiteCodes>, StoreError>;
 
-    /// What was requested over FHIR in the way of subscriptions, with its version; `None` if that is still the one that is known.
-    async fn requested(&self, known: i64) -> Result<Option<(i64, Vec<Requested>)>, StoreError>;
+    /// What was requested over FHIR in the way of subscriptions, or what has changed of it since the version that is known (-1: none);
+    /// `None` if that is still the version.
+    async fn requested(&self, known: i64) -> Result<Option<Changes>, StoreError>;
 
     /// Writes a requested subscription: version 1 is new, any other follows the one before, or is a [`StoreError::Conflict`].
     async fn write_requested(&self, one: &Requested) -> Result<(), StoreError>;

@@ -28,6 +28,17 @@ pub struct Requested {
     pub changed_at: Timestamp,
 }
 
+/// What became of the requested subscriptions since somebody read them last.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Changes {
+    /// How often any of them changed.
+    pub version: i64,
+    /// Whether these are all that there are; otherwise those that are new or have changed.
+    pub is_whole: bool,
+    /// They, by their ids.
+    pub rows: Vec<Requested>,
+}
+
 /// How a requested subscription stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Standing {

@@ -304,7 +304,7 @@ not_a_delivery! {
     housekeeping(retention: &Retention, now: Timestamp) -> u64;
     events(subscription: &str, after: i64, until: i64, limit: usize) -> Vec<OpenDelivery>;
     last_event(subscription: &str) -> i64;
-    requested(known: i64) -> Option<(i64, Vec<crate::store::Requested>)>;
+    requested(known: i64) -> Option<crate::store::Changes>;
     write_requested(one: &crate::store::Requested) -> ();
     take_up_again(subscription: &str) -> u64;
     give_up(subscription: &str, why: &str, limit: usize) -> u64;

@@ -20,7 +20,10 @@ async fn bench(topic: &str, senders: &str, filters: &str) -> Bench {
          \x20 destination: {{adapter: rest-hook, url: 'http://127.0.0.1:1/'}}}}]\n"
     );
     let config = Config::parse(&text, Path::new("")).expect("valid");
-    Bench { router: Router::new(config.subscriptions, NAMESPACE), ..Bench::new().await }
+    Bench {
+        router: Router::new(config.subscriptions.into_iter().map(std::sync::Arc::new).collect(), NAMESPACE),
+        ..Bench::new().await
+    }
 }
 
 impl Bench {

@@ -17,9 +17,9 @@ mod resources;
 use crate::store::migrate::{self, Applied};
 use crate::store::recent::Recent;
 use crate::store::{
-    Alias, Appended, Books, Content, DeadLetter, DeliveryChange, Held, Lease, NewMessage, OpenDelivery,
-    OpenMessage, Query, RecordTx, Request, Requested, Retention, SocketToken, Store, StoreError, Summary,
-    Timeline, UnmappedSeen,
+    Alias, Appended, Books, Changes, Content, DeadLetter, DeliveryChange, Held, Lease, NewMessage,
+    OpenDelivery, OpenMessage, Query, RecordTx, Request, Requested, Retention, SocketToken, Store,
+    StoreError, Summary, Timeline, UnmappedSeen,
 };
 use async_trait::async_trait;
 use jiff::Timestamp;
@@ -373,7 +373,7 @@ impl Store for Postgres {
         self.count_books().await
     }
 
-    async fn requested(&self, known: i64) -> Result<Option<(i64, Vec<Requested>)>, StoreError> {
+    async fn requested(&self, known: i64) -> Result<Option<Changes>, StoreError> {
         self.read_requested(known).await
     }
 

@@ -1,7 +1,7 @@
 //! Subscriptions that their owners asked for.
 
 use super::{Postgres, clock};
-use crate::store::requested::{COLUMNS, Requested, SocketToken, TOKENS_MAX, from_row};
+use crate::store::requested::{COLUMNS, Changes, Requested, SocketToken, TOKENS_MAX, from_row};
 use crate::store::{StoreError, pack};
 use jiff::Timestamp;
 use uuid::Uuid;
@@ -12,39 +12,39 @@ pub(super) async fn version(conn: impl sqlx::PgExecutor<'_>) -> Result<i64, Stor
 }
 
 impl Postgres {
-    pub(super) async fn read_requested(
-        &self,
-        known: i64,
-    ) -> Result<Option<(i64, Vec<Requested>)>, StoreError> {
+    pub(super) async fn read_requested(&self, known: i64) -> Result<Option<Changes>, StoreError> {
         // On the path: whoever records waits for it.
         if version(&self.path).await? == known {
             return Ok(None);
         }
         let mut tx = self.path.begin().await?;
         // Locked, so that no change comes between the two readings.
-        let now = sqlx::query_scalar("SELECT version FROM requested_subscriptions FOR SHARE");
-        let now: i64 = now.fetch_one(&mut *tx).await?;
-        let sql = format!("SELECT {COLUMNS} FROM requested_subscription ORDER BY id");
-        let rows = sqlx::query_as(sqlx::AssertSqlSafe(sql)).fetch_all(&mut *tx).await?;
+        let now = sqlx::query_as("SELECT version, forgotten FROM requested_subscriptions FOR SHARE");
+        let (version, forgotten): (i64, i64) = now.fetch_one(&mut *tx).await?;
+        let is_whole = known < forgotten;
+        let since = if is_whole { -1 } else { known };
+        let sql = format!("SELECT {COLUMNS} FROM requested_subscription WHERE changed > $1 ORDER BY id");
+        let rows = sqlx::query_as(sqlx::AssertSqlSafe(sql)).bind(since).fetch_all(&mut *tx).await?;
         tx.commit().await?;
-        Ok(Some((now, rows.into_iter().map(from_row).collect::<Result<_, _>>()?)))
+        let rows = rows.into_iter().map(from_row).collect::<Result<_, _>>()?;
+        Ok(Some(Changes { version, is_whole, rows }))
     }
 
     pub(super) async fn write_requested(&self, one: &Requested) -> Result<(), StoreError> {
         let mut tx = self.desk.begin().await?;
         // The row of the version is locked first: one change after the other.
-        changed(&mut *tx).await?;
+        let changed = changed(&mut *tx).await?;
         let sql = if one.version == 1 {
             concat!(
-                "INSERT INTO requested_subscription (id, owner, version, written, standing, live, error, resource, changed_us)
-                 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, ",
+                "INSERT INTO requested_subscription (id, owner, version, written, standing, live, error, resource, changed, changed_us)
+                 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, ",
                 clock!(),
                 ")"
             )
         } else {
             concat!(
                 "UPDATE requested_subscription SET owner = $2, version = $3, written = $4, standing = $5, live = $6, error = $7,
-                 resource = $8, changed_us = ",
+                 resource = $8, changed = $9, changed_us = ",
                 clock!(),
                 " WHERE id = $1 AND version = $3 - 1"
             )
@@ -58,6 +58,7 @@ impl Postgres {
             .bind(one.is_live)
             .bind(pack::text(&one.error))
             .bind(pack::text(&one.resource))
+            .bind(changed)
             .execute(&mut *tx)
             .await?;
         if written.rows_affected() == 0 {
@@ -117,7 +118,9 @@ impl Postgres {
 
     pub(super) async fn forget(&self, id: Uuid) -> Result<(), StoreError> {
         let mut tx = self.desk.begin().await?;
-        changed(&mut *tx).await?;
+        sqlx::query("UPDATE requested_subscriptions SET version = version + 1, forgotten = version + 1")
+            .execute(&mut *tx)
+            .await?;
         sqlx::query("DELETE FROM requested_subscription WHERE id = $1").bind(id).execute(&mut *tx).await?;
         tx.commit().await?;
         Ok(())
@@ -160,7 +163,8 @@ impl Postgres {
     }
 }
 
-async fn changed(conn: impl sqlx::PgExecutor<'_>) -> Result<(), StoreError> {
-    sqlx::query("UPDATE requested_subscriptions SET version = version + 1").execute(conn).await?;
-    Ok(())
+/// Counts a change; answers the version that it makes.
+async fn changed(conn: impl sqlx::PgExecutor<'_>) -> Result<i64, StoreError> {
+    let sql = "UPDATE requested_subscriptions SET version = version + 1 RETURNING version";
+    Ok(sqlx::query_scalar(sql).fetch_one(conn).await?)
 }

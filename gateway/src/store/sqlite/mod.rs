@@ -15,9 +15,9 @@ mod rows;
 use crate::store::migrate::{self, Applied};
 use crate::store::recent::Recent;
 use crate::store::{
-    Alias, Appended, Books, Content, DeadLetter, DeliveryChange, Held, Lease, NewMessage, OpenDelivery,
-    OpenMessage, Query, RecordTx, Request, Requested, Retention, Role, SocketToken, Store, StoreError,
-    Summary, Timeline, UnmappedSeen, pack,
+    Alias, Appended, Books, Changes, Content, DeadLetter, DeliveryChange, Held, Lease, NewMessage,
+    OpenDelivery, OpenMessage, Query, RecordTx, Request, Requested, Retention, Role, SocketToken, Store,
+    StoreError, Summary, Timeline, UnmappedSeen, pack,
 };
 use async_trait::async_trait;
 use jiff::Timestamp;
@@ -508,7 +508,7 @@ impl Store for Sqlite {
         self.count_books().await
     }
 
-    async fn requested(&self, known: i64) -> Result<Option<(i64, Vec<Requested>)>, StoreError> {
+    async fn requested(&self, known: i64) -> Result<Option<Changes>, StoreError> {
         self.read_requested(known).await
     }
 

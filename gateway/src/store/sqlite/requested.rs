@@ -1,7 +1,7 @@
 //! Subscriptions that their owners asked for.
 
 use super::{Sqlite, clock};
-use crate::store::requested::{COLUMNS, Requested, SocketToken, TOKENS_MAX, from_row};
+use crate::store::requested::{COLUMNS, Changes, Requested, SocketToken, TOKENS_MAX, from_row};
 use crate::store::{StoreError, pack};
 use jiff::Timestamp;
 use uuid::Uuid;
@@ -12,33 +12,35 @@ pub(super) async fn version(conn: impl sqlx::SqliteExecutor<'_>) -> Result<i64, 
 }
 
 impl Sqlite {
-    pub(super) async fn read_requested(
-        &self,
-        known: i64,
-    ) -> Result<Option<(i64, Vec<Requested>)>, StoreError> {
+    pub(super) async fn read_requested(&self, known: i64) -> Result<Option<Changes>, StoreError> {
         if version(&self.readers).await? == known {
             return Ok(None);
         }
         let mut tx = self.readers.begin().await?;
-        let now = version(&mut *tx).await?;
-        let sql = format!("SELECT {COLUMNS} FROM requested_subscription ORDER BY id");
-        let rows = sqlx::query_as(sqlx::AssertSqlSafe(sql)).fetch_all(&mut *tx).await?;
-        Ok(Some((now, rows.into_iter().map(from_row).collect::<Result<_, _>>()?)))
+        let now = sqlx::query_as("SELECT version, forgotten FROM requested_subscriptions");
+        let (version, forgotten): (i64, i64) = now.fetch_one(&mut *tx).await?;
+        let is_whole = known < forgotten;
+        let since = if is_whole { -1 } else { known };
+        let sql = format!("SELECT {COLUMNS} FROM requested_subscription WHERE changed > ? ORDER BY id");
+        let rows = sqlx::query_as(sqlx::AssertSqlSafe(sql)).bind(since).fetch_all(&mut *tx).await?;
+        let rows = rows.into_iter().map(from_row).collect::<Result<_, _>>()?;
+        Ok(Some(Changes { version, is_whole, rows }))
     }
 
     pub(super) async fn write_requested(&self, one: &Requested) -> Result<(), StoreError> {
         let mut tx = self.write().await?;
+        let changed = changed(&mut tx.conn).await?;
         let sql = if one.version == 1 {
             concat!(
-                "INSERT INTO requested_subscription (id, owner, version, written, standing, live, error, resource, changed_us)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ",
+                "INSERT INTO requested_subscription (id, owner, version, written, standing, live, error, resource, changed, changed_us)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ",
                 clock!(),
                 ")"
             )
         } else {
             concat!(
                 "UPDATE requested_subscription SET owner = ?2, version = ?3, written = ?4, standing = ?5, live = ?6, error = ?7,
-                 resource = ?8, changed_us = ",
+                 resource = ?8, changed = ?9, changed_us = ",
                 clock!(),
                 " WHERE id = ?1 AND version = ?3 - 1"
             )
@@ -52,12 +54,12 @@ impl Sqlite {
             .bind(one.is_live)
             .bind(pack::text(&one.error))
             .bind(pack::text(&one.resource))
+            .bind(changed)
             .execute(&mut tx.conn)
             .await?;
         if written.rows_affected() == 0 {
             return Err(StoreError::Conflict);
         }
-        changed(&mut tx.conn).await?;
         tx.commit().await
     }
 
@@ -110,7 +112,9 @@ impl Sqlite {
     pub(super) async fn forget(&self, id: Uuid) -> Result<(), StoreError> {
         let mut tx = self.write().await?;
         sqlx::query("DELETE FROM requested_subscription WHERE id = ?").bind(id).execute(&mut tx.conn).await?;
-        changed(&mut tx.conn).await?;
+        sqlx::query("UPDATE requested_subscriptions SET version = version + 1, forgotten = version + 1")
+            .execute(&mut tx.conn)
+            .await?;
         tx.commit().await
     }
 
@@ -149,7 +153,8 @@ impl Sqlite {
     }
 }
 
-async fn changed(conn: impl sqlx::SqliteExecutor<'_>) -> Result<(), StoreError> {
-    sqlx::query("UPDATE requested_subscriptions SET version = version + 1").execute(conn).await?;
-    Ok(())
+/// Counts a change; answers the version that it makes.
+async fn changed(conn: impl sqlx::SqliteExecutor<'_>) -> Result<i64, StoreError> {
+    let sql = "UPDATE requested_subscriptions SET version = version + 1 RETURNING version";
+    Ok(sqlx::query_scalar(sql).fetch_one(conn).await?)
 }

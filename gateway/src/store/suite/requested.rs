@@ -26,15 +26,16 @@ fn requested(id: u128) -> Requested {
 }
 
 /// Without the time, which is the database's.
-fn timeless(all: Option<(i64, Vec<Requested>)>) -> Vec<Requested> {
-    let (_, all) = all.expect("it has changed");
+fn timeless(all: Option<Changes>) -> Vec<Requested> {
+    let all = all.expect("it has changed").rows;
     all.into_iter().map(|one| Requested { changed_at: Timestamp::UNIX_EPOCH, ..one }).collect()
 }
 
 async fn what_was_requested_is_kept_version_by_version(place: Place) {
     let [store, other] = place.replicas().await;
-    let (version, none) = store.requested(-1).await.unwrap().expect("nothing is known yet");
-    assert_eq!((none.len(), store.requested(version).await.unwrap()), (0, None));
+    let none = store.requested(-1).await.unwrap().expect("nothing is known yet");
+    let version = none.version;
+    assert_eq!((none.rows.len(), store.requested(version).await.unwrap()), (0, None));
     let first = requested(1);
     store.write_requested(&first).await.unwrap();
     assert!(store.write_requested(&first).await.is_err(), "there is one already");
@@ -49,10 +50,11 @@ async fn what_was_requested_is_kept_version_by_version(place: Place) {
     let late = store.write_requested(&Requested { standing: Standing::Off, ..next.clone() }).await;
     assert!(matches!(late, Err(StoreError::Conflict)), "another came first: {late:?}");
     store.write_requested(&requested(2)).await.unwrap();
-    let all = store.requested(version).await.unwrap();
-    let now = all.as_ref().map(|(now, _)| *now).expect("it has changed");
-    let age = Timestamp::now().duration_since(all.as_ref().expect("checked").1[0].changed_at);
+    let all = store.requested(version).await.unwrap().expect("it has changed");
+    let now = all.version;
+    let age = Timestamp::now().duration_since(all.rows[0].changed_at);
     assert!(age.abs() < jiff::SignedDuration::from_secs(60));
+    let all = Some(all);
     assert_eq!(timeless(all), [next.clone(), requested(2)]);
     for standing in [Standing::Active, Standing::Refused, Standing::Off, Standing::Removed] {
         let known = timeless(store.requested(version).await.unwrap()).remove(0);
@@ -60,8 +62,12 @@ async fn what_was_requested_is_kept_version_by_version(place: Place) {
         store.write_requested(&one).await.unwrap();
         assert_eq!(timeless(other.requested(now).await.unwrap())[0].standing, standing);
     }
+    let changed = store.requested(now).await.unwrap().expect("it has changed");
+    assert_eq!((changed.is_whole, changed.rows.len()), (false, 1), "the other one has not");
     store.forget(Uuid::from_u128(1)).await.unwrap();
-    assert_eq!(timeless(other.requested(now).await.unwrap()), [requested(2)]);
+    let left = other.requested(changed.version).await.unwrap();
+    assert!(left.as_ref().is_some_and(|left| left.is_whole), "what is gone is missing from all of them");
+    assert_eq!(timeless(left), [requested(2)]);
 }
 
 async fn what_a_recording_sees_is_no_older_than_its_messages(place: Place) {
@@ -69,7 +75,7 @@ async fn what_a_recording_sees_is_no_older_than_its_messages(place: Place) {
     let leases = lanes(&store).await;
     let before = store.begin_record(&leases).await.unwrap().requested_version();
     store.write_requested(&requested(1)).await.unwrap();
-    let (known, _) = store.requested(before).await.unwrap().expect("it has changed");
+    let known = store.requested(before).await.unwrap().expect("it has changed").version;
     let after = store.begin_record(&leases).await.unwrap().requested_version();
     assert!(after > before);
     assert_eq!(after, known);

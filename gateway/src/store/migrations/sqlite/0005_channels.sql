@@ -1,0 +1,11 @@
+-- Tokens by which a WebSocket is bound to subscriptions, each by its SHA-256.
+CREATE TABLE socket_token (
+    hash BLOB PRIMARY KEY,
+    owner TEXT NOT NULL,
+    subscriptions TEXT NOT NULL,
+    until_us INTEGER NOT NULL
+) WITHOUT ROWID;
+
+-- At which version of them all each changed last, and at which one was forgotten last: whoever has read them before reads what is new.
+ALTER TABLE requested_subscription ADD COLUMN changed INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE requested_subscriptions ADD COLUMN forgotten INTEGER NOT NULL DEFAULT 0;
