@@ -197,6 +197,13 @@ impl Population {
         Generated { marker, kind, control_id, bytes: text.into_bytes() }
     }
 
+    /// Somebody else has sent that one, an admission: the patient's next one comes after it.
+    pub fn pass(&mut self, admission: Marker) {
+        let at = admission.patient as usize;
+        self.next[at] = self.next[at].max(admission.sequence + 1);
+        self.visit[at] += 1;
+    }
+
     /// The kind that a patient's life brings next: admitted, some results and updates, discharged, and again.
     pub fn next_kind(&self, patient: u32) -> Kind {
         const STAY: [Kind; 6] =

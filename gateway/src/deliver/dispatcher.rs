@@ -375,6 +375,11 @@ impl<'a> Tenure<'a> {
         if self.consumer.is_some() || self.connecting || now < self.connect_at {
             return;
         }
+        // A queue is made when it is first needed, for those that may be thousands.
+        let is_first_needed = self.subscription.life.is_none() || !self.window.is_empty();
+        if !is_first_needed && self.settings.again_after_wipe.is_none() {
+            return;
+        }
         self.connecting = true;
         let (bus, watch) = (Arc::clone(&self.services.bus), Arc::clone(&self.services.watch));
         let name = Arc::clone(&self.subscription.name);

@@ -885,6 +885,11 @@ impl Window {
         rest.into_iter().chain(probe).min()
     }
 
+    /// Whether nothing is to be delivered, as far as is known.
+    pub(super) fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
     /// How many are being tried.
     pub(super) fn in_flight(&self) -> usize {
         self.in_flight

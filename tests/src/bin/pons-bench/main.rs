@@ -1,6 +1,6 @@
 //! Figures, each beside a floor that is measured in the same run: the least that the same machine needs for the same job.
 //!
-//! `cargo run --release -p tests --bin pons-bench -- parse|map|ack|end-to-end|memory|start|all`. Wall time moves with whatever
+//! `cargo run --release -p tests --bin pons-bench -- parse|map|ack|end-to-end|subscriptions|memory|start|all`. Wall time moves with whatever
 //! else the machine does, so processor time, rows and WAL bytes a message stand beside it; `count-allocations` counts allocations.
 
 #![expect(clippy::print_stdout, reason = "a command for people")]
@@ -11,6 +11,7 @@ mod disk;
 mod end_to_end;
 mod micro;
 mod start;
+mod subscriptions;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand, ValueEnum};
@@ -37,6 +38,8 @@ enum What {
     Ack(ack::Arguments),
     /// MLLP to PostgreSQL to RabbitMQ to a webhook: rate, latencies, cost; nothing may be lost
     EndToEnd(end_to_end::Arguments),
+    /// Ten full-resource rest-hooks told of each message, alone and beside thousands of idle ones; floor: the same ten alone
+    Subscriptions(subscriptions::Arguments),
     /// Memory at rest, under load and after hostile input
     Memory,
     /// From start to ready on the embedded default
@@ -70,6 +73,7 @@ async fn main() -> Result<()> {
         What::Map => micro::map()?,
         What::Ack(arguments) => ack::run(&arguments).await?,
         What::EndToEnd(arguments) => end_to_end::run(&arguments).await?,
+        What::Subscriptions(arguments) => subscriptions::run(&arguments).await?,
         What::Memory => start::memory().await?,
         What::Start => start::start().await?,
         What::All => {
