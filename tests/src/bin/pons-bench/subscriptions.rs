@@ -1,7 +1,7 @@
 //! Subscriptions over `/fhir`: what it takes to tell ten of each message, and what thousands of others cost that are not concerned.
 
 use anyhow::{Context, Result, ensure};
-use serde_json::{Value, json};
+use serde_json::json;
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 use tests::checker::Sent;
@@ -200,7 +200,7 @@ async fn active(gateway: &Gateway, client: usize, count: usize) -> Result<()> {
     let began = Instant::now();
     loop {
         let found = ask(gateway, client, "GET /fhir/Subscription?status=active", "").await?.json();
-        if found["total"] == Value::from(count) {
+        if found["total"] == count {
             return Ok(());
         }
         ensure!(began.elapsed() < Duration::from_secs(300), "{} of {count} are active", found["total"]);
