@@ -181,11 +181,19 @@ struct Session {
     /// The subscriptions, each with the token by which it is bound and until when.
     bound: HashMap<Arc<str>, ([u8; 32], Timestamp)>,
     /// What was sent and is not known to be read, each with the ping behind it.
-    unread: VecDeque<(u64, oneshot::Sender<()>)>,
+    unread: VecDeque<Unread>,
     pings: u64,
     heard_at: Instant,
     /// Since when nothing is bound.
     idle_since: Option<Instant>,
+}
+
+/// Something that was sent.
+struct Unread {
+    ping: u64,
+    sent_at: Instant,
+    /// Who waits for it to be read.
+    read: oneshot::Sender<()>,
 }
 
 impl Session {
@@ -221,9 +229,14 @@ impl Session {
             }
             self.wire.flush().await
         };
-        match timeout(SEND_MAX, sending).await {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(_)) | Err(_) => Err(None),
+        let stop = self.api.sockets.stopping().clone();
+        tokio::select! {
+            sent = timeout(SEND_MAX, sending) => match sent {
+                Ok(Ok(())) => Ok(()),
+                Ok(Err(_)) | Err(_) => Err(None),
+            },
+            // Whoever reads slowly holds up no stop.
+            () = stop.cancelled() => Err(None),
         }
     }
 
@@ -238,7 +251,7 @@ impl Session {
                 // A notification of ours is JSON.
                 let Ok(text) = Utf8Bytes::try_from(bytes) else { return Ok(()) };
                 let ping = self.ping();
-                self.unread.push_back((self.pings, read));
+                self.unread.push_back(Unread { ping: self.pings, sent_at: Instant::now(), read });
                 self.send(vec![Message::Text(text), ping]).await
             }
             Push::Unbound { subscription, is_elsewhere } => {
@@ -265,11 +278,9 @@ impl Session {
             },
             Some(Ok(Message::Pong(payload))) => {
                 let number = payload[..].try_into().map_or(0, u64::from_be_bytes);
-                while self.unread.front().is_some_and(|(ping, _)| *ping <= number) {
-                    if let Some((_, read)) = self.unread.pop_front() {
-                        // Whoever waited may have given up.
-                        let _ = read.send(());
-                    }
+                while let Some(one) = self.unread.pop_front_if(|one| one.ping <= number) {
+                    // Whoever waited may have given up.
+                    let _ = one.read.send(());
                 }
                 Ok(())
             }
@@ -295,6 +306,9 @@ impl Session {
             return Err(Some((CloseCode::Policy, "nothing was bound")));
         }
         let quiet = now.duration_since(self.heard_at);
+        if self.unread.front().is_some_and(|one| now.duration_since(one.sent_at) >= SILENT_MAX) {
+            return Err(Some((CloseCode::Policy, "pings are not answered")));
+        }
         if quiet >= SILENT_MAX {
             return Err(Some((CloseCode::Policy, "nothing was heard for too long")));
         }

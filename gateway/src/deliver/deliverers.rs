@@ -130,7 +130,7 @@ impl Deliverers {
             in_flight_max: subscription.in_flight_max,
             retry: RetryPolicy {
                 base: subscription.retry_base,
-                cap: subscription.retry_cap,
+                cap: if is_bound { defaults.circuit_rest_min } else { subscription.retry_cap },
                 attempts_max: subscription.attempts_max,
             },
             attempt_wait_max: subscription.attempt_timeout,
@@ -241,6 +241,7 @@ pub async fn keep(deliverers: Arc<Deliverers>, roster: Arc<Roster>, stop: Cancel
             () = stop.cancelled() => return,
             _ = changes.changed() => continue,
             () = deliverers.wake.notified() => continue,
+            () = deliverers.services.sockets.next_binding() => continue,
             _ = look.tick() => {}
         }
         let looked = async {

@@ -133,6 +133,7 @@ async fn acquire(
         match services.store.lease(services.replica, names, settings.lease_ttl).await {
             Ok(leases) => {
                 if let Some(lease) = leases.into_iter().next() {
+                    services.sockets.leads(&subscription.name);
                     return (!stop.is_cancelled()).then_some((lease, asked_at));
                 }
             }

@@ -126,9 +126,16 @@ impl Sockets {
         self.bound().contains_key(subscription)
     }
 
-    /// Whether a subscription was bound here since that was asked last.
+    /// Whether a subscription is bound here, and another replica may still have its lease.
     pub(super) fn is_newly_bound(&self, subscription: &str) -> bool {
-        self.bound().get_mut(subscription).is_some_and(|one| std::mem::take(&mut one.is_new))
+        self.bound().get(subscription).is_some_and(|one| one.is_new)
+    }
+
+    /// This replica has the lease of a subscription.
+    pub(super) fn leads(&self, subscription: &str) {
+        if let Some(one) = self.bound().get_mut(subscription) {
+            one.is_new = false;
+        }
     }
 
     /// Returns when something is bound.
@@ -229,7 +236,9 @@ mod tests {
         let waiting = tokio::spawn(async move { (socket.deliver(&outgoing()).await, socket) });
         tokio::task::yield_now().await;
         sockets.bind(&name, &first);
-        assert!(sockets.is_newly_bound("ward") && !sockets.is_newly_bound("ward"));
+        assert!(sockets.is_newly_bound("ward") && sockets.is_newly_bound("ward"), "until it leads");
+        sockets.leads("ward");
+        assert!(!sockets.is_newly_bound("ward"));
         let Some(Push::Notification(bytes, read)) = told_first.recv().await else { panic!("a notification") };
         assert_eq!(bytes, "told");
         assert!(!waiting.is_finished(), "it is not known to be read");

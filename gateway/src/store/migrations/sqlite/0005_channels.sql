@@ -9,3 +9,7 @@ CREATE TABLE socket_token (
 -- At which version of them all each changed last, and at which one was forgotten last: whoever has read them before reads what is new.
 ALTER TABLE requested_subscription ADD COLUMN changed INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE requested_subscriptions ADD COLUMN forgotten INTEGER NOT NULL DEFAULT 0;
+
+-- What of a type is about a patient, without a look at the rest of the record.
+DROP INDEX resource_patient;
+CREATE INDEX resource_patient ON resource (patient, resource_type, id) WHERE patient IS NOT NULL;
