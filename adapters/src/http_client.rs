@@ -40,8 +40,8 @@ struct Kept {
 pub(crate) struct Answered {
     pub(crate) status: StatusCode,
     pub(crate) headers: HeaderMap,
-    /// Of one that is longer than is read, nothing.
-    pub(crate) body: Vec<u8>,
+    /// `None` if it is longer than is read, or broke off.
+    pub(crate) body: Option<Vec<u8>>,
 }
 
 impl HttpClient {
@@ -131,7 +131,6 @@ async fn exchange(
     let (head, body) = Response::into_parts(response);
     let body = read(body).await;
     let reusable = body.is_some() && sender.ready().await.is_ok();
-    let body = body.unwrap_or_default();
     Ok((Answered { status: head.status, headers: head.headers, body }, reusable))
 }
 

@@ -516,7 +516,21 @@ fn read(root: &Node, folder: &Path, mistakes: &mut Vec<Mistake>) -> Config {
     let has_management = root.get("bus_management").is_some();
     let bus_management =
         has_management.then(|| url(&mut fields, "bus_management", folder, &["http://", "https://"]));
+    if let Some(given) = root.get("bus_management").filter(|_| bus.reveal() == "embedded") {
+        fields.wrong(given.place, "bus_management", "is of no use without a RabbitMQ as `bus`");
+    }
     let bus_public = fields.take_text("bus_public").map(str::to_owned);
+    let is_public = |url: &str| {
+        let rest = url.strip_prefix("amqps://").or_else(|| url.strip_prefix("amqp://"));
+        rest.is_some_and(|host| {
+            !host.is_empty() && !host.contains('@') && !host.trim_end_matches('/').contains('/')
+        })
+    };
+    if let Some(given) = root.get("bus_public").filter(|_| !bus_public.as_deref().is_some_and(is_public)) {
+        let text =
+            "expected amqp://host:port or amqps://host:port, without a user: every subscriber is told it";
+        fields.wrong(given.place, "bus_public", text);
+    }
     for sender in root.get("senders").map_or(&[][..], items) {
         let channels = sender.get("subscribes").and_then(|node| node.get("channels"));
         let Some(place) = place_of(channels, "amqp").filter(|_| !has_management) else { continue };
@@ -975,7 +989,7 @@ fn hint(name: &str, known: &[&str]) -> String {
 fn place_of(node: Option<&Node>, text: &str) -> Option<Place> {
     match &node?.value {
         Value::List(items) => items.iter().find(|item| item.text() == Some(text)).map(|item| item.place),
-        _ => node.map(|node| node.place),
+        _ => node.filter(|node| node.text() == Some(text)).map(|node| node.place),
     }
 }
 

@@ -171,6 +171,9 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         Arc::new(Roster::new(store.clone(), config.subscriptions, ingest.senders().clone(), base, namespace));
     roster.refresh().await?;
     at_work.spawn(deliver::keep(deliverers.clone(), roster.clone(), work.clone()));
+    if let Some(keys) = &keys {
+        at_work.spawn(deliver::revoke(deliverers.clone(), roster.clone(), keys.clone(), work.clone()));
+    }
     let (holding, held) = lanes::hold(store.clone(), replica, work.clone());
     at_work.spawn(holding);
     if let Some(folder) = config.mappings_dir {

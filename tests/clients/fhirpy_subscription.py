@@ -1,13 +1,16 @@
-"""Leads a Subscription through its life by PyPI fhirpy, and prints a line for each step that went as it should.
+"""Leads a Subscription through its life by PyPI fhirpy, and another one over PyPI websockets, and prints a line for each step that went as it should.
 
 Arguments: base URL of FHIR, bearer token, endpoint of the notifications. Run by the command `corpus clients`.
 """
 
+import json
 import sys
 import time
 
 from fhirpy import SyncFHIRClient
 from fhirpy.base.exceptions import OperationOutcome, ResourceNotFound
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import connect
 
 BACKPORT = "http://hl7.org/fhir/uv/subscriptions-backport/StructureDefinition/"
 
@@ -60,6 +63,35 @@ try:
 except OperationOutcome as refused:
     assert "Subscription.criteria" in str(refused), refused
 print("refused")
+
+
+def said(text):
+    entries = json.loads(text)["entry"]
+    named = {one["name"]: one for one in entries[0]["resource"]["parameter"]}
+    return named["type"]["valueCode"]
+
+
+over_websocket = {**wanted["channel"], "type": "websocket"}
+del over_websocket["endpoint"]
+over_websocket["extension"] = [{"url": BACKPORT + "backport-heartbeat-period", "valueUnsignedInt": 1}]
+live = client.resource("Subscription", **{**wanted, "channel": over_websocket})
+live.save()
+wait_until(live, "active")
+given = client.execute(f"Subscription/{live['id']}/$get-ws-binding-token", method="get")
+given = {one["name"]: one for one in given["parameter"]}
+with connect(given["websocket-url"]["valueUrl"]) as socket:
+    socket.send("bind-with-token: " + given["token"]["valueString"])
+    assert said(socket.recv(timeout=10)) == "handshake"
+    assert said(socket.recv(timeout=10)) == "heartbeat"
+    assert said(socket.recv(timeout=10)) == "heartbeat"
+    print("bound")
+    live.delete()
+    try:
+        while True:
+            socket.recv(timeout=10)
+    except ConnectionClosed as closed:
+        assert closed.rcvd.code == 1000, closed
+        print("closed")
 subscription.delete()
 try:
     client.reference("Subscription", subscription["id"]).to_resource()

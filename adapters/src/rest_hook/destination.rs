@@ -88,7 +88,7 @@ impl Destination for RestHook {
         let answered = self.client.send(self.request(outgoing)?).await?;
         let receipt = meaning(&answered, Timestamp::now(), self.config.retry_after_max)?;
         match self.config.message {
-            Some(_) => message::settled(receipt, &answered.body),
+            Some(_) => message::settled(receipt, answered.body.as_deref()),
             None => Ok(receipt),
         }
     }

@@ -33,8 +33,13 @@ pub(super) fn wrap(outgoing: &Outgoing, parties: &Parties) -> Bytes {
     Bytes::from([before.as_bytes(), &outgoing.bundle, b"}]}"].concat())
 }
 
-/// What a server that has answered with success says in its answer: MessageHeader.response.code. An answer without one is a success.
-pub(super) fn settled(receipt: Receipt, body: &[u8]) -> Result<Receipt, DeliverError> {
+/// What a server that has answered with success says in its answer: MessageHeader.response.code. An answer without one is a success; one
+/// that could not be read to its end is none.
+pub(super) fn settled(receipt: Receipt, body: Option<&[u8]>) -> Result<Receipt, DeliverError> {
+    let Some(body) = body else {
+        let answer = format!("{}, a response that could not be read to its end", receipt.answer);
+        return Err(DeliverError::Again { answer, after: None, away: false });
+    };
     let answer: Answer = serde_json::from_slice(body).unwrap_or_default();
     let header = answer.entry.into_iter().next().and_then(|entry| entry.resource);
     let code =

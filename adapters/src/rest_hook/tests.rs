@@ -198,6 +198,10 @@ async fn a_notification_goes_as_a_fhir_message_and_the_response_code_says_what_b
         let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len());
         assert_eq!(pair.deliver(&answer).await.0, expected, "{body}");
     }
+    let unread = again("HTTP 200, a response that could not be read to its end", None, false);
+    let long = "x".repeat(70_000);
+    let long = format!("HTTP/1.1 200 OK\r\ncontent-length: 70000\r\n\r\n{long}");
+    assert_eq!(pair.deliver(&long).await.0, unread, "it may say that it failed");
     let fatal = of("fatal-error");
     let answer = format!("HTTP/1.1 503 Busy\r\ncontent-length: {}\r\n\r\n{fatal}", fatal.len());
     assert_eq!(pair.deliver(&answer).await.0, again("HTTP 503", None, true), "the status comes first");

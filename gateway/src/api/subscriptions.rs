@@ -7,7 +7,7 @@
 
 use super::outcome::away;
 use super::{Answer, Api, outcome, websocket};
-use crate::bus::Keys;
+use crate::bus::KeyError;
 use crate::config::{Subscription, To};
 use crate::ingest::senders::Known;
 use crate::route::notification::{About, Notifies, Occurrence, PROFILES, Payload, TOPIC, Texts};
@@ -110,7 +110,7 @@ pub async fn answer(api: &Api, client: &Known, head: &Parts, body: &Bytes, ask: 
             Err(missing) => Err(missing),
         },
         (Ok(given), Ask::Credentials(id)) => match one(id) {
-            Ok(one) => credentials(api.keys.as_deref(), one, &given).await,
+            Ok(one) => credentials(api, one, &given).await,
             Err(missing) => Err(missing),
         },
         (Ok(given), Ask::Token(None)) => {
@@ -383,7 +383,7 @@ async fn token(
 }
 
 /// A user of the broker who may read the subscription's own queue, with a new password.
-async fn credentials(keys: Option<&Keys>, one: &Own<'_>, given: &Given) -> Result<Answer, Answer> {
+async fn credentials(api: &Api, one: &Own<'_>, given: &Given) -> Result<Answer, Answer> {
     given.only(&[])?;
     let queue = match one {
         Own::Requested(one, _) if one.stored.standing != Standing::Off => {
@@ -394,15 +394,26 @@ async fn credentials(keys: Option<&Keys>, one: &Own<'_>, given: &Given) -> Resul
         }
         Own::Requested(..) | Own::Configured(..) => None,
     };
-    let (Some(queue), Some(keys)) = (queue, keys) else {
+    let (Some(queue), Some(keys), Own::Requested(asked, _)) = (queue, &api.keys, one) else {
         let text = "this subscription has no queue of its own, or is off";
         return Err(outcome::answer(StatusCode::UNPROCESSABLE_ENTITY, "business-rule", text));
     };
-    let key = keys.issue(queue).await.map_err(|error| {
+    let failed = |error: KeyError| {
         tracing::warn!(error = %crate::chain(&error), "no credentials for a subscriber's own queue");
         let text = "the broker gives no credentials now; try again";
         outcome::answer(StatusCode::SERVICE_UNAVAILABLE, "transient", text)
-    })?;
+    };
+    let key = keys.issue(queue).await.map_err(failed)?;
+    // It may have been deleted meanwhile: then nobody else takes away what was just given.
+    let now = api.roster.refresh().await.map_err(away)?;
+    if now.find(asked.stored.id).is_none_or(|one| one.wanted.is_err()) {
+        keys.revoke(queue).await.map_err(failed)?;
+        return Err(outcome::answer(
+            StatusCode::NOT_FOUND,
+            "not-found",
+            "the subscription was deleted meanwhile",
+        ));
+    }
     let parameters = json!([
         {"name": "url", "valueUrl": key.url},
         {"name": "queue", "valueString": queue},

@@ -45,7 +45,9 @@ const TOKEN_TTL: Duration = Duration::from_secs(3_600);
 /// How long a client may take to bind something.
 const BIND_MAX: Duration = Duration::from_secs(15);
 /// How long the other side may take to read what it is sent.
-const SEND_MAX: Duration = Duration::from_secs(30);
+const SEND_MAX: Duration = Duration::from_secs(60);
+/// How long the other side may take to be told that it is over.
+const CLOSE_MAX: Duration = Duration::from_secs(5);
 /// After how long without a word it is asked for one, and after how long it counts as gone.
 const QUIET: Duration = Duration::from_secs(15);
 const SILENT_MAX: Duration = Duration::from_secs(40);
@@ -106,12 +108,16 @@ pub fn open(api: &Arc<Api>, head: &mut Parts, peer: SocketAddr) -> Answer {
     let is_asked = has(header::CONNECTION, "upgrade")
         && has(header::UPGRADE, "websocket")
         && has(header::SEC_WEBSOCKET_VERSION, "13");
-    let key = head.headers.get(header::SEC_WEBSOCKET_KEY).filter(|_| is_asked);
+    let is_key = |key: &&header::HeaderValue| {
+        data_encoding::BASE64.decode(key.as_bytes()).is_ok_and(|nonce| nonce.len() == 16)
+    };
+    let key = head.headers.get(header::SEC_WEBSOCKET_KEY).filter(|_| is_asked).filter(is_key);
     let accept = key.map(|key| derive_accept_key(key.as_bytes()));
     let (Some(accept), Some(upgrade)) = (accept, head.extensions.remove::<OnUpgrade>()) else {
         let text = "this is a WebSocket (RFC 6455, version 13): $get-ws-binding-token of a Subscription says how to use it";
         let mut answer = outcome::answer(StatusCode::UPGRADE_REQUIRED, "not-supported", text);
         answer.headers_mut().insert(header::UPGRADE, header::HeaderValue::from_static("websocket"));
+        answer.headers_mut().insert(header::CONNECTION, header::HeaderValue::from_static("upgrade"));
         answer.headers_mut().insert(header::SEC_WEBSOCKET_VERSION, header::HeaderValue::from_static("13"));
         return answer;
     };
@@ -168,7 +174,7 @@ async fn serve(api: &Arc<Api>, upgraded: Upgraded, peer: SocketAddr) {
     if let Some((code, reason)) = end {
         let frame = CloseFrame { code, reason: Utf8Bytes::from_static(reason) };
         // It may be gone.
-        let _ = timeout(Duration::from_secs(5), session.wire.close(Some(frame))).await;
+        let _ = timeout(CLOSE_MAX, session.wire.close(Some(frame))).await;
     }
     tracing::info!(socket = number, why, "a WebSocket closed");
 }
@@ -204,6 +210,8 @@ impl Session {
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let went_on = tokio::select! {
+                // What was heard comes before the time that it took.
+                biased;
                 () = stop.cancelled() => Err(Some((CloseCode::Away, "the gateway stops"))),
                 frame = self.wire.next() => self.heard(frame).await,
                 push = pushed.recv() => match push {
@@ -247,21 +255,23 @@ impl Session {
 
     async fn pushed(&mut self, push: Push) -> Result<(), End> {
         match push {
-            Push::Notification(bytes, read) => {
+            // What is not its own any more is not sent; whoever waits is told that it closed.
+            Push::Notification { subscription, .. } if !self.bound.contains_key(&subscription) => Ok(()),
+            Push::Notification { text, read, .. } => {
                 // A notification of ours is JSON.
-                let Ok(text) = Utf8Bytes::try_from(bytes) else { return Ok(()) };
+                let Ok(text) = Utf8Bytes::try_from(text) else { return Ok(()) };
                 let ping = self.ping();
+                self.send(vec![Message::Text(text), ping]).await?;
                 self.unread.push_back(Unread { ping: self.pings, sent_at: Instant::now(), read });
-                self.send(vec![Message::Text(text), ping]).await
+                Ok(())
             }
-            Push::Unbound { subscription, is_elsewhere } => {
-                self.bound.remove(&subscription);
-                let code = if is_elsewhere { CloseCode::Policy } else { CloseCode::Again };
-                self.end_without((
-                    code,
-                    "its subscriptions are delivered elsewhere; bind again where that is not meant",
-                ))
+            // It has bound it anew since.
+            Push::Unbound { subscription, .. } if self.api.sockets.has(&subscription, &self.line) => Ok(()),
+            // Whoever is bound to several is told too, by the only word there is.
+            Push::Unbound { is_elsewhere: true, .. } => {
+                Err(Some((CloseCode::Policy, "a subscription is bound elsewhere")))
             }
+            Push::Unbound { .. } => Err(Some((CloseCode::Again, "a subscription is to be bound anew"))),
         }
     }
 
@@ -289,18 +299,20 @@ impl Session {
             Some(Ok(Message::Binary(_) | Message::Frame(_))) => {
                 Err(Some((CloseCode::Unsupported, "text is wanted")))
             }
-            Some(Ok(Message::Close(_)) | Err(_)) | None => Err(None),
+            Some(Ok(Message::Close(_))) => {
+                // The answer to it is ready, and goes out with this.
+                let _ = timeout(CLOSE_MAX, self.wire.flush()).await;
+                Err(None)
+            }
+            Some(Err(WireError::Capacity(_))) => Err(Some((CloseCode::Size, "what a client says is short"))),
+            Some(Err(_)) | None => Err(None),
         }
     }
 
     async fn ticked(&mut self) -> Result<(), End> {
         let (now, at) = (Instant::now(), store::now());
-        let over: Vec<Arc<str>> =
-            self.bound.iter().filter(|(_, (_, until))| *until <= at).map(|(name, _)| name.clone()).collect();
-        for subscription in over {
-            self.api.sockets.unbind(&subscription, &self.line);
-            self.bound.remove(&subscription);
-            self.end_without((CloseCode::Normal, "the token is over; ask for a new one"))?;
+        if self.bound.values().any(|(_, until)| *until <= at) {
+            return Err(Some((CloseCode::Normal, "a token is over; ask for a new one before")));
         }
         if self.idle_since.is_some_and(|since| now.duration_since(since) >= BIND_MAX) {
             return Err(Some((CloseCode::Policy, "nothing was bound")));
@@ -319,24 +331,16 @@ impl Session {
         Ok(())
     }
 
-    /// Goes on while something is bound.
-    fn end_without(&self, end: (CloseCode, &'static str)) -> Result<(), End> {
-        if self.bound.is_empty() && self.idle_since.is_none() { Err(Some(end)) } else { Ok(()) }
-    }
-
-    /// Gives back what its owner may not have any more.
-    fn keep_allowed(&mut self, now: &Enrolled) -> Result<(), End> {
+    /// Ends with the first subscription that its owner may not have any more.
+    fn keep_allowed(&self, now: &Enrolled) -> Result<(), End> {
         let is_allowed = |name: &str| {
             let one = name.parse().ok().and_then(|id| now.find(id));
             one.is_some_and(|one| is_bindable(one, &one.stored.owner))
         };
-        let gone: Vec<Arc<str>> = self.bound.keys().filter(|name| !is_allowed(name)).cloned().collect();
-        for subscription in gone {
-            self.api.sockets.unbind(&subscription, &self.line);
-            self.bound.remove(&subscription);
-            self.end_without((CloseCode::Normal, "its subscriptions are over"))?;
+        match self.bound.keys().all(|name| is_allowed(name)) {
+            true => Ok(()),
+            false => Err(Some((CloseCode::Normal, "a subscription is over"))),
         }
-        Ok(())
     }
 
     async fn bind(&mut self, token: &str) -> Result<(), End> {
@@ -412,7 +416,8 @@ impl Session {
 }
 
 /// What a client says.
-#[derive(Debug, PartialEq, Eq)]
+#[cfg_attr(test, derive(Debug))]
+#[derive(PartialEq, Eq)]
 enum Said {
     Bind(String),
     Unbind(String),

@@ -206,6 +206,15 @@ pub(super) fn read(
             }
         }
     }
+    let is_mllp = |one: &Endpoints| matches!(one, Endpoints::Under(url) if url.scheme_str().is_some_and(|scheme| scheme.starts_with("mllp")));
+    if channels.contains(&Channel::Mllp) && !endpoints.iter().any(is_mllp) {
+        let place = node.get("endpoints").map_or(node.place, |node| node.place);
+        fields.wrong(
+            place,
+            "endpoints",
+            "mllp is listed, and no receiver: mllp://host:port or mllps://host:port",
+        );
+    }
     let mut reader = SettingsReader::new(&mut fields, SUBSCRIBES, folder);
     let content = reader.choice("content");
     let subscriptions_max = reader.count("subscriptions_max");

@@ -203,3 +203,48 @@ fn what_a_sender_may_subscribe_to_is_listed() {
     let nowhere = mistakes(&with(right).replace("http: {base_url: 'https://pons.test/fhir'}\n", ""));
     assert!(matches!(&nowhere[..], [one] if one.contains("base_url")), "{nowhere:?}");
 }
+
+#[test]
+fn channels_are_listed_with_what_each_needs() {
+    let folder = folder();
+    let with = |top: &str, subscribes: &str| {
+        let text = "http: {base_url: 'https://pons.test/fhir'}\n".to_owned()
+            + top
+            + &GOOD.replace("{file: token}}", &format!("{{file: token}}, subscribes: {subscribes}}}"));
+        Config::parse(&text, folder.path()).err().unwrap_or_default()
+    };
+    let check = |top: &str, subscribes: &str, expected: &[&str]| {
+        let mistakes: Vec<String> = with(top, subscribes).iter().map(ToString::to_string).collect();
+        let fits = mistakes.iter().zip(expected).all(|(mistake, expected)| mistake.contains(expected));
+        assert!(mistakes.len() == expected.len() && fits, "{subscribes}: {mistakes:?}");
+    };
+    let all = "topics: '*', senders: '*'";
+    check("", &format!("{{{all}, channels: websocket}}"), &[]);
+    check("", &format!("{{{all}, channels: [websocket]}}"), &[]);
+    check("", &format!("{{{all}, channels: amqp}}"), &["amqp: a queue of its own needs RabbitMQ"]);
+    check("", &format!("{{{all}, channels: pigeon}}"), &["unknown channel"]);
+    check("", &format!("{{{all}, channels: rest-hook}}"), &["endpoints"]);
+    check(
+        "",
+        &format!("{{{all}, channels: mllp, endpoints: '*'}}"),
+        &["is missing: how events", "no receiver"],
+    );
+    check(
+        "",
+        &format!("{{{all}, channels: mllp, mllp: {{write: write_adt_a03}}, endpoints: 'mllp://ward:2575'}}"),
+        &[],
+    );
+    check(
+        "",
+        &format!("{{{all}, endpoints: '*', mllp: {{write: write_adt_a03}}}}"),
+        &["`channels` does not list mllp"],
+    );
+    let bus = "bus_management: 'http://a:b@h:15672'\n";
+    check(bus, &format!("{{{all}, channels: amqp}}"), &[]);
+    check(&format!("{bus}bus_public: 'amqps://h:5671/'\n"), &format!("{{{all}, channels: amqp}}"), &[]);
+    check(
+        &format!("{bus}bus_public: 'amqp://root:x@h'\n"),
+        &format!("{{{all}, channels: amqp}}"),
+        &["without a user"],
+    );
+}

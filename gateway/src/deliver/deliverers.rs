@@ -9,13 +9,13 @@ use crate::config::{self, To};
 use crate::lifecycle::RetryPolicy;
 use crate::normalize::Mapper;
 use crate::route::requested::{Channel, queue_of};
-use crate::route::roster::{Enrolled, Enrolment, Roster};
+use crate::route::roster::{Enrolment, Roster};
 use crate::store::{Standing, StoreError};
 use crate::telemetry::metrics::Metrics;
 use jiff::Timestamp;
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
@@ -46,6 +46,8 @@ pub struct Deliverers {
     /// Those for whom something was recorded while they had no deliverer.
     woken: Mutex<HashSet<Arc<str>>>,
     wake: Notify,
+    /// Those, by id and version, whose own queue nobody may read any more.
+    revoked: Mutex<HashSet<(Uuid, i64)>>,
 }
 
 /// A deliverer at work.
@@ -67,8 +69,17 @@ impl Deliverers {
         at_work: TaskTracker,
         stop: CancellationToken,
     ) -> Deliverers {
-        let (running, woken, wake) = (RwLock::default(), Mutex::default(), Notify::new());
-        Deliverers { services, mapper, metrics, at_work, stop, running, woken, wake }
+        Deliverers {
+            services,
+            mapper,
+            metrics,
+            at_work,
+            stop,
+            running: RwLock::default(),
+            woken: Mutex::default(),
+            wake: Notify::new(),
+            revoked: Mutex::default(),
+        }
     }
 
     /// Starts the deliverer of a subscription.
@@ -94,6 +105,14 @@ impl Deliverers {
     pub fn wake(&self, subscription: &Arc<str>) {
         self.woken.lock().unwrap_or_else(PoisonError::into_inner).insert(Arc::clone(subscription));
         self.wake.notify_one();
+    }
+
+    fn revoked(&self) -> MutexGuard<'_, HashSet<(Uuid, i64)>> {
+        self.revoked.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn is_revoked(&self, one: &Enrolment) -> bool {
+        self.revoked().contains(&(one.stored.id, one.stored.version))
     }
 
     /// What each has counted.
@@ -130,7 +149,7 @@ impl Deliverers {
             in_flight_max: subscription.in_flight_max,
             retry: RetryPolicy {
                 base: subscription.retry_base,
-                cap: if is_bound { defaults.circuit_rest_min } else { subscription.retry_cap },
+                cap: subscription.retry_cap,
                 attempts_max: subscription.attempts_max,
             },
             attempt_wait_max: subscription.attempt_timeout,
@@ -233,7 +252,7 @@ pub async fn keep(deliverers: Arc<Deliverers>, roster: Arc<Roster>, stop: Cancel
     let mut changes = roster.watch();
     let mut look = tokio::time::interval(LOOK_EVERY);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let (mut settled, mut revoked) = (HashSet::new(), HashSet::new());
+    let mut settled = HashSet::new();
     let mut busy = Busy::default();
     loop {
         deliverers.follow(&roster, &mut busy);
@@ -251,34 +270,55 @@ pub async fn keep(deliverers: Arc<Deliverers>, roster: Arc<Roster>, stop: Cancel
                 busy.note(unfinished.into_iter().map(Into::into));
             }
             end(&roster, &mut settled, Timestamp::now()).await?;
-            forget(&roster, &*deliverers.services.bus, Timestamp::now()).await
+            let is_free = |one: &Enrolment| {
+                one.channel() != Some(Channel::Amqp)
+                    || deliverers.services.keys.is_none()
+                    || deliverers.is_revoked(one)
+            };
+            forget(&roster, &*deliverers.services.bus, Timestamp::now(), &is_free).await
         };
         if let Err(error) = looked.await {
             tracing::warn!(error = %crate::chain(&error), "the subscriptions could not be read");
         }
-        if let Some(keys) = &deliverers.services.keys {
-            revoke(&roster.now(), keys, &mut revoked).await;
-        }
     }
 }
 
-/// Takes the queues of their own away from those who may not have them any more: at once, whatever still lies there. `revoked` are those
-/// versions of which that is done.
-async fn revoke(now: &Enrolled, keys: &Keys, revoked: &mut HashSet<(Uuid, i64)>) {
-    for one in &now.requested {
-        let (id, version) = (one.stored.id, one.stored.version);
-        let is_over = one.stored.standing == Standing::Removed || one.wanted.is_err();
-        if !is_over || one.channel() != Some(Channel::Amqp) || revoked.contains(&(id, version)) {
-            continue;
+/// Takes the queues of their own away, until `stop`, from those who may not have them any more: at once, whatever still lies there.
+pub async fn revoke(
+    deliverers: Arc<Deliverers>,
+    roster: Arc<Roster>,
+    keys: Arc<Keys>,
+    stop: CancellationToken,
+) {
+    let mut look = tokio::time::interval(LOOK_EVERY);
+    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            _ = look.tick() => {}
         }
-        match keys.revoke(&queue_of(&id.to_string())).await {
-            Ok(()) => {
-                revoked.insert((id, version));
-                tracing::info!(subscription = %id, "nobody may read the subscription's own queue any more");
-            }
-            // It is tried again.
-            Err(error) => {
-                tracing::warn!(subscription = %id, error = %crate::chain(&error), "a subscriber's own queue could not be taken away");
+        let now = roster.now();
+        let over = now
+            .requested
+            .iter()
+            .filter(|one| one.stored.standing == Standing::Removed || one.wanted.is_err());
+        for one in over.filter(|one| one.channel() == Some(Channel::Amqp) && !deliverers.is_revoked(one)) {
+            let id = one.stored.id;
+            let queue = queue_of(&id.to_string());
+            let revoked = tokio::select! {
+                () = stop.cancelled() => return,
+                revoked = keys.revoke(&queue) => revoked,
+            };
+            match revoked {
+                Ok(()) => {
+                    deliverers.revoked().insert((id, one.stored.version));
+                    tracing::info!(subscription = %id, "nobody may read the subscription's own queue any more");
+                }
+                // It is tried again, when the broker may be back.
+                Err(error) => {
+                    tracing::warn!(subscription = %id, error = %crate::chain(&error), "a subscriber's own queue could not be taken away");
+                    break;
+                }
             }
         }
     }
@@ -321,11 +361,16 @@ async fn end(roster: &Roster, settled: &mut HashSet<(Uuid, i64)>, now: Timestamp
     Ok(())
 }
 
-/// Forgets what was deleted.
-async fn forget(roster: &Roster, bus: &dyn Bus, now: Timestamp) -> Result<(), StoreError> {
+/// Forgets what was deleted, as soon as nobody can read what is left of it (`is_free`).
+async fn forget(
+    roster: &Roster,
+    bus: &dyn Bus,
+    now: Timestamp,
+    is_free: &(dyn Fn(&Enrolment) -> bool + Sync),
+) -> Result<(), StoreError> {
     let enrolled = roster.now();
     let gone = enrolled.requested.iter().filter(|one| one.stored.standing == Standing::Removed);
-    for one in gone.filter(|one| age(one, now) >= REST) {
+    for one in gone.filter(|one| age(one, now) >= REST && is_free(one)) {
         let id = one.stored.id;
         let removed = async {
             bus.remove(&id.to_string()).await?;
@@ -398,10 +443,12 @@ mod tests {
         let failed = now.find(Uuid::from_u128(3)).expect("it is there");
         assert!(failed.stored.error.contains("in error for 30 days") && !failed.stored.is_live);
 
-        forget(&roster, &bus, at(60)).await.expect("looked");
+        forget(&roster, &bus, at(60), &|_| true).await.expect("looked");
         let rows = async || store.requested(-1).await.expect("read").expect("all of them").rows.len();
         assert_eq!(rows().await, 5, "a recording may still know it");
-        forget(&roster, &bus, at(91)).await.expect("looked");
+        forget(&roster, &bus, at(91), &|_| false).await.expect("looked");
+        assert_eq!(rows().await, 5, "somebody may still read its queue");
+        forget(&roster, &bus, at(91), &|_| true).await.expect("looked");
         assert_eq!(rows().await, 4);
     }
 

@@ -40,6 +40,8 @@ const READ_PAUSE_MIN: Duration = Duration::from_millis(5);
 const GATHER_BELOW: usize = 64;
 /// How long they gather.
 const GATHER: Duration = Duration::from_millis(20);
+/// After how long without anything to deliver the store is told so.
+const REST_AFTER: Duration = Duration::from_secs(10);
 /// Batches at the bus at once.
 const PUBLISHING_MAX: usize = 2;
 /// How many dead letters are known at most; beyond, the newest are not, and are passed without a marker.
@@ -66,7 +68,7 @@ pub(super) async fn run(
         };
         Counters::set(&subscription.counters.leading, 0);
         tracing::info!(subscription = %subscription.name, end = ?end, "deliverer ends");
-        if end == End::Lost && subscription.is_bound {
+        if subscription.is_bound {
             services.sockets.let_go(&subscription.name);
         }
         if end == End::Stopped {
@@ -121,19 +123,20 @@ async fn acquire(
     let settings = &subscription.settings;
     let mut fed = true;
     loop {
-        // Whoever has bound it is connected to this replica, and to no other.
-        if subscription.is_bound && services.sockets.is_newly_bound(&subscription.name) {
-            for name in names {
-                if let Err(error) = services.store.dispossess(services.replica, name).await {
-                    tracing::warn!(%error, "lease not to be had");
-                }
-            }
-        }
         let asked_at = Instant::now();
-        match services.store.lease(services.replica, names, settings.lease_ttl).await {
+        // Whoever has bound it is connected to this replica, and to no other.
+        let is_newly_bound = subscription.is_bound && services.sockets.is_newly_bound(&subscription.name);
+        let leases = match names {
+            [name] if is_newly_bound => {
+                let seized = services.store.seize(services.replica, name, settings.lease_ttl);
+                seized.await.map(|lease| vec![lease])
+            }
+            _ => services.store.lease(services.replica, names, settings.lease_ttl).await,
+        };
+        match leases {
             Ok(leases) => {
                 if let Some(lease) = leases.into_iter().next() {
-                    services.sockets.leads(&subscription.name);
+                    services.sockets.leads(&subscription.name, asked_at);
                     return (!stop.is_cancelled()).then_some((lease, asked_at));
                 }
             }
@@ -181,6 +184,8 @@ enum Done {
     Beat(Result<(), String>),
     /// A word to the owner.
     Told(Result<bool, StoreError>),
+    /// The store knows that there is nothing to do.
+    Rested(Result<(), StoreError>),
 }
 
 /// From taking the lease to losing it.
@@ -220,6 +225,9 @@ struct Tenure<'a> {
     beating: bool,
     telling: bool,
     tell_at: Instant,
+    /// Since when there is nothing to deliver, and whether the store has been told.
+    empty_since: Option<Instant>,
+    rested: bool,
     stopping: Option<Instant>,
     end: Option<End>,
 }
@@ -271,6 +279,8 @@ impl<'a> Tenure<'a> {
             beating: false,
             telling: false,
             tell_at: now,
+            empty_since: None,
+            rested: false,
             stopping: None,
             end: None,
         }
@@ -308,6 +318,9 @@ impl<'a> Tenure<'a> {
                     }
                     None => fed = false,
                 },
+                () = self.services.sockets.next_binding(), if self.subscription.is_bound => {
+                    self.window.wake_away(Instant::now());
+                }
                 () = sleep_until(wake) => {}
             }
             let now = Instant::now();
@@ -315,6 +328,7 @@ impl<'a> Tenure<'a> {
                 self.window.tick(now);
                 self.beat(now);
                 self.tell_owner(now);
+                self.rest(now);
                 self.window.report();
                 self.flush().await;
                 next_tick = now + TICK;
@@ -508,6 +522,10 @@ impl<'a> Tenure<'a> {
     /// Sends a heartbeat when one is due.
     fn beat(&mut self, now: Instant) {
         let Some(life) = &self.subscription.life else { return };
+        // Nobody is there to hear it, and nothing is wrong with that.
+        if self.subscription.is_bound && !self.services.sockets.is_bound(&self.subscription.name) {
+            return;
+        }
         // One at a time: an endpoint that hangs is not to be filled with them.
         if self.stopping.is_some() || self.beating || !self.pulse.beats(life.heartbeat, now) {
             return;
@@ -516,6 +534,21 @@ impl<'a> Tenure<'a> {
         self.beating = true;
         let (life, store) = (life.clone(), Arc::clone(&self.services.store));
         self.tasks.spawn(async move { Done::Beat(life.say("heartbeat", &voice, &*store).await) });
+    }
+
+    /// Lets the store know when there has been nothing to deliver for a while, so that nobody looks for it.
+    fn rest(&mut self, now: Instant) {
+        if self.subscription.life.is_none() || !self.window.is_empty() {
+            (self.empty_since, self.rested) = (None, false);
+            return;
+        }
+        let since = *self.empty_since.get_or_insert(now);
+        if self.rested || now.duration_since(since) < REST_AFTER {
+            return;
+        }
+        self.rested = true;
+        let (store, name) = (Arc::clone(&self.services.store), Arc::clone(&self.subscription.name));
+        self.tasks.spawn(async move { Done::Rested(store.rest(&name).await) });
     }
 
     /// Lets the owner know how the endpoint takes what it is sent, where that has changed: one word after the other.
@@ -603,6 +636,12 @@ impl<'a> Tenure<'a> {
                     self.store_failed(&error);
                 }
             }
+            Ok(Done::Rested(rested)) => {
+                if let Err(error) = rested {
+                    self.rested = false;
+                    self.store_failed(&error);
+                }
+            }
             Ok(Done::Wrote(batch, result)) => self.wrote(batch, result, now),
             Ok(Done::Read { rows, parked, limit }) => {
                 if let Some(parked) = parked {
@@ -624,7 +663,10 @@ impl<'a> Tenure<'a> {
                 self.renewing = false;
                 self.renew_at = now + self.settings.lease_ttl / 3;
                 match held {
-                    Ok(true) => self.ours_until = asked_at + self.settings.lease_ttl.mul_f64(0.8),
+                    Ok(true) => {
+                        self.ours_until = asked_at + self.settings.lease_ttl.mul_f64(0.8);
+                        self.services.sockets.leads(&self.subscription.name, asked_at);
+                    }
                     Ok(false) => self.end = Some(End::Lost),
                     Err(error) => {
                         self.renew_at = now + PAUSE;

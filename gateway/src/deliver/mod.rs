@@ -18,7 +18,7 @@ mod window;
 mod written;
 
 pub use amqp::AmqpQueue;
-pub use deliverers::{Deliverers, keep};
+pub use deliverers::{Deliverers, keep, revoke};
 pub use sockets::{Line, Push, Sockets};
 pub use written::Written;
 

@@ -11,7 +11,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -29,8 +29,9 @@ pub struct Sockets {
 
 struct Bound {
     line: Line,
-    /// Whether the lease of the subscription has still to be taken away from whichever replica has it.
+    /// Whether the lease of the subscription may still be another replica's.
     is_new: bool,
+    bound_at: Instant,
 }
 
 /// The way into an open WebSocket.
@@ -41,10 +42,16 @@ pub struct Line {
 }
 
 /// What an open WebSocket is told.
-#[derive(Debug)]
 pub enum Push {
     /// To send a notification, and to say so once the other side has read it.
-    Notification(Bytes, oneshot::Sender<()>),
+    Notification {
+        /// Whose.
+        subscription: Arc<str>,
+        /// It, in JSON.
+        text: Bytes,
+        /// Who waits for that.
+        read: oneshot::Sender<()>,
+    },
     /// That it has no longer a subscription.
     Unbound {
         /// Which.
@@ -62,9 +69,10 @@ impl Line {
     }
 
     /// Pushes a notification; returns once the other side has read it.
-    async fn push(&self, notification: Bytes) -> Result<Receipt, DeliverError> {
+    async fn push(&self, outgoing: &Outgoing) -> Result<Receipt, DeliverError> {
         let (read, has_read) = oneshot::channel();
-        let pushed = self.pushes.send(Push::Notification(notification, read)).is_ok();
+        let (subscription, text) = (Arc::clone(&outgoing.subscription), outgoing.bundle.clone());
+        let pushed = self.pushes.send(Push::Notification { subscription, text, read }).is_ok();
         if pushed && has_read.await.is_ok() {
             return Ok(Receipt { answer: "read over the WebSocket".to_owned() });
         }
@@ -96,7 +104,7 @@ impl Sockets {
 
     /// Binds a subscription to a line; the line that had it is told.
     pub fn bind(&self, subscription: &Arc<str>, line: &Line) {
-        let bound = Bound { line: line.clone(), is_new: true };
+        let bound = Bound { line: line.clone(), is_new: true, bound_at: Instant::now() };
         let before = self.bound().insert(Arc::clone(subscription), bound);
         if let Some(before) = before.filter(|before| before.line.number != line.number) {
             let subscription = Arc::clone(subscription);
@@ -113,9 +121,19 @@ impl Sockets {
         }
     }
 
-    /// Whoever has bound a subscription here has to bind it anew: another replica delivers it.
+    /// Whether a line has a subscription.
+    pub fn has(&self, subscription: &str, line: &Line) -> bool {
+        self.bound().get(subscription).is_some_and(|one| one.line.number == line.number)
+    }
+
+    /// Whoever has bound a subscription here has to bind it anew: this replica delivers it no longer. Who has bound it just now is about
+    /// to be delivered to.
     pub(super) fn let_go(&self, subscription: &Arc<str>) {
-        if let Some(one) = self.bound().remove(subscription) {
+        let mut bound = self.bound();
+        if bound.get(subscription).is_none_or(|one| one.is_new) {
+            return;
+        }
+        if let Some(one) = bound.remove(subscription) {
             let subscription = Arc::clone(subscription);
             let _ = one.line.pushes.send(Push::Unbound { subscription, is_elsewhere: false });
         }
@@ -131,9 +149,9 @@ impl Sockets {
         self.bound().get(subscription).is_some_and(|one| one.is_new)
     }
 
-    /// This replica has the lease of a subscription.
-    pub(super) fn leads(&self, subscription: &str) {
-        if let Some(one) = self.bound().get_mut(subscription) {
+    /// This replica had the lease of a subscription when it asked for it.
+    pub(super) fn leads(&self, subscription: &str, asked_at: Instant) {
+        if let Some(one) = self.bound().get_mut(subscription).filter(|one| one.bound_at <= asked_at) {
             one.is_new = false;
         }
     }
@@ -194,14 +212,14 @@ impl Socket {
 impl Destination for Socket {
     async fn deliver(&self, outgoing: &Outgoing) -> Result<Receipt, DeliverError> {
         match timeout(BOUND_WAIT_MAX, self.sockets.wait(&self.subscription)).await {
-            Ok(Some(line)) => line.push(outgoing.bundle.clone()).await,
+            Ok(Some(line)) => line.push(outgoing).await,
             Ok(None) | Err(_) => Err(away("no WebSocket is bound to the subscription")),
         }
     }
 
     async fn greet(&self, outgoing: &Outgoing) -> Result<Receipt, DeliverError> {
         match self.sockets.line(&self.subscription) {
-            Some(line) => line.push(outgoing.bundle.clone()).await,
+            Some(line) => line.push(outgoing).await,
             None => Err(away("no WebSocket is bound to the subscription")),
         }
     }
@@ -237,10 +255,14 @@ mod tests {
         tokio::task::yield_now().await;
         sockets.bind(&name, &first);
         assert!(sockets.is_newly_bound("ward") && sockets.is_newly_bound("ward"), "until it leads");
-        sockets.leads("ward");
+        sockets.let_go(&name);
+        assert!(sockets.has("ward", &first), "who has just come is not sent away");
+        sockets.leads("ward", Instant::now());
         assert!(!sockets.is_newly_bound("ward"));
-        let Some(Push::Notification(bytes, read)) = told_first.recv().await else { panic!("a notification") };
-        assert_eq!(bytes, "told");
+        let Some(Push::Notification { text, read, .. }) = told_first.recv().await else {
+            panic!("a notification")
+        };
+        assert_eq!(text, "told");
         assert!(!waiting.is_finished(), "it is not known to be read");
         read.send(()).expect("it is waited for");
         let (delivered, socket) = waiting.await.expect("no panic");
@@ -252,10 +274,13 @@ mod tests {
         sockets.unbind("ward", &first);
         assert!(sockets.line("ward").is_some(), "it is the second one's");
         let waiting = tokio::spawn(async move { (socket.deliver(&outgoing()).await, socket) });
-        let Some(Push::Notification(_, unread)) = told_second.recv().await else { panic!("a notification") };
+        let Some(Push::Notification { read: unread, .. }) = told_second.recv().await else {
+            panic!("a notification")
+        };
         drop((unread, told_second));
         let (delivered, socket) = waiting.await.expect("no panic");
         assert!(matches!(delivered, Err(DeliverError::Again { away: true, .. })), "it closed: {delivered:?}");
+        sockets.leads("ward", Instant::now());
         sockets.let_go(&name);
         let waiting = tokio::spawn(async move { socket.deliver(&outgoing()).await });
         tokio::task::yield_now().await;

@@ -708,7 +708,7 @@ impl Window {
     }
 
     /// The destination is back: what rests only because it was away need not wait.
-    fn wake_away(&mut self, now: Instant) {
+    pub(super) fn wake_away(&mut self, now: Instant) {
         let mut keys = Vec::new();
         for (number, entry) in &mut self.entries {
             if entry.aways > 0

@@ -709,8 +709,8 @@ pub trait Store: Send + Sync + 'static {
     /// Takes or renews leases for a replica; answers those it now holds. The database's clock decides.
     async fn lease(&self, replica: Uuid, names: &[String], ttl: Duration) -> Result<Vec<Lease>, StoreError>;
 
-    /// Takes a lease away from any other replica, to be taken by this one next: what it is for can be done here alone.
-    async fn dispossess(&self, replica: Uuid, name: &str) -> Result<(), StoreError>;
+    /// Takes a lease, whoever has it: what it is for can be done by this replica alone.
+    async fn seize(&self, replica: Uuid, name: &str, ttl: Duration) -> Result<Lease, StoreError>;
 
     /// Gives leases back, at shutdown or to even out the load.
     async fn release(&self, replica: Uuid, names: &[String]) -> Result<(), StoreError>;

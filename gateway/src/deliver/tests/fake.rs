@@ -311,7 +311,7 @@ not_a_delivery! {
     forget(id: Uuid) -> ();
     unfinished() -> Vec<String>;
     rest(subscription: &str) -> ();
-    dispossess(replica: Uuid, name: &str) -> ();
+    seize(replica: Uuid, name: &str, ttl: Duration) -> Lease;
     keep_token(token: &SocketToken, now: Timestamp) -> ();
     token(hash: &[u8; 32]) -> Option<SocketToken>;
     room() -> Option<u64>;

@@ -35,13 +35,24 @@ pub(super) async fn take(
     rows.iter().map(|row| Ok(Lease { name: row.try_get(0)?, fence: row.try_get(1)? })).collect()
 }
 
-pub(super) async fn dispossess(pool: &PgPool, replica: Uuid, name: &str) -> Result<(), StoreError> {
-    sqlx::query("UPDATE lease SET replica = NULL, until_us = 0 WHERE name = $1 AND replica <> $2")
-        .bind(name)
-        .bind(replica)
-        .execute(pool)
-        .await?;
-    Ok(())
+pub(super) async fn seize(
+    pool: &PgPool,
+    replica: Uuid,
+    name: &str,
+    ttl: Duration,
+) -> Result<Lease, StoreError> {
+    let sql = concat!(
+        "INSERT INTO lease AS held (name, replica, fence, until_us) VALUES ($1, $2, 1, ",
+        clock!(),
+        " + $3) ON CONFLICT (name) DO UPDATE SET
+             replica = excluded.replica,
+             fence = CASE WHEN held.replica = excluded.replica THEN held.fence ELSE held.fence + 1 END,
+             until_us = excluded.until_us
+         RETURNING fence"
+    );
+    let fence =
+        sqlx::query_scalar(sql).bind(name).bind(replica).bind(pack::span(ttl)).fetch_one(pool).await?;
+    Ok(Lease { name: name.to_owned(), fence })
 }
 
 pub(super) async fn release(pool: &PgPool, replica: Uuid, names: &[String]) -> Result<(), StoreError> {

@@ -240,8 +240,8 @@ impl Store for Postgres {
         leases::take(&self.path, replica, names, ttl).await
     }
 
-    async fn dispossess(&self, replica: Uuid, name: &str) -> Result<(), StoreError> {
-        leases::dispossess(&self.path, replica, name).await
+    async fn seize(&self, replica: Uuid, name: &str, ttl: Duration) -> Result<Lease, StoreError> {
+        leases::seize(&self.path, replica, name, ttl).await
     }
 
     async fn release(&self, replica: Uuid, names: &[String]) -> Result<(), StoreError> {

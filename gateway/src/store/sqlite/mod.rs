@@ -339,14 +339,21 @@ impl Store for Sqlite {
         Ok(held)
     }
 
-    async fn dispossess(&self, replica: Uuid, name: &str) -> Result<(), StoreError> {
+    async fn seize(&self, replica: Uuid, name: &str, ttl: Duration) -> Result<Lease, StoreError> {
         let mut tx = self.write().await?;
-        sqlx::query("UPDATE lease SET replica = NULL, until_us = 0 WHERE name = ? AND replica <> ?")
-            .bind(name)
-            .bind(replica)
-            .execute(&mut tx.conn)
-            .await?;
-        tx.commit().await
+        let sql = concat!(
+            "INSERT INTO lease AS held (name, replica, fence, until_us) VALUES (?1, ?2, 1, ",
+            clock!(),
+            " + ?3) ON CONFLICT (name) DO UPDATE SET
+                 replica = excluded.replica,
+                 fence = CASE WHEN held.replica = excluded.replica THEN held.fence ELSE held.fence + 1 END,
+                 until_us = excluded.until_us
+             RETURNING fence"
+        );
+        let fence = sqlx::query_scalar(sql).bind(name).bind(replica).bind(pack::span(ttl));
+        let fence = fence.fetch_one(&mut tx.conn).await?;
+        tx.commit().await?;
+        Ok(Lease { name: name.to_owned(), fence })
     }
 
     async fn release(&self, replica: Uuid, names: &[String]) -> Result<(), StoreError> {

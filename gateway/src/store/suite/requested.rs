@@ -153,15 +153,16 @@ async fn a_lease_is_taken_away_from_another_and_its_fence_holds_off_what_it_stil
     let own = lease(&store, 1, &name).await;
     let names = [name.clone()];
     assert_eq!(store.lease(Uuid::from_u128(2), &names, ttl).await.unwrap(), []);
-    store.dispossess(Uuid::from_u128(1), &name).await.unwrap();
     assert_eq!(
-        store.lease(Uuid::from_u128(2), &names, ttl).await.unwrap(),
-        [],
+        store.seize(Uuid::from_u128(1), &name, ttl).await.unwrap(),
+        own,
         "nobody takes it from himself"
     );
-    store.dispossess(Uuid::from_u128(2), &name).await.unwrap();
-    let taken = store.lease(Uuid::from_u128(2), &names, ttl).await.unwrap();
-    assert_eq!(taken, [Lease { fence: own.fence + 1, ..own.clone() }]);
+    let taken = store.seize(Uuid::from_u128(2), &name, ttl).await.unwrap();
+    assert_eq!(taken, Lease { fence: own.fence + 1, ..own.clone() });
+    assert_eq!(store.lease(Uuid::from_u128(1), &names, ttl).await.unwrap(), [], "it is the other's");
+    let fresh = store.seize(Uuid::from_u128(2), "subscription:new", ttl).await.unwrap();
+    assert_eq!(fresh.fence, 1, "nobody had it");
     let changes = vec![change(&deliveries(&store, "lab").await[0], DeliveryState::Delivered)];
     assert!(matches!(store.change_deliveries(&own, changes).await, Err(StoreError::Fenced)));
 }

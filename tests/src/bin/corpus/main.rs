@@ -31,7 +31,7 @@ enum What {
     /// Maps every message below some folders; each must have an outcome, and the oracle must refuse no Bundle
     Map(Map),
     /// Clients that we did not write: PyPI hl7 (mllp_send, hl7.mllp) and npm @medplum/hl7 send, plain and over TLS; PyPI fhirpy and npm
-    /// fhir-kit-client make, change and end a Subscription
+    /// fhir-kit-client make, change and end a Subscription, and PyPI websockets is told over one
     Clients(Clients),
     /// Runs HL7's tests of FHIRPath; each failing case must have its reason
     Fhirpath(fhirpath::Suite),
@@ -184,10 +184,16 @@ fn run(command: &mut Command) -> Result<String> {
 /// Installs the clients, if they are not there yet: a Python environment and a folder of Node modules.
 fn install(cache: &Path) -> Result<()> {
     fs::create_dir_all(cache)?;
-    if !cache.join("venv/bin/mllp_send").exists() || !cache.join("fhirpy").exists() {
+    if !cache.join("venv/bin/mllp_send").exists() || !cache.join("websockets").exists() {
         run(Command::new("python3").args(["-m", "venv"]).arg(cache.join("venv")))?;
-        run(Command::new(cache.join("venv/bin/pip")).args(["install", "--quiet", "hl7", "fhirpy"]))?;
-        fs::write(cache.join("fhirpy"), "")?;
+        run(Command::new(cache.join("venv/bin/pip")).args([
+            "install",
+            "--quiet",
+            "hl7",
+            "fhirpy",
+            "websockets",
+        ]))?;
+        fs::write(cache.join("websockets"), "")?;
     }
     let modules = cache.join("node_modules");
     if !modules.join("@medplum/hl7").exists() || !modules.join("fhir-kit-client").exists() {
