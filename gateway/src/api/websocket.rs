@@ -53,6 +53,8 @@ const QUIET: Duration = Duration::from_secs(15);
 const SILENT_MAX: Duration = Duration::from_secs(40);
 /// How often time is looked at.
 const TICK: Duration = Duration::from_secs(1);
+/// And after how many frames at the latest.
+const HEARD_BETWEEN: u32 = 64;
 /// The most sockets at once.
 pub const SOCKETS_MAX: usize = 1_024;
 /// What a client says is short.
@@ -208,20 +210,34 @@ impl Session {
         let mut roster = self.api.roster.watch();
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut heard = 0;
         loop {
+            // Whoever never pauses does not outlive its token.
+            if heard >= HEARD_BETWEEN {
+                heard = 0;
+                if let Err(end) = self.ticked().await {
+                    return end;
+                }
+            }
             let went_on = tokio::select! {
                 // What was heard comes before the time that it took.
                 biased;
                 () = stop.cancelled() => Err(Some((CloseCode::Away, "the gateway stops"))),
-                frame = self.wire.next() => self.heard(frame).await,
+                _ = roster.changed() => {
+                    let now = roster.borrow_and_update().clone();
+                    self.keep_allowed(&now)
+                }
+                frame = self.wire.next() => {
+                    heard += 1;
+                    self.heard(frame).await
+                }
                 push = pushed.recv() => match push {
                     Some(push) => self.pushed(push).await,
                     None => Ok(()),
                 },
-                _ = tick.tick() => self.ticked().await,
-                _ = roster.changed() => {
-                    let now = roster.borrow_and_update().clone();
-                    self.keep_allowed(&now)
+                _ = tick.tick() => {
+                    heard = 0;
+                    self.ticked().await
                 }
             };
             if let Err(end) = went_on {
