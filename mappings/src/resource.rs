@@ -487,6 +487,11 @@ impl State {
             .find_map(|path| self.at(path).find_map(patient_of))
     }
 
+    /// The encounter in which it was, if it says so; references are `Encounter/<id>`, as mapped.
+    pub fn encounter(&self) -> Option<Uuid> {
+        self.at("encounter").find_map(|json| id_of_type(json, "\"Encounter/"))
+    }
+
     /// The ids of the resources that it refers to as `<type>/<id>`.
     pub fn references(&self) -> impl Iterator<Item = Uuid> {
         let fragments = self.slots.iter().flat_map(|slot| &*slot.fragments);
@@ -656,7 +661,12 @@ fn says(path: &str, element: &str) -> bool {
 
 /// The id in a reference to a Patient.
 fn patient_of(json: &str) -> Option<Uuid> {
-    let (_, rest) = json.split_once("\"Patient/")?;
+    id_of_type(json, "\"Patient/")
+}
+
+/// The id in a reference that begins so.
+fn id_of_type(json: &str, beginning: &str) -> Option<Uuid> {
+    let (_, rest) = json.split_once(beginning)?;
     Uuid::try_parse(rest.get(..36)?).ok()
 }
 

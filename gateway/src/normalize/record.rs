@@ -13,7 +13,7 @@ use crate::route::topics::{Happening, Touched};
 use crate::route::{Routable, Router, policy};
 use crate::store::{
     Alias, MessageResult, NewDelivery, OpenMessage, RecordTx, Recording, ResourceWrite, StoreError,
-    StoredResource, WaitingCode,
+    StoredResource, Version, WaitingCode,
 };
 use crate::telemetry::trace::{self, Verb};
 use bytes::Bytes;
@@ -150,6 +150,7 @@ async fn try_record(
         recording.results.push(result);
     }
     recording.aliases = std::mem::take(&mut merge.new_aliases);
+    recording.versions = std::mem::take(&mut merge.changes.versions);
     recording.resources = merge.writes();
     let routed = recording.deliveries.clone();
     let numbers = tx.commit(recording).await?;
@@ -214,9 +215,16 @@ struct Merge<'r> {
     aliases: HashMap<Alias, Uuid>,
     new_aliases: Vec<(Alias, Uuid)>,
     resources: HashMap<Uuid, Current>,
+    changes: Changes,
+    moves: Vec<Moving>,
+}
+
+/// What was changed.
+#[derive(Default)]
+struct Changes {
     /// The order in which resources were first changed, so that writes do not depend on hashing.
     order: Vec<Uuid>,
-    moves: Vec<Moving>,
+    versions: Vec<Version>,
 }
 
 /// What taking one message made.
@@ -265,7 +273,7 @@ impl<'r> Merge<'r> {
             aliases,
             new_aliases: Vec::new(),
             resources,
-            order: Vec::new(),
+            changes: Changes::default(),
             moves: Vec::new(),
         };
         for prepared in batch.iter().filter(|prepared| prepared.moves()) {
@@ -442,11 +450,7 @@ impl<'r> Merge<'r> {
             taken.issues.push(Issue::new(Severity::Information, "cleared", place, "emptied by the message"));
         }
         if applied.changed || applied.touched || !existed {
-            if current.changed_by.is_none() {
-                self.order.push(id);
-            }
-            current.changed_by = Some(message);
-            current.version = current.stored + 1;
+            self.changes.note(id, current, &prepared.open);
         }
         taken.changed.push(Changed {
             resource_type: contribution.resource_type.to_string(),
@@ -510,15 +514,18 @@ impl<'r> Merge<'r> {
     }
 
     fn writes(self) -> Vec<ResourceWrite> {
-        let Merge { mut resources, order, .. } = self;
-        order
+        let Merge { mut resources, changes, .. } = self;
+        changes
+            .order
             .into_iter()
             .filter_map(|id| {
                 let current = resources.remove(&id)?;
                 Some(ResourceWrite {
                     patient: current.state.patient(),
+                    encounter: current.state.encounter(),
                     id,
                     follows: current.stored,
+                    version: current.version,
                     state: current.state.encode(),
                     replaced_by: current.replaced_by,
                     message: current.changed_by?,
@@ -526,6 +533,25 @@ impl<'r> Merge<'r> {
                 })
             })
             .collect()
+    }
+}
+
+impl Changes {
+    /// Counts what a message does to a resource as one version, however many parts of the message are about it.
+    fn note(&mut self, id: Uuid, current: &mut Current, by: &OpenMessage) {
+        match current.changed_by {
+            Some(message) if message == by.id => return,
+            Some(_) => {}
+            None => self.order.push(id),
+        }
+        current.changed_by = Some(by.id);
+        current.version += 1;
+        self.versions.push(Version {
+            resource: id,
+            version: current.version,
+            message: by.id,
+            revision: by.revision,
+        });
     }
 }
 

@@ -498,6 +498,9 @@ impl RecordTx for Broken {
     async fn about_of(&mut self, _: Uuid, _: &str, _: usize) -> Result<Vec<Uuid>, StoreError> {
         Ok(Vec::new())
     }
+    async fn within(&mut self, _: Uuid, _: Uuid, _: &str, _: usize) -> Result<Vec<Uuid>, StoreError> {
+        Ok(Vec::new())
+    }
     async fn commit(self: Box<Self>, _: Recording) -> Result<Vec<i64>, StoreError> {
         Ok(Vec::new())
     }

@@ -18,6 +18,7 @@ pub(super) const POSTGRES: &[Migration] = &[
     Migration { version: 3, sql: include_str!("migrations/postgres/0003_notifications.sql") },
     Migration { version: 4, sql: include_str!("migrations/postgres/0004_requested.sql") },
     Migration { version: 5, sql: include_str!("migrations/postgres/0005_channels.sql") },
+    Migration { version: 6, sql: include_str!("migrations/postgres/0006_history.sql") },
 ];
 
 pub(super) const SQLITE: &[Migration] = &[
@@ -26,6 +27,7 @@ pub(super) const SQLITE: &[Migration] = &[
     Migration { version: 3, sql: include_str!("migrations/sqlite/0003_notifications.sql") },
     Migration { version: 4, sql: include_str!("migrations/sqlite/0004_requested.sql") },
     Migration { version: 5, sql: include_str!("migrations/sqlite/0005_channels.sql") },
+    Migration { version: 6, sql: include_str!("migrations/sqlite/0006_history.sql") },
 ];
 
 /// What is still to be applied, in order.

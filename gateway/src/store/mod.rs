@@ -190,14 +190,31 @@ pub struct ResourceWrite {
     pub resource_type: String,
     /// The version this one follows; 0 for a new resource. The commit fails with [`StoreError::Conflict`] if another came first.
     pub follows: i64,
+    /// The version that it is now: several messages of a recording may have made one each.
+    pub version: i64,
     /// Its slots.
     pub state: Vec<u8>,
     /// Where a merge sends its readers.
     pub replaced_by: Option<Uuid>,
     /// The patient whom it is about.
     pub patient: Option<Uuid>,
+    /// The encounter in which it was.
+    pub encounter: Option<Uuid>,
     /// The message that made it.
     pub message: MessageId,
+}
+
+/// Which result made a version of a resource: what it was then stands in that result's Bundle.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Version {
+    /// The resource.
+    pub resource: Uuid,
+    /// 1 for the first.
+    pub version: i64,
+    /// The message.
+    pub message: MessageId,
+    /// The revision of its result.
+    pub revision: u32,
 }
 
 /// How normalizing one message ended.
@@ -292,6 +309,8 @@ pub struct Recording {
     pub results: Vec<MessageResult>,
     /// Resources in the order in which they were read.
     pub resources: Vec<ResourceWrite>,
+    /// Every version that these messages made of them, also those that another of these messages has followed.
+    pub versions: Vec<Version>,
     /// Identifiers that now name a resource.
     pub aliases: Vec<(Alias, Uuid)>,
     /// In the order of their messages.
@@ -363,6 +382,16 @@ pub trait RecordTx: Send {
     /// The ids of what of a type is about a patient, and about those who were merged into this one, in order; at most `limit`.
     async fn about_of(
         &mut self,
+        patient: Uuid,
+        resource_type: &str,
+        limit: usize,
+    ) -> Result<Vec<Uuid>, StoreError>;
+
+    /// The ids of what of a type was in an encounter, or in those that were merged into it, in order; at most `limit`. What an earlier
+    /// version of Pons wrote about the patient, whose encounter it did not ask, is among them, whatever it is.
+    async fn within(
+        &mut self,
+        encounter: Uuid,
         patient: Uuid,
         resource_type: &str,
         limit: usize,
@@ -792,6 +821,15 @@ pub trait Store: Send + Sync + 'static {
         after: Option<Uuid>,
         limit: usize,
     ) -> Result<Vec<Held>, StoreError>;
+
+    /// Which results made the versions of a resource, the newest first, those below a number only where one is given. Of messages that
+    /// retention let go, or that an earlier version of Pons recorded, there are none.
+    async fn versions(
+        &self,
+        resource: Uuid,
+        below: Option<i64>,
+        limit: usize,
+    ) -> Result<Vec<Version>, StoreError>;
 
     /// Everything about one message.
     async fn timeline(&self, id: MessageId) -> Result<Option<Timeline>, StoreError>;

@@ -17,6 +17,8 @@ pub(super) struct ResourceRow {
     pub(super) packed: Vec<u8>,
     pub(super) replaced_by: Option<Uuid>,
     pub(super) patient: Option<Uuid>,
+    /// The nil UUID for none.
+    pub(super) encounter: Uuid,
     pub(super) message: MessageId,
 }
 
@@ -29,7 +31,7 @@ pub(super) fn fold(writes: Vec<ResourceWrite>) -> Result<Vec<ResourceRow>, Store
     let mut last: BTreeMap<Uuid, (i64, ResourceWrite)> = BTreeMap::new();
     for write in writes {
         let first = match last.get(&write.id) {
-            Some((_, before)) if before.follows + 1 != write.follows => return Err(StoreError::Conflict),
+            Some((_, before)) if before.version != write.follows => return Err(StoreError::Conflict),
             Some((first, _)) => *first,
             None => write.follows,
         };
@@ -39,10 +41,11 @@ pub(super) fn fold(writes: Vec<ResourceWrite>) -> Result<Vec<ResourceRow>, Store
         id,
         resource_type: write.resource_type,
         follows,
-        version: write.follows + 1,
+        version: write.version,
         packed: pack::squeeze(&write.state),
         replaced_by: write.replaced_by,
         patient: write.patient,
+        encounter: write.encounter.unwrap_or_default(),
         message: write.message,
     };
     Ok(last.into_iter().map(row).collect())
@@ -94,6 +97,29 @@ macro_rules! about_of {
     };
 }
 pub(super) use about_of;
+
+/// What of a type was in one of those encounters, and what of the patient nobody asked that of.
+macro_rules! within {
+    ($encounter:literal, $patient:literal, $type:literal, $limit:literal) => {
+        concat!(
+            "WITH RECURSIVE same (id) AS (SELECT ",
+            $encounter,
+            " UNION SELECT merged.id FROM resource AS merged JOIN same ON merged.replaced_by = same.id),
+             who (id) AS (SELECT ",
+            $patient,
+            " UNION SELECT merged.id FROM resource AS merged JOIN who ON merged.replaced_by = who.id)
+             SELECT resource.id FROM resource JOIN same ON resource.encounter = same.id
+             WHERE resource.encounter IS NOT NULL AND resource_type = ",
+            $type,
+            " UNION SELECT resource.id FROM resource JOIN who ON resource.patient = who.id
+             WHERE resource.encounter IS NULL AND resource.patient IS NOT NULL AND resource_type = ",
+            $type,
+            " ORDER BY 1 LIMIT ",
+            $limit
+        )
+    };
+}
+pub(super) use within;
 
 /// What aliases were found to name, by their ids; `None` when they named nothing.
 pub(super) type Resolved = HashMap<Uuid, Option<Uuid>>;
@@ -180,9 +206,11 @@ mod tests {
             id: Uuid::from_u128(id),
             resource_type: "Patient".to_owned(),
             follows,
+            version: follows + 1,
             state: follows.to_string().into_bytes(),
             replaced_by: None,
             patient: None,
+            encounter: None,
             message: MessageId(Uuid::nil()),
         }
     }

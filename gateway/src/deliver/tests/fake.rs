@@ -314,6 +314,7 @@ not_a_delivery! {
     seize(replica: Uuid, name: &str, ttl: Duration) -> Lease;
     keep_token(token: &SocketToken, now: Timestamp) -> ();
     token(hash: &[u8; 32]) -> Option<SocketToken>;
+    versions(resource: Uuid, below: Option<i64>, limit: usize) -> Vec<Version>;
     room() -> Option<u64>;
 }
 

@@ -102,7 +102,12 @@ impl Merge<'_> {
                 let whose = if of == "Patient" { Some(id) } else { patient };
                 for (kind, parameter) in &shape.rev_include {
                     let Some(whose) = whose.map(|whose| self.survivor(whose)) else { continue };
-                    let about = tx.about_of(whose, kind, LOOKED_AT).await?;
+                    // What of a patient was in one encounter is found without a look at all the others.
+                    let by_encounter = of == "Encounter" && parameter.element() == "encounter";
+                    let about = match by_encounter {
+                        true => tx.within(self.survivor(id), whose, kind, LOOKED_AT).await?,
+                        false => tx.about_of(whose, kind, LOOKED_AT).await?,
+                    };
                     if about.len() == LOOKED_AT {
                         tracing::warn!(
                             topic = topic.name(),

@@ -142,11 +142,7 @@ impl Merge<'_> {
                 continue;
             }
             count += 1;
-            if current.changed_by.is_none() {
-                self.order.push(id);
-            }
-            current.changed_by = Some(prepared.open.id);
-            current.version = current.stored + 1;
+            self.changes.note(id, current, &prepared.open);
             taken.changed.push(Changed {
                 resource_type: current.resource_type.clone(),
                 id,

@@ -7,7 +7,7 @@ use super::{clock, leases};
 use crate::store::recent::Recent;
 use crate::store::recording::{self, AliasRows, Resolved, ResourceRow};
 use crate::store::{
-    Alias, Lease, MessageResult, NewDelivery, RecordTx, Recording, StoreError, StoredResource, pack,
+    Alias, Lease, MessageResult, NewDelivery, RecordTx, Recording, StoreError, StoredResource, Version, pack,
 };
 use async_trait::async_trait;
 use sqlx::pool::PoolConnection;
@@ -32,14 +32,19 @@ INSERT INTO result (seq, message, revision, mapping, quarantined, issues, bundle
 SELECT * FROM unnest($1::bigint[], $2::uuid[], $3::integer[], $4::text[], $5::text[], $6::text[], $7::bytea[], $8::bytea[])";
 
 const WRITE_RESOURCES: &str = "
-INSERT INTO resource (id, resource_type, version, state, replaced_by, patient, message)
-SELECT * FROM unnest($1::uuid[], $2::text[], $3::bigint[], $4::bytea[], $5::uuid[], $6::uuid[], $7::uuid[])";
+INSERT INTO resource (id, resource_type, version, state, replaced_by, patient, message, encounter)
+SELECT * FROM unnest($1::uuid[], $2::text[], $3::bigint[], $4::bytea[], $5::uuid[], $6::uuid[], $7::uuid[], $8::uuid[])";
 
 const CHANGE_RESOURCES: &str = "
-UPDATE resource SET version = u.version, state = u.state, replaced_by = u.replaced_by, patient = u.patient, message = u.message
-FROM unnest($1::uuid[], $2::bigint[], $3::bytea[], $4::uuid[], $5::uuid[], $6::uuid[], $7::bigint[])
-    AS u(id, version, state, replaced_by, patient, message, follows)
+UPDATE resource SET version = u.version, state = u.state, replaced_by = u.replaced_by, patient = u.patient, message = u.message,
+    encounter = u.encounter
+FROM unnest($1::uuid[], $2::bigint[], $3::bytea[], $4::uuid[], $5::uuid[], $6::uuid[], $7::bigint[], $8::uuid[])
+    AS u(id, version, state, replaced_by, patient, message, follows, encounter)
 WHERE resource.id = u.id AND resource.version = u.follows";
+
+const WRITE_VERSIONS: &str = "
+INSERT INTO resource_version (resource, message, version, revision)
+SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::bigint[], $4::integer[])";
 
 const WRITE_ALIASES: &str = "
 INSERT INTO alias (id, resource, value_hash, resource_type, system, value)
@@ -137,8 +142,24 @@ impl RecordTx for Recorder {
         Ok(found.await?)
     }
 
+    async fn within(
+        &mut self,
+        encounter: Uuid,
+        patient: Uuid,
+        resource_type: &str,
+        limit: usize,
+    ) -> Result<Vec<Uuid>, StoreError> {
+        let found = sqlx::query_scalar(recording::within!("$1", "$2", "$3", "$4"))
+            .bind(encounter)
+            .bind(patient)
+            .bind(resource_type)
+            .bind(i64::try_from(limit).unwrap_or(i64::MAX))
+            .fetch_all(&mut *self.conn);
+        Ok(found.await?)
+    }
+
     async fn commit(mut self: Box<Self>, recording: Recording) -> Result<Vec<i64>, StoreError> {
-        let Recording { results, resources, aliases, deliveries, codes, codes_version } = recording;
+        let Recording { results, resources, versions, aliases, deliveries, codes, codes_version } = recording;
         let resources = recording::fold(resources)?;
         let unasked: Vec<Uuid> = aliases
             .iter()
@@ -157,6 +178,7 @@ impl RecordTx for Recorder {
         close(&mut tx, &results, &packed).await?;
         super::codes::write(&mut tx, &results, &codes, codes_version).await?;
         write_resources(&mut tx, &resources).await?;
+        write_versions(&mut tx, &versions).await?;
         write_aliases(&mut tx, &aliases).await?;
         let numbers = write_deliveries(&mut tx, &deliveries).await?;
         tx.commit().await?;
@@ -267,6 +289,7 @@ async fn write_resources(conn: &mut PgConnection, rows: &[ResourceRow]) -> Resul
             .bind(each().map(|row| row.replaced_by).collect::<Vec<_>>())
             .bind(each().map(|row| row.patient).collect::<Vec<_>>())
             .bind(each().map(|row| row.message.0).collect::<Vec<_>>())
+            .bind(each().map(|row| row.encounter).collect::<Vec<_>>())
             .execute(&mut *conn)
             .await?;
     }
@@ -282,10 +305,26 @@ async fn write_resources(conn: &mut PgConnection, rows: &[ResourceRow]) -> Resul
         .bind(each().map(|row| row.patient).collect::<Vec<_>>())
         .bind(each().map(|row| row.message.0).collect::<Vec<_>>())
         .bind(each().map(|row| row.follows).collect::<Vec<_>>())
+        .bind(each().map(|row| row.encounter).collect::<Vec<_>>())
         .execute(conn)
         .await?
         .rows_affected();
     if written == changed.len() as u64 { Ok(()) } else { Err(StoreError::Conflict) }
+}
+
+async fn write_versions(conn: &mut PgConnection, versions: &[Version]) -> Result<(), StoreError> {
+    if versions.is_empty() {
+        return Ok(());
+    }
+    let each = || versions.iter();
+    sqlx::query(WRITE_VERSIONS)
+        .bind(each().map(|one| one.resource).collect::<Vec<_>>())
+        .bind(each().map(|one| one.message.0).collect::<Vec<_>>())
+        .bind(each().map(|one| one.version).collect::<Vec<_>>())
+        .bind(each().map(|one| pack::count_to(one.revision)).collect::<Vec<_>>())
+        .execute(conn)
+        .await?;
+    Ok(())
 }
 
 async fn write_aliases(conn: &mut PgConnection, rows: &AliasRows) -> Result<(), StoreError> {

@@ -365,6 +365,7 @@ impl Sqlite {
             ("delivery", "message"),
             ("attempt", "message"),
             ("unmapped_code", "message"),
+            ("resource_version", "message"),
         ] {
             let head = format!("DELETE FROM {table} WHERE {column} IN (");
             Rows::new(&ids).one_each(conn, &head, ")", |query, id| query.bind(id)).await?;

@@ -17,7 +17,7 @@ use crate::store::recent::Recent;
 use crate::store::{
     Alias, Appended, Books, Changes, Content, DeadLetter, DeliveryChange, Held, Lease, NewMessage,
     OpenDelivery, OpenMessage, Query, RecordTx, Request, Requested, Retention, Role, SocketToken, Store,
-    StoreError, Summary, Timeline, UnmappedSeen, pack,
+    StoreError, Summary, Timeline, UnmappedSeen, Version, pack,
 };
 use async_trait::async_trait;
 use jiff::Timestamp;
@@ -480,6 +480,15 @@ impl Store for Sqlite {
         limit: usize,
     ) -> Result<Vec<Held>, StoreError> {
         self.read_of_patient(patient, resource_type, after, limit).await
+    }
+
+    async fn versions(
+        &self,
+        resource: Uuid,
+        below: Option<i64>,
+        limit: usize,
+    ) -> Result<Vec<Version>, StoreError> {
+        self.read_versions(resource, below, limit).await
     }
 
     async fn timeline(&self, id: MessageId) -> Result<Option<Timeline>, StoreError> {

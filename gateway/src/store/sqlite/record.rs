@@ -92,8 +92,24 @@ impl RecordTx for Recorder {
         Ok(found.await?)
     }
 
+    async fn within(
+        &mut self,
+        encounter: Uuid,
+        patient: Uuid,
+        resource_type: &str,
+        limit: usize,
+    ) -> Result<Vec<Uuid>, StoreError> {
+        let found = sqlx::query_scalar(recording::within!("?1", "?2", "?3", "?4"))
+            .bind(encounter)
+            .bind(patient)
+            .bind(resource_type)
+            .bind(i64::try_from(limit).unwrap_or(i64::MAX))
+            .fetch_all(&mut *self.reader);
+        Ok(found.await?)
+    }
+
     async fn commit(mut self: Box<Self>, recording: Recording) -> Result<Vec<i64>, StoreError> {
-        let Recording { results, resources, aliases, deliveries, codes, codes_version } = recording;
+        let Recording { results, resources, versions, aliases, deliveries, codes, codes_version } = recording;
         let resources = recording::fold(resources)?;
         let unasked: Vec<Uuid> = aliases
             .iter()
@@ -109,6 +125,12 @@ impl RecordTx for Recorder {
         close(&mut tx, &results, &packed).await?;
         super::codes::write(&mut tx.conn, &results, &codes, codes_version).await?;
         write_resources(&mut tx, &resources).await?;
+        let head = "INSERT INTO resource_version (message, resource, version, revision) VALUES ";
+        Rows::new(&versions)
+            .tuples(&mut tx.conn, head, 4, "", |query, one| {
+                query.bind(one.message.0).bind(one.resource).bind(one.version).bind(one.revision)
+            })
+            .await?;
         write_aliases(&mut tx, &aliases).await?;
         let numbers = write_deliveries(&mut tx, &deliveries).await?;
         tx.commit().await?;
@@ -193,10 +215,9 @@ async fn close(tx: &mut Writing, results: &[MessageResult], packed: &[Vec<u8>]) 
 
 async fn write_resources(tx: &mut Writing, rows: &[ResourceRow]) -> Result<(), StoreError> {
     let (new, changed): (Vec<_>, Vec<_>) = rows.iter().partition(|row| row.follows == 0);
-    let head =
-        "INSERT INTO resource (id, resource_type, version, state, replaced_by, patient, message) VALUES ";
+    let head = "INSERT INTO resource (id, resource_type, version, state, replaced_by, patient, message, encounter) VALUES ";
     Rows::new(&new)
-        .tuples(&mut tx.conn, head, 7, "", |query, row| {
+        .tuples(&mut tx.conn, head, 8, "", |query, row| {
             query
                 .bind(row.id)
                 .bind(row.resource_type.as_str())
@@ -205,13 +226,15 @@ async fn write_resources(tx: &mut Writing, rows: &[ResourceRow]) -> Result<(), S
                 .bind(row.replaced_by)
                 .bind(row.patient)
                 .bind(row.message.0)
+                .bind(row.encounter)
         })
         .await?;
-    let head = "WITH u (id, follows, version, state, replaced_by, patient, message) AS (VALUES ";
-    let tail = ") UPDATE resource SET version = u.version, state = u.state, replaced_by = u.replaced_by, patient = u.patient, message = u.message
+    let head = "WITH u (id, follows, version, state, replaced_by, patient, message, encounter) AS (VALUES ";
+    let tail = ") UPDATE resource SET version = u.version, state = u.state, replaced_by = u.replaced_by, patient = u.patient, message = u.message,
+        encounter = u.encounter
         FROM u WHERE resource.id = u.id AND resource.version = u.follows";
     let written = Rows::new(&changed)
-        .tuples(&mut tx.conn, head, 7, tail, |query, row| {
+        .tuples(&mut tx.conn, head, 8, tail, |query, row| {
             query
                 .bind(row.id)
                 .bind(row.follows)
@@ -220,6 +243,7 @@ async fn write_resources(tx: &mut Writing, rows: &[ResourceRow]) -> Result<(), S
                 .bind(row.replaced_by)
                 .bind(row.patient)
                 .bind(row.message.0)
+                .bind(row.encounter)
         })
         .await?;
     if written == changed.len() as u64 { Ok(()) } else { Err(StoreError::Conflict) }

@@ -3,7 +3,7 @@
 use super::Sqlite;
 use super::record::{named, stored};
 use super::rows::Rows;
-use crate::store::{Alias, Held, StoreError, recording};
+use crate::store::{Alias, Held, StoreError, Version, recording};
 use schemas::message::MessageId;
 use sqlx::Row;
 use sqlx::sqlite::SqliteRow;
@@ -15,6 +15,10 @@ const OF_PATIENT: &str = concat!(
      JOIN same ON resource.patient = same.id
      WHERE (?2 IS NULL OR resource_type = ?2) AND (?3 IS NULL OR resource.id > ?3) ORDER BY resource.id LIMIT ?4"
 );
+
+const VERSIONS: &str = "
+SELECT version, message, revision FROM resource_version
+WHERE resource = ?1 AND (?2 IS NULL OR version < ?2) ORDER BY version DESC LIMIT ?3";
 
 impl Sqlite {
     pub(super) async fn read_named(&self, aliases: &[Alias]) -> Result<Vec<Uuid>, StoreError> {
@@ -45,6 +49,27 @@ impl Sqlite {
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
         let query = sqlx::query(OF_PATIENT).bind(patient).bind(resource_type).bind(after).bind(limit);
         query.fetch_all(&mut *conn).await?.iter().map(held).collect()
+    }
+
+    pub(super) async fn read_versions(
+        &self,
+        resource: Uuid,
+        below: Option<i64>,
+        limit: usize,
+    ) -> Result<Vec<Version>, StoreError> {
+        let mut conn = self.readers.acquire().await?;
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        let query = sqlx::query(VERSIONS).bind(resource).bind(below).bind(limit);
+        let rows = query.fetch_all(&mut *conn).await?;
+        let version = |row: &SqliteRow| {
+            Ok(Version {
+                resource,
+                version: row.try_get(0)?,
+                message: MessageId(row.try_get(1)?),
+                revision: row.try_get(2)?,
+            })
+        };
+        rows.iter().map(version).collect()
     }
 }
 

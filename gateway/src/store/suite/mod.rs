@@ -67,6 +67,19 @@ impl Place {
         store
     }
 
+    /// Runs a statement on it beside the store.
+    async fn run(&self, sql: &str) {
+        use sqlx::Connection;
+        match self {
+            Place::Postgres { url, .. } => run(url, sql).await,
+            Place::Sqlite(folder) => {
+                let url = format!("sqlite:{}", folder.path().join("pons.db").display());
+                let mut conn = sqlx::SqliteConnection::connect(&url).await.unwrap();
+                sqlx::raw_sql(sqlx::AssertSqlSafe(sql.to_owned())).execute(&mut conn).await.unwrap();
+            }
+        }
+    }
+
     /// Two replicas; of SQLite there is only one.
     async fn replicas(&self) -> [Arc<dyn Store>; 2] {
         let first = self.open().await;

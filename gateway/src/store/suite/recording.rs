@@ -10,6 +10,8 @@ behaviours! {
     replicas_that_live_are_counted,
     a_resource_that_changed_meanwhile_is_a_conflict,
     what_is_about_a_patient_is_found_after_merges_too,
+    what_was_in_an_encounter_is_found_and_what_nobody_asked_that_of,
+    every_version_is_found_by_the_result_that_made_it,
     what_is_held_is_read_by_id_by_identifier_and_of_a_patient,
     an_alias_is_made_once_and_moves_by_a_merge,
     event_numbers_are_dense_over_replicas,
@@ -141,9 +143,11 @@ fn resource(id: u128, follows: i64, state: &str) -> ResourceWrite {
         id: Uuid::from_u128(id),
         resource_type: "Patient".to_owned(),
         follows,
+        version: follows + 1,
         state: state.repeat(100).into_bytes(),
         replaced_by: None,
         patient: None,
+        encounter: None,
         message: MessageId(Uuid::from_u128(9)),
     }
 }
@@ -212,6 +216,64 @@ async fn what_is_about_a_patient_is_found_after_merges_too(place: Place) {
     write(vec![one(11, 1, Some(4))]).await;
     assert_eq!((about(3).await, about(4).await), (vec![12, 13], vec![11, 14]));
     assert!(about(77_777).await.is_empty());
+}
+
+async fn what_was_in_an_encounter_is_found_and_what_nobody_asked_that_of(place: Place) {
+    let store = place.open().await;
+    let of = |id: u128| Some(Uuid::from_u128(id));
+    let one = |id: u128, patient: u128, encounter: Option<u128>| ResourceWrite {
+        patient: of(patient),
+        encounter: encounter.map(Uuid::from_u128),
+        ..resource(id, 0, "a")
+    };
+    let merged = ResourceWrite { replaced_by: of(22), ..one(21, 1, None) };
+    let resources = vec![
+        merged,
+        one(31, 1, Some(22)),
+        one(32, 1, Some(21)),
+        one(33, 1, Some(29)),
+        one(34, 1, None),
+        one(35, 2, None),
+    ];
+    record(&store, Recording { resources, ..Recording::default() }).await.unwrap();
+    let within = async |encounter: u128, kind: &str, limit: usize| -> Vec<u128> {
+        let leases = lanes(&store).await;
+        let mut tx = store.begin_record(&leases).await.unwrap();
+        let found = tx.within(Uuid::from_u128(encounter), Uuid::from_u128(1), kind, limit).await.unwrap();
+        found.iter().map(Uuid::as_u128).collect()
+    };
+    assert_eq!(within(22, "Patient", 9).await, [31, 32]);
+    assert_eq!(within(22, "Patient", 1).await, [31]);
+    assert_eq!(within(22, "Condition", 9).await, []);
+    // As a version of before has left it: 34 is of the patient, 35 of somebody else.
+    place.run("UPDATE resource SET encounter = NULL").await;
+    assert_eq!(within(22, "Patient", 9).await, [21, 31, 32, 33, 34]);
+    let changed = ResourceWrite { follows: 1, version: 2, ..one(31, 1, Some(29)) };
+    record(&store, Recording { resources: vec![changed], ..Recording::default() }).await.unwrap();
+    assert_eq!(within(22, "Patient", 9).await, [21, 32, 33, 34], "31 says that it was elsewhere");
+}
+
+async fn every_version_is_found_by_the_result_that_made_it(place: Place) {
+    let store = place.open().await;
+    append(&store, many(2)).await;
+    let open = all_open(&store).await;
+    let version = |of: u128, version: i64, at: usize| Version {
+        resource: Uuid::from_u128(of),
+        version,
+        message: open[at].id,
+        revision: open[at].revision,
+    };
+    let twice = ResourceWrite { version: 2, ..resource(1, 0, "a") };
+    let versions = vec![version(1, 1, 0), version(2, 1, 0), version(1, 2, 1)];
+    let results = open.iter().map(routed).collect();
+    let resources = vec![twice, resource(2, 0, "b")];
+    record(&store, Recording { results, resources, versions, ..Recording::default() }).await.unwrap();
+    assert_eq!(load(&store, &[1]).await, [(1, 2, "a".to_owned())]);
+    let found = async |below, limit| store.versions(Uuid::from_u128(1), below, limit).await.unwrap();
+    assert_eq!(found(None, 9).await, [version(1, 2, 1), version(1, 1, 0)]);
+    assert_eq!(found(None, 1).await, [version(1, 2, 1)]);
+    assert_eq!(found(Some(2), 9).await, [version(1, 1, 0)]);
+    assert_eq!(found(Some(1), 9).await, []);
 }
 
 async fn what_is_held_is_read_by_id_by_identifier_and_of_a_patient(place: Place) {
