@@ -24,6 +24,8 @@ pub enum Behaviour {
     Refuse(u16),
     /// 200 after a while.
     Slow(Duration),
+    /// 200, one at a time, each so long after the one before.
+    Paced(Duration),
     /// No answer ever; the request does not count as seen.
     Hang,
     /// Every so manyth request is refused with 503, beginning with the first.
@@ -42,6 +44,8 @@ struct State {
     requests: u64,
     arrivals: Vec<Arrival>,
     at: Vec<Instant>,
+    /// When the next of a paced endpoint has its turn.
+    turn: Option<Instant>,
     bytes: u64,
     last_body: Bytes,
 }
@@ -179,6 +183,15 @@ async fn handle(
             return Ok(answer(StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)));
         }
         Behaviour::Slow(by) => tokio::time::sleep(by).await,
+        Behaviour::Paced(by) => {
+            let turn = {
+                let mut state = shared.state();
+                let turn = state.turn.unwrap_or_else(Instant::now).max(Instant::now()) + by;
+                state.turn = Some(turn);
+                turn
+            };
+            tokio::time::sleep_until(turn.into()).await;
+        }
         Behaviour::Hang => std::future::pending().await,
     }
     let arrival = Arrival::of_event(&shared.run, &body, delivery);

@@ -227,6 +227,161 @@ async fn a_create_and_an_update_are_answered_with_the_resource() {
 }
 
 #[tokio::test]
+async fn a_write_that_depends_on_something_is_done_only_if_it_is_so() {
+    let gateway = start(&Setup::default()).await;
+    let write = async |request: &str, header: Option<(&str, &str)>, resource: &Value| {
+        let headers: Vec<(&str, &str)> = [JSON].into_iter().chain(header).collect();
+        ask(&gateway, request, &headers, resource.to_string().as_bytes()).await
+    };
+    let none_exist = Some(("if-none-exist", "identifier=urn:oid:2.999.7%7CN1"));
+    let mut resource = patient("C1");
+    let created = write("POST /fhir/Patient", none_exist, &resource).await;
+    assert_eq!(created.status, 201, "{}", created.body);
+    // The number that was searched for names it from now on, though the resource does not say it.
+    let again = write("POST /fhir/Patient", none_exist, &patient("C2")).await;
+    assert_eq!((again.status, again.header("location")), (200, created.header("location")));
+    let id = created.json()["id"].as_str().unwrap().to_owned();
+
+    // An update of a version.
+    let put = format!("PUT /fhir/Patient/{id}");
+    resource["id"] = json!(id);
+    resource["gender"] = json!("female");
+    let updated = write(&put, Some(("if-match", "W/\"1\"")), &resource).await;
+    assert_eq!((updated.status, updated.header("etag")), (200, Some("W/\"2\"")), "{}", updated.body);
+    resource["gender"] = json!("male");
+    for stale in ["W/\"1\"", "W/\"7\""] {
+        let refused = write(&put, Some(("if-match", stale)), &resource).await.outcome(412);
+        assert!(refused.contains("it is of version 2 by now"), "{refused}");
+    }
+    let absent = "PUT /fhir/Patient/nobody";
+    let mut nobody = patient("C9");
+    nobody["id"] = json!("nobody");
+    write(absent, Some(("if-match", "W/\"1\"")), &nobody).await.outcome(412);
+    write(absent, Some(("if-match", "*")), &nobody).await.outcome(412);
+    assert_eq!(write(absent, Some(("if-none-match", "*")), &nobody).await.status, 201);
+    write(absent, Some(("if-none-match", "*")), &nobody).await.outcome(412);
+    // A refusal is what a repeat of it gets, too.
+    let key = ("idempotency-key", "stale-1");
+    for _ in 0..2 {
+        let headers = [JSON, key, ("if-match", "W/\"1\"")];
+        ask(&gateway, &put, &headers, resource.to_string().as_bytes()).await.outcome(412);
+    }
+    let read = ask(&gateway, &format!("GET /fhir/Patient/{id}"), &[], b"").await;
+    assert_eq!((&read.json()["gender"], read.header("etag")), (&json!("female"), Some("W/\"2\"")));
+
+    // An update of whoever has a number.
+    let by_number = "PUT /fhir/Patient?identifier=urn:oid:2.999.7%7CN1";
+    let mut whoever = patient("C1");
+    whoever["gender"] = json!("other");
+    let found = write(by_number, None, &whoever).await;
+    assert_eq!((found.status, &found.json()["id"]), (200, &json!(id)), "{}", found.body);
+    let made = write("PUT /fhir/Patient?identifier=urn:oid:2.999.7%7CN5", None, &patient("C5")).await;
+    assert_eq!(made.status, 201, "{}", made.body);
+    whoever["id"] = json!("nobody");
+    let other = write(by_number, None, &whoever).await.outcome(400);
+    assert!(other.contains("another id"), "{other}");
+
+    // In a transaction all of it stands or falls; in a batch each by itself.
+    let entry = |request: Value, value: &str| json!({"resource": patient(value), "request": request});
+    let mut bundle = json!({"resourceType": "Bundle", "type": "transaction", "entry": [
+        entry(json!({"method": "POST", "url": "Patient"}), "C6"),
+        entry(json!({"method": "PUT", "url": format!("Patient/{id}"), "ifMatch": "W/\"1\""}), "C1"),
+    ]});
+    bundle["entry"][1]["resource"]["id"] = json!(id);
+    post(&gateway, "POST /fhir", &bundle).await.outcome(412);
+    bundle["type"] = json!("batch");
+    let answers = post(&gateway, "POST /fhir", &bundle).await.json();
+    let status = |at: usize| answers["entry"][at]["response"]["status"].as_str().unwrap()[..3].to_owned();
+    assert_eq!([status(0), status(1)], ["201", "412"], "it was not there: the transaction had made nothing");
+    bundle["type"] = json!("transaction");
+    bundle["entry"][1]["request"]["ifMatch"] = json!("newest");
+    let refused = post(&gateway, "POST /fhir", &bundle).await.outcome(400);
+    assert!(refused.contains("Bundle.entry[1].request.ifMatch"), "{refused}");
+    // Nobody has to do anything about any of it, and it is on record.
+    let (_, quarantined) =
+        gateway.pons(&["search", "--state", "quarantined", "--format", "json"]).await.unwrap();
+    assert_eq!(quarantined, "");
+    let log = gateway.log();
+    assert!(!log.contains(NAME) && !log.contains("2.999.7"), "{log}");
+}
+
+#[tokio::test]
+async fn of_writes_that_depend_on_the_same_version_one_is_done() {
+    let gateway = start(&Setup::default()).await;
+    let created = post(&gateway, "POST /fhir/Patient", &patient("V1")).await.json();
+    let id = created["id"].as_str().unwrap();
+    let mut resource = patient("V1");
+    resource["id"] = json!(id);
+    for version in 1..=5 {
+        let writes = (0..8).map(|n| {
+            let mut resource = resource.clone();
+            resource["address"] = json!([{"city": format!("City {version}-{n}")}]);
+            let (gateway, etag) = (&gateway, format!("W/\"{version}\""));
+            async move {
+                let headers = [JSON, ("if-match", etag.as_str())];
+                let put = format!("PUT /fhir/Patient/{id}");
+                ask(gateway, &put, &headers, resource.to_string().as_bytes()).await.status
+            }
+        });
+        let mut statuses = futures_util::future::join_all(writes).await;
+        statuses.sort();
+        assert_eq!(statuses, [200, 412, 412, 412, 412, 412, 412, 412]);
+    }
+}
+
+#[tokio::test]
+async fn every_version_is_read_again_and_the_history_tells_of_all() {
+    let gateway = start(&Setup::default()).await;
+    let mut resource = patient("H1");
+    let created = post(&gateway, "POST /fhir/Patient", &resource).await.json();
+    let id = created["id"].as_str().unwrap().to_owned();
+    resource["id"] = json!(id);
+    for gender in ["female", "male", "other"] {
+        resource["gender"] = json!(gender);
+        assert_eq!(post(&gateway, &format!("PUT /fhir/Patient/{id}"), &resource).await.status, 200);
+    }
+    let get = async |what: &str| ask(&gateway, &format!("GET /fhir/Patient/{what}"), &[], b"").await;
+    for (version, gender) in [(1, Value::Null), (2, json!("female")), (3, json!("male")), (4, json!("other"))]
+    {
+        let read = get(&format!("{id}/_history/{version}")).await;
+        assert_eq!(read.status, 200, "{}", read.body);
+        let etag = format!("W/\"{version}\"");
+        assert_eq!(read.header("etag"), Some(etag.as_str()));
+        let json = read.json();
+        assert_eq!(schemas::fhir::validate(&json), []);
+        assert_eq!((&json["gender"], &json["id"]), (&gender, &json!(id)));
+        assert_eq!(json["meta"]["versionId"], json!(version.to_string()));
+    }
+    for wrong in ["0", "5", "-1", "x", "9223372036854775807"] {
+        get(&format!("{id}/_history/{wrong}")).await.outcome(404);
+    }
+    let versions = |bundle: &Value| -> Vec<String> {
+        assert_eq!(schemas::fhir::validate(bundle), []);
+        let entries = bundle["entry"].as_array().cloned().unwrap_or_default();
+        entries
+            .iter()
+            .map(|entry| entry["resource"]["meta"]["versionId"].as_str().unwrap().to_owned())
+            .collect()
+    };
+    let all = get(&format!("{id}/_history")).await.json();
+    assert_eq!(
+        (&all["type"], versions(&all)),
+        (&json!("history"), ["4", "3", "2", "1"].map(str::to_owned).to_vec())
+    );
+    assert_eq!(all["entry"][3]["request"]["method"], "POST");
+    let first = get(&format!("{id}/_history?_count=3")).await.json();
+    assert_eq!(versions(&first), ["4", "3", "2"]);
+    let next = first["link"][1]["url"].as_str().unwrap().split_once("/fhir/").unwrap().1.to_owned();
+    let second = ask(&gateway, &format!("GET /fhir/{next}"), &[], b"").await.json();
+    assert_eq!((versions(&second), &second["link"][1]), (vec!["1".to_owned()], &Value::Null));
+    assert_eq!(versions(&get(&format!("{id}/_history?_since=2999-01-01T00:00:00Z")).await.json()), [""; 0]);
+    get(&format!("{id}/_history?_sort=x")).await.outcome(400);
+    get("00000000-0000-0000-0000-000000000000/_history").await.outcome(404);
+    ask(&gateway, &format!("GET /fhir/Observation/{id}/_history"), &[], b"").await.outcome(403);
+    exchange(&gateway, &format!("GET /fhir/Patient/{id}/_history"), &[], b"", 0).await.outcome(401);
+}
+
+#[tokio::test]
 async fn a_create_never_changes_what_its_identifiers_name_already() {
     let gateway = start(&Setup::default()).await;
     let first = post(&gateway, "POST /fhir/Patient", &patient("T9")).await;
@@ -291,14 +446,27 @@ async fn what_is_refused_says_why_in_an_operation_outcome() {
     for (request, allowed) in [
         ("DELETE /fhir/Patient/1", "GET, PUT"),
         ("PATCH /fhir/Patient/1", "GET, PUT"),
-        ("PUT /fhir/Patient", "GET, POST"),
+        ("PATCH /fhir/Patient", "GET, POST, PUT"),
+        ("PUT /fhir/Patient/1/_history/1", "GET"),
         ("GET /fhir", "POST"),
     ] {
         let refused = ask(&gateway, request, &[JSON], good).await;
         refused.outcome(405);
         assert_eq!(refused.header("allow"), Some(allowed), "{request}");
     }
-    ask(&gateway, "POST /fhir/Patient", &[JSON, ("if-none-exist", "identifier=x")], good).await.outcome(412);
+    for (request, header, place) in [
+        ("POST /fhir/Patient", ("if-none-exist", "identifier=x"), "identifier=system|value"),
+        ("POST /fhir/Patient", ("if-none-exist", "name=TESTKANARI"), "identifier=system|value"),
+        ("POST /fhir/Patient", ("if-match", "W/\"1\""), "of an update"),
+        ("POST /fhir/Patient?name=TESTKANARI", ("accept", "*/*"), "ifNoneExist"),
+        ("PUT /fhir/Patient?name=TESTKANARI", ("accept", "*/*"), "identifier=system|value"),
+        ("PUT /fhir/Patient", ("accept", "*/*"), "names an id, or one identifier"),
+        ("PUT /fhir/Patient?identifier=urn:x%7C1", ("if-match", "latest"), "one version"),
+        ("PUT /fhir/Patient?identifier=urn:x%7C1", ("if-none-match", "W/\"1\""), "expected *"),
+    ] {
+        let told = ask(&gateway, request, &[JSON, header], good).await.outcome(400);
+        assert!(told.contains(place), "{request}: {told}");
+    }
     let large = [&good[..good.len() - 1], &vec![b' '; 17 << 20], b"}"].concat();
     ask(&gateway, "POST /fhir/Patient", &[JSON], &large).await.outcome(413);
     for (wrong, status, place) in [
@@ -317,7 +485,7 @@ async fn what_is_refused_says_why_in_an_operation_outcome() {
     post(&gateway, "POST /fhir", &json!({"resourceType": "Bundle", "type": "searchset"})).await.outcome(400);
     // Every body that was read and refused is found again, and none of it ended anything.
     let (_, found) = gateway.pons(&["search", "--state", "rejected", "--format", "json"]).await.unwrap();
-    assert_eq!(found.lines().count(), 9);
+    assert_eq!(found.lines().count(), 17);
     assert!(!found.contains(NAME));
     assert_eq!(post(&gateway, "POST /fhir/Patient", &patient("R1")).await.status, 201);
     let log = gateway.log();
@@ -338,7 +506,13 @@ async fn the_capability_statement_tells_the_truth() {
     };
     assert_eq!(codes(&rest["interaction"]), ["transaction", "batch"]);
     let patient = rest["resource"].as_array().unwrap().iter().find(|one| one["type"] == "Patient").unwrap();
-    assert_eq!(codes(&patient["interaction"]), ["create", "update", "read", "search-type"]);
+    assert_eq!(
+        codes(&patient["interaction"]),
+        ["create", "update", "read", "vread", "history-instance", "search-type"]
+    );
+    let declared =
+        ["versioning", "readHistory", "conditionalCreate", "conditionalUpdate"].map(|of| &patient[of]);
+    assert_eq!(declared, [&json!("versioned-update"), &json!(true), &json!(true), &json!(true)]);
     assert_eq!(patient["operation"][0]["name"], "everything");
     let names: Vec<&str> =
         patient["searchParam"].as_array().unwrap().iter().map(|one| one["name"].as_str().unwrap()).collect();
@@ -358,9 +532,12 @@ async fn the_capability_statement_tells_the_truth() {
     let refused = post(&gateway, "POST /fhir", &bundle).await.outcome(422);
     assert!(refused.contains("Bundle.entry[0].resource"), "{refused}");
     // What it does not name is not there.
-    for request in
-        ["GET /fhir/Patient/1/_history", "GET /fhir", "DELETE /fhir/Patient/1", "POST /fhir/Patient/_search"]
-    {
+    for request in [
+        "GET /fhir/Patient/1/_history/1/2",
+        "GET /fhir",
+        "DELETE /fhir/Patient/1",
+        "POST /fhir/Patient/1/_search",
+    ] {
         ask(&gateway, request, &[JSON], b"").await.outcome(405);
     }
 }
@@ -414,6 +591,20 @@ async fn what_is_known_can_be_read_and_searched() {
     ] {
         assert_eq!(found(&what).await, expected.into_iter().cloned().collect::<Vec<_>>(), "{what}");
     }
+
+    // As a form, so that no number stands in an address.
+    let form = [("content-type", "application/x-www-form-urlencoded; charset=utf-8")];
+    let search = async |what: &str, body: &str| {
+        ask(&gateway, &format!("POST /fhir/{what}"), &form, body.as_bytes()).await
+    };
+    let by_form = search("Patient/_search", "identifier=urn%3Aoid%3A2.999.1%7CT1&birthdate=1970").await;
+    assert_eq!(by_form.json()["entry"][0]["resource"]["id"], json!(patient_id), "{}", by_form.body);
+    let both = search("Encounter/_search?status=in-progress", &format!("patient={patient_id}")).await;
+    assert_eq!(both.json()["entry"][0]["resource"]["id"], json!(encounter_id), "{}", both.body);
+    search("Encounter/_search?status=finished", "").await.outcome(400);
+    search("Observation/_search", &format!("patient={patient_id}")).await.outcome(403);
+    ask(&gateway, "POST /fhir/Patient/_search", &[JSON], b"{}").await.outcome(415);
+    search("Patient/_search", &format!("identifier=a|{}", "x".repeat(70_000))).await.outcome(400);
 
     // Nothing is shown to who may not see it, nor to who does not say whom he asks about.
     let all = get("Encounter?status=in-progress").await.outcome(400);
@@ -646,6 +837,12 @@ async fn what_only_restricted_messages_said_is_shown_to_nobody() {
     let by_restricted = ask(&gateway, &known_by("C1"), &[], b"").await.json();
     assert_eq!((&by_restricted["type"], &by_restricted["entry"]), (&json!("searchset"), &Value::Null));
     let id = shown["id"].as_str().unwrap();
+    // The version that only the restricted message had made is told of, and not shown.
+    let history = ask(&gateway, &format!("GET /fhir/Patient/{id}/_history"), &[], b"").await.json();
+    assert_eq!(schemas::fhir::validate(&history), []);
+    let first = history["entry"].as_array().unwrap().last().unwrap();
+    assert_eq!((&first["response"]["status"], &first["resource"]), (&json!("403 Forbidden"), &Value::Null));
+    ask(&gateway, &format!("GET /fhir/Patient/{id}/_history/1"), &[], b"").await.outcome(403);
     let (put, body) = (format!("PUT /fhir/Patient/{id}"), shown.to_string());
     let refused = ask(&gateway, &put, &[JSON], body.as_bytes()).await.outcome(422);
     assert!(refused.contains("written back it would be lost"), "{refused}");

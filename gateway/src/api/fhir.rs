@@ -3,7 +3,8 @@
 use super::{Answer, Api, outcome, websocket};
 use crate::ingest::keys::Keys;
 use crate::ingest::senders::Known;
-use crate::normalize::waiters::{Changed, Done};
+use crate::normalize::fhir::{self as writes, IF_MATCH, IF_NONE_EXIST, IF_NONE_MATCH, URL};
+use crate::normalize::waiters::{Changed, Done, UNMET};
 use crate::route::notification::{PROFILES, TOPIC};
 use crate::route::topics;
 use crate::store::{self, Format, NewMessage, Refused};
@@ -16,7 +17,7 @@ use schemas::fhir;
 use schemas::fhir::search::{self, Kind};
 use schemas::issue::{Issue, Severity};
 use schemas::message::MessageId;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use std::net::SocketAddr;
 use uuid::Uuid;
 
@@ -36,6 +37,8 @@ pub enum Interaction {
     Create(String),
     /// `PUT /fhir/[type]/[id]`
     Update(String, String),
+    /// `PUT /fhir/[type]?[search]`
+    Conditional(String),
 }
 
 impl std::fmt::Display for Interaction {
@@ -43,7 +46,7 @@ impl std::fmt::Display for Interaction {
         match self {
             Interaction::Bundle => f.write_str("POST Bundle"),
             Interaction::Create(kind) => write!(f, "POST {kind}"),
-            Interaction::Update(kind, _) => write!(f, "PUT {kind}"),
+            Interaction::Update(kind, _) | Interaction::Conditional(kind) => write!(f, "PUT {kind}"),
         }
     }
 }
@@ -55,6 +58,7 @@ pub fn interaction(method: &Method, path: &str) -> Option<Interaction> {
         (&Method::POST, None, None) => Interaction::Bundle,
         (&Method::POST, Some(kind), None) => Interaction::Create(kind.to_owned()),
         (&Method::PUT, Some(kind), Some(id)) => Interaction::Update(kind.to_owned(), id.to_owned()),
+        (&Method::PUT, Some(kind), None) => Interaction::Conditional(kind.to_owned()),
         _ => return None,
     };
     parts.next().is_none().then_some(interaction)
@@ -78,20 +82,30 @@ pub fn acceptable(head: &Parts) -> Result<(), Answer> {
     Ok(())
 }
 
-/// Refuses a write that would have to be conditional.
-///
-/// # Errors
-/// The answer to give.
-pub fn unconditional(head: &Parts) -> Result<(), Answer> {
-    for name in ["if-match", "if-none-exist", "if-none-match"] {
-        if head.headers.contains_key(name) {
-            let text = format!(
-                "the header {name} is not kept here: a write that needs it is refused, not half done"
-            );
-            return Err(outcome::answer(StatusCode::PRECONDITION_FAILED, "not-supported", &text));
+/// What a write asks for besides its resource, as an entry of a Bundle would say it: by the headers and the address of its request.
+pub fn request(head: &Parts) -> Map<String, Value> {
+    let mut request = Map::new();
+    for (name, member) in
+        [("if-match", IF_MATCH), ("if-none-match", IF_NONE_MATCH), ("if-none-exist", IF_NONE_EXIST)]
+    {
+        if let Some(value) = head.headers.get(name) {
+            // What is no text is no version and no search either: it is refused as such.
+            request.insert(member.to_owned(), value.to_str().unwrap_or_default().into());
         }
     }
-    Ok(())
+    if let Some(conditions) = head.uri.query().and_then(conditions) {
+        request.insert(URL.to_owned(), conditions.into());
+    }
+    request
+}
+
+/// What an address asks for behind its `?`, but for how the answer is written.
+fn conditions(query: &str) -> Option<String> {
+    let about_the_answer =
+        |pair: &&str| ["_format", "_pretty"].contains(&pair.split('=').next().unwrap_or_default());
+    let asked: Vec<&str> =
+        query.split('&').filter(|pair| !pair.is_empty() && !about_the_answer(pair)).collect();
+    (!asked.is_empty()).then(|| format!("?{}", asked.join("&")))
 }
 
 /// Takes one write: checks it, makes it durable, waits for its result.
@@ -100,17 +114,18 @@ pub async fn write(
     client: &Known,
     head: &Parts,
     interaction: Interaction,
+    request: &Map<String, Value>,
     body: Bytes,
     peer: SocketAddr,
 ) -> Answer {
-    let (resource, label) = match read(&interaction, &body) {
+    let (resource, label) = match read(&interaction, request, &body) {
         Ok(read) => read,
         Err(refusal) => return refuse(api, client, &interaction, body, refusal).await,
     };
     if interaction == Interaction::Bundle && resource["type"] == "batch" {
         return batch(api, client, head, &resource, peer).await;
     }
-    match one(api, client, head, &resource, body, label).await {
+    match one(api, client, head, &resource, request, body, label).await {
         Err(answer) => answer,
         Ok(None) => outcome::resource(
             StatusCode::ACCEPTED,
@@ -137,7 +152,9 @@ pub async fn write(
                     &json!({"resourceType": "Bundle", "type": kind, "entry": entries}),
                 )
             }
-            Interaction::Create(_) | Interaction::Update(..) => single(&interaction, resource, &done),
+            Interaction::Create(_) | Interaction::Update(..) | Interaction::Conditional(_) => {
+                single(&interaction, resource, &done)
+            }
         },
     }
 }
@@ -208,19 +225,27 @@ async fn batch(api: &Api, client: &Known, head: &Parts, bundle: &Value, peer: So
     for one in bundle["entry"].as_array().into_iter().flatten() {
         let url = one["request"]["url"].as_str().unwrap_or_default();
         let method = one["request"]["method"].as_str().unwrap_or_default();
-        let path = format!("/fhir/{url}");
+        let (path, query) = url.split_once('?').unwrap_or((url, ""));
+        let conditions = conditions(query);
+        let path = format!("/fhir/{path}");
         let asked = method.parse().ok().and_then(|method| interaction(&method, &path));
         let answer = match asked {
-            Some(asked @ (Interaction::Create(_) | Interaction::Update(..))) => {
+            Some(
+                asked @ (Interaction::Create(_) | Interaction::Update(..) | Interaction::Conditional(_)),
+            ) => {
+                let mut request = one["request"].as_object().cloned().unwrap_or_default();
+                request
+                    .retain(|member, _| [IF_MATCH, IF_NONE_MATCH, IF_NONE_EXIST].contains(&member.as_str()));
+                request.extend(conditions.map(|conditions| (URL.to_owned(), conditions.into())));
                 let body = Bytes::from(one["resource"].to_string());
                 let mut head = head.clone();
                 head.headers.remove("idempotency-key");
-                Box::pin(write(api, client, &head, asked, body, peer)).await
+                Box::pin(write(api, client, &head, asked, &request, body, peer)).await
             }
             _ => outcome::answer(
                 StatusCode::METHOD_NOT_ALLOWED,
                 "not-supported",
-                "an entry of a batch is POST [type] or PUT [type]/[id]",
+                "an entry of a batch is POST [type], PUT [type]/[id] or PUT [type]?identifier=system|value",
             ),
         };
         let status = answer.status();
@@ -252,6 +277,7 @@ async fn one(
     client: &Known,
     head: &Parts,
     resource: &Value,
+    request: &Map<String, Value>,
     body: Bytes,
     label: String,
 ) -> Result<Option<Done>, Answer> {
@@ -268,6 +294,7 @@ async fn one(
         Some(_) => trace::into_context(&client.context(), traceparent),
         None => client.context(),
     };
+    let context = writes::into_context(&context, request);
     let keys = keys(resource, &client.name);
     let message = NewMessage {
         keys: keys.order,
@@ -299,6 +326,12 @@ async fn one(
             "processing",
             &format!("kept in quarantine: {why}"),
         )),
+        Some(Done { unmet: Some(unmet), .. }) => {
+            let [_, other_id] = UNMET;
+            let is_other = unmet.code == other_id;
+            let status = if is_other { StatusCode::BAD_REQUEST } else { StatusCode::PRECONDITION_FAILED };
+            Err(outcome::of_issues(status, if is_other { "invalid" } else { "conflict" }, &[unmet]))
+        }
         Some(done) => Ok(Some(done)),
         None => Err(later("durable, but its result did not come in time; it will be applied in its order")),
     }
@@ -376,7 +409,11 @@ fn new_message(client: &Known, key: &str, label: String, bytes: Bytes) -> NewMes
 }
 
 /// Reads and checks a body; answers the resource and what the write is called.
-fn read(interaction: &Interaction, body: &[u8]) -> Result<(Value, String), Refusal> {
+fn read(
+    interaction: &Interaction,
+    request: &Map<String, Value>,
+    body: &[u8],
+) -> Result<(Value, String), Refusal> {
     let resource = parse(body)?;
     let kind = resource["resourceType"].as_str().unwrap_or_default();
     let wrong = |text: &str| Err(Refusal::new(StatusCode::BAD_REQUEST, "invalid", text));
@@ -387,13 +424,27 @@ fn read(interaction: &Interaction, body: &[u8]) -> Result<(Value, String), Refus
             }
             _ => return wrong("expected a Bundle of type transaction, batch or message"),
         },
-        Interaction::Create(expected) | Interaction::Update(expected, _) if *expected != kind => {
+        Interaction::Create(expected)
+        | Interaction::Update(expected, _)
+        | Interaction::Conditional(expected)
+            if *expected != kind =>
+        {
             return wrong("the resource is of another type than the address says");
         }
         Interaction::Update(_, id) if resource["id"].as_str() != Some(id) => {
             return wrong("the id of the resource is not that of the address");
         }
-        Interaction::Create(_) | Interaction::Update(..) => interaction.to_string(),
+        Interaction::Update(..) if request.contains_key(URL) => {
+            return wrong("an update of one id has no conditions in its address");
+        }
+        Interaction::Conditional(_) if !request.contains_key(URL) => {
+            return wrong(
+                "an update names an id, or one identifier: PUT [type]/[id] or PUT [type]?identifier=system|value",
+            );
+        }
+        Interaction::Create(_) | Interaction::Update(..) | Interaction::Conditional(_) => {
+            interaction.to_string()
+        }
     };
     let is_batch = kind == "Bundle" && resource["type"] == "batch";
     let envelope = is_batch.then(|| envelope(&resource));
@@ -410,6 +461,14 @@ fn read(interaction: &Interaction, body: &[u8]) -> Result<(Value, String), Refus
     if let Some(place) = redacted_in(judged) {
         let text = "something was left out of this resource when it was read (REDACTED): written back it would be lost";
         return Err(refuse("business-rule", place, text));
+    }
+    let is_update = matches!(interaction, Interaction::Update(..) | Interaction::Conditional(_));
+    if !is_batch && let Err(fault) = writes::check(&resource, is_update, request) {
+        return Err(Refusal {
+            status: StatusCode::BAD_REQUEST,
+            code: "invalid",
+            issues: vec![Issue::new(Severity::Error, "invalid", fault.place, fault.text)],
+        });
     }
     let found = fhir::validate(judged);
     let issues: Vec<_> = found.into_iter().filter(|issue| issue.severity == Severity::Error).collect();
@@ -543,7 +602,8 @@ pub fn metadata(base: Option<&str>) -> Answer {
             search::parameters(of).filter(|one| !matches!(one.kind, Kind::Composite | Kind::Special));
         searched.map(|one| json!({"name": one.code, "type": one.kind.name()})).collect()
     };
-    let interactions = ["create", "update", "read", "search-type"].map(|code| json!({"code": code}));
+    let interactions = ["create", "update", "read", "vread", "history-instance", "search-type"]
+        .map(|code| json!({"code": code}));
     let resources: Vec<Value> = fhir::r4()
         .types()
         .filter(|one| one.kind == fhir::Kind::Resource)
@@ -553,8 +613,8 @@ pub fn metadata(base: Option<&str>) -> Answer {
                 return subscription(parameters(one.name));
             }
             let mut declared = json!({
-                "type": one.name, "interaction": interactions, "versioning": "versioned", "readHistory": false,
-                "updateCreate": true, "searchParam": parameters(one.name),
+                "type": one.name, "interaction": interactions, "versioning": "versioned-update", "readHistory": true,
+                "updateCreate": true, "conditionalCreate": true, "conditionalUpdate": true, "searchParam": parameters(one.name),
             });
             if one.name == "Patient" {
                 let definition = "http://hl7.org/fhir/OperationDefinition/Patient-everything";
@@ -575,7 +635,8 @@ pub fn metadata(base: Option<&str>) -> Answer {
         "rest": [{
             "mode": "server",
             "documentation": "Who may read which types stands in the configuration. A search names whom it is about: _id; patient or \
-                              subject, and patient.identifier as system|value, where the type says whose it is; of a Patient its identifier.",
+                              subject, and patient.identifier as system|value, where the type says whose it is; of a Patient its identifier. \
+                              A conditional create or update names one identifier=system|value; a history takes _count and _since.",
             "resource": resources,
             "interaction": [{"code": "transaction"}, {"code": "batch"}],
         }],
@@ -604,7 +665,7 @@ mod tests {
         );
         check(Method::GET, "/fhir/Patient/1", None);
         check(Method::DELETE, "/fhir/Patient/1", None);
-        check(Method::PUT, "/fhir/Patient", None);
+        check(Method::PUT, "/fhir/Patient", Some(Interaction::Conditional("Patient".to_owned())));
         check(Method::PUT, "/fhir/Patient/1/_history", None);
     }
 

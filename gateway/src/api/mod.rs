@@ -5,6 +5,7 @@
 pub mod auth;
 mod everything;
 pub mod fhir;
+pub mod history;
 pub mod outcome;
 pub mod read;
 pub mod subscribe;
@@ -194,32 +195,41 @@ async fn answer(
                 return subscribe::answer(&api.roster, &client, &head, &body, ask).await;
             }
             if let Some(ask) = read::ask(&head.method, path) {
+                if head.method == Method::POST {
+                    let read = whole(api, body).await.and_then(|form| read::into_query(&mut head, &form));
+                    if let Err(refused) = read {
+                        return refused;
+                    }
+                }
                 return read::answer(&*api.store, &client, &head, &base(api, &head), ask).await;
             }
+            let request = fhir::request(&head);
             let Some(interaction) = fhir::interaction(&head.method, path) else {
                 let mut answer = outcome::answer(
                     StatusCode::METHOD_NOT_ALLOWED,
                     "not-supported",
-                    "this server takes POST /fhir, POST /fhir/[type], PUT and GET /fhir/[type]/[id] and GET /fhir/[type]?...",
+                    "this server takes POST /fhir, POST /fhir/[type], PUT /fhir/[type]?identifier=system|value, PUT and GET /fhir/[type]/[id], GET /fhir/[type]/[id]/_history and GET /fhir/[type]?...",
                 );
                 // RFC 9110, section 15.5.6: a 405 names what is allowed there.
                 let allowed = match path.trim_end_matches('/').matches('/').count() {
                     0 | 1 => "POST",
-                    2 => "GET, POST",
+                    2 => "GET, POST, PUT",
+                    _ if path.contains("/_history") => "GET",
+                    _ if path.ends_with("/_search") => "POST",
                     _ if path.starts_with("/fhir/Subscription/") => "GET, PUT, DELETE",
                     _ => "GET, PUT",
                 };
                 answer.headers_mut().insert(header::ALLOW, header::HeaderValue::from_static(allowed));
                 return answer;
             };
-            if let Err(refused) = fhir::acceptable(&head).and_then(|()| fhir::unconditional(&head)) {
+            if let Err(refused) = fhir::acceptable(&head) {
                 return refused;
             }
             let body = match whole(api, body).await {
                 Ok(body) => body,
                 Err(refused) => return refused,
             };
-            fhir::write(api, &client, &head, interaction, body, peer).await
+            fhir::write(api, &client, &head, interaction, &request, body, peer).await
         }
         _ => text(StatusCode::NOT_FOUND, "nothing is here; FHIR lies at /fhir\n"),
     }

@@ -5,7 +5,7 @@
 
 use super::everything::everything;
 use super::outcome::away;
-use super::{Answer, outcome};
+use super::{Answer, history, outcome};
 use crate::ingest::senders::Known;
 use crate::route::policy::{self, Decision};
 use crate::store::{Alias, Held, Store};
@@ -14,7 +14,8 @@ use hyper::{Method, StatusCode, header};
 use jiff::Timestamp;
 use mappings::resource::State;
 use schemas::fhir::r4;
-use schemas::fhir::search::{Query, Refused, parameter};
+use schemas::fhir::search::{self, Query, Refused, parameter};
+use schemas::message::MessageId;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
@@ -31,7 +32,11 @@ pub(super) const AFTER: &str = "_after";
 pub enum Ask {
     /// `GET /fhir/[type]/[id]`
     Read(String, String),
-    /// `GET /fhir/[type]?...`
+    /// `GET /fhir/[type]/[id]/_history/[version]`
+    Version(String, String, String),
+    /// `GET /fhir/[type]/[id]/_history`
+    History(String, String),
+    /// `GET /fhir/[type]?...`, or `POST /fhir/[type]/_search` ([`into_query`]).
     Search(String),
     /// `GET /fhir/Patient/[id]/$everything`
     Everything(String),
@@ -44,16 +49,43 @@ pub fn ask(method: &Method, path: &str) -> Option<Ask> {
     let parts: Vec<&str> = path.trim_end_matches('/').split('/').skip(2).collect();
     Some(match (method, parts.as_slice()) {
         (&Method::GET, [kind]) => Ask::Search((*kind).to_owned()),
+        (&Method::POST, [kind, "_search"]) => Ask::Search((*kind).to_owned()),
         (&Method::GET, [kind, id]) => Ask::Read((*kind).to_owned(), (*id).to_owned()),
+        (&Method::GET, [kind, id, "_history"]) => Ask::History((*kind).to_owned(), (*id).to_owned()),
+        (&Method::GET, [kind, id, "_history", version]) => {
+            Ask::Version((*kind).to_owned(), (*id).to_owned(), (*version).to_owned())
+        }
         (&Method::GET, ["Patient", id, "$everything"]) => Ask::Everything((*id).to_owned()),
         _ => return None,
     })
 }
 
+/// Makes of a search that came as a form one that came in its address: what it asks for stays out of the logs of whatever lies between.
+///
+/// # Errors
+/// The answer to give: 415 for what is no form, 400 for one that does not read.
+pub fn into_query(head: &mut Parts, form: &[u8]) -> Result<(), Answer> {
+    let kind = head.headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    let kind = kind.unwrap_or_default().split(';').next().unwrap_or_default().trim();
+    if !kind.eq_ignore_ascii_case("application/x-www-form-urlencoded") && !form.is_empty() {
+        let text = "expected Content-Type: application/x-www-form-urlencoded";
+        return Err(outcome::answer(StatusCode::UNSUPPORTED_MEDIA_TYPE, "not-supported", text));
+    }
+    let mut query = form_urlencoded::Serializer::new(String::new());
+    query.extend_pairs(form_urlencoded::parse(head.uri.query().unwrap_or_default().as_bytes()));
+    query.extend_pairs(form_urlencoded::parse(form));
+    let uri = format!("{}?{}", head.uri.path(), query.finish()).parse();
+    let long = |_| {
+        outcome::answer(StatusCode::BAD_REQUEST, "too-long", "a search has at most some 60,000 characters")
+    };
+    head.uri = uri.map_err(long)?;
+    Ok(())
+}
+
 /// Answers it; `base` is where this server's resources lie.
 pub async fn answer(store: &dyn Store, client: &Known, head: &Parts, base: &str, ask: Ask) -> Answer {
     let kind = match &ask {
-        Ask::Read(kind, _) | Ask::Search(kind) => kind,
+        Ask::Read(kind, _) | Ask::Version(kind, ..) | Ask::History(kind, _) | Ask::Search(kind) => kind,
         Ask::Everything(_) => "Patient",
     };
     if !r4().is_resource(kind) {
@@ -65,13 +97,15 @@ pub async fn answer(store: &dyn Store, client: &Known, head: &Parts, base: &str,
             Err(outcome::answer(StatusCode::FORBIDDEN, "forbidden", text))
         }
         Ask::Read(kind, id) => read(store, head, kind, id).await,
+        Ask::Version(kind, id, version) => history::version(store, kind, id, version).await,
+        Ask::History(kind, id) => history::history(store, head, base, kind, id).await,
         Ask::Search(kind) => search(store, head, base, kind).await,
         Ask::Everything(id) => everything(store, client, head, base, id).await,
     };
     let answer = answered.unwrap_or_else(|refused| refused);
     let status = answer.status().as_u16();
     match ask {
-        Ask::Read(kind, id) => {
+        Ask::Read(kind, id) | Ask::Version(kind, id, _) | Ask::History(kind, id) => {
             // The id is shown only if it is one of ours: anything may stand in a path.
             let id = id.parse::<Uuid>().ok();
             tracing::info!(client = %client.name, resource_type = kind, ?id, status, "a reading of one resource was answered");
@@ -92,17 +126,8 @@ async fn read(store: &dyn Store, head: &Parts, kind: &str, id: &str) -> Result<A
     let id: Uuid = id.parse().map_err(|_| unknown())?;
     let held = store.held(&[id]).await.map_err(away)?;
     let held = held.into_iter().find(|held| held.resource.resource_type == kind).ok_or_else(unknown)?;
-    let shown = Shown::of(&held)?;
+    let json = Shown::of(&held)?.json(kind)?;
     let etag = format!("W/\"{}\"", held.resource.version);
-    let json = match shown {
-        Shown::Resource(json) => json,
-        Shown::Withheld(why) => return Err(outcome::answer(StatusCode::FORBIDDEN, "suppressed", &why)),
-        Shown::Incomplete(element) => {
-            let text =
-                format!("what is known of it is no valid {kind} yet: {element} is required and has no value");
-            return Err(outcome::answer(StatusCode::NOT_FOUND, "incomplete", &text));
-        }
-    };
     let known = head.headers.get(header::IF_NONE_MATCH).and_then(|value| value.to_str().ok());
     let same = known.is_some_and(|known| known.split(',').any(|known| known.trim() == etag));
     let mut answer = outcome::resource(if same { StatusCode::NOT_MODIFIED } else { StatusCode::OK }, &json);
@@ -124,6 +149,23 @@ pub(super) enum Shown {
 }
 
 impl Shown {
+    /// The resource.
+    ///
+    /// # Errors
+    /// The answer to give if there is none.
+    pub(super) fn json(self, kind: &str) -> Result<Value, Answer> {
+        match self {
+            Shown::Resource(json) => Ok(json),
+            Shown::Withheld(why) => Err(outcome::answer(StatusCode::FORBIDDEN, "suppressed", &why)),
+            Shown::Incomplete(element) => {
+                let text = format!(
+                    "what is known of it is no valid {kind} yet: {element} is required and has no value"
+                );
+                Err(outcome::answer(StatusCode::NOT_FOUND, "incomplete", &text))
+            }
+        }
+    }
+
     pub(super) fn of(held: &Held) -> Result<Shown, Answer> {
         let bug = || {
             outcome::answer(StatusCode::INTERNAL_SERVER_ERROR, "exception", "what is stored does not read")
@@ -141,16 +183,16 @@ impl Shown {
         }
         let mut json: Value = serde_json::from_str(&rendered.json).map_err(|_| bug())?;
         json["meta"]["versionId"] = stored.version.to_string().into();
-        if let Some(at) = received_at(held) {
+        if let Some(at) = received_at(held.changed_by) {
             json["meta"]["lastUpdated"] = at.to_string().into();
         }
         Ok(Shown::Resource(json))
     }
 }
 
-/// When the message that changed it last was received: its id tells.
-fn received_at(held: &Held) -> Option<Timestamp> {
-    let (seconds, nanos) = held.changed_by.0.get_timestamp()?.to_unix();
+/// When a message was received: its id tells.
+pub(super) fn received_at(message: MessageId) -> Option<Timestamp> {
+    let (seconds, nanos) = message.0.get_timestamp()?.to_unix();
     Timestamp::new(i64::try_from(seconds).ok()?, i32::try_from(nanos).ok()?).ok()
 }
 
@@ -257,15 +299,15 @@ pub(super) async fn survivor(store: &dyn Store, patient: Uuid) -> Result<Uuid, A
     Ok(patient)
 }
 
+/// Whether a client wants parameters that are not known to be left out.
+pub(super) fn lenient(head: &Parts) -> bool {
+    let values = head.headers.get_all("prefer").iter().filter_map(|value| value.to_str().ok());
+    values.flat_map(|value| value.split([',', ';'])).any(|part| part.trim() == "handling=lenient")
+}
+
 impl Asked {
     fn read(head: &Parts, kind: &str) -> Result<Asked, Answer> {
         let refuse = |text: &str| outcome::answer(StatusCode::BAD_REQUEST, "invalid", text);
-        let lenient = head
-            .headers
-            .get_all("prefer")
-            .iter()
-            .filter_map(|value| value.to_str().ok())
-            .any(|value| value.split([',', ';']).any(|part| part.trim() == "handling=lenient"));
         let (mut whom, mut count, mut after) = (None, PAGE, None);
         let (mut ignored, mut pairs, mut conditions) = (0, Vec::new(), Vec::new());
         let text = head.uri.query().unwrap_or_default();
@@ -288,7 +330,7 @@ impl Asked {
                         Some(bound) if whom.is_none() => whom = Some(bound),
                         _ => match Query::of_pairs(kind, std::iter::once((name.as_str(), value.as_str()))) {
                             Ok(query) => conditions.push(query),
-                            Err(Refused::Unknown { .. }) if lenient => {
+                            Err(Refused::Unknown { .. }) if lenient(head) => {
                                 ignored += 1;
                                 continue;
                             }
@@ -317,7 +359,7 @@ impl Asked {
 /// What bounds a search, if a parameter does.
 fn bounded(kind: &str, name: &str, value: &str) -> Option<Result<Whom, &'static str>> {
     let alias = |of: &str| {
-        let (system, value) = token(value)?;
+        let (system, value) = search::identifier(value)?;
         Some(Alias { resource_type: of.to_owned(), system, value })
     };
     // The elements by which the store knows whose a resource is.
@@ -354,21 +396,6 @@ fn bounded(kind: &str, name: &str, value: &str) -> Option<Result<Whom, &'static 
         }
         _ => None,
     }
-}
-
-/// A system and a value of one token, without their escapes; `None` if it is not one of both.
-fn token(text: &str) -> Option<(String, String)> {
-    let (mut system, mut value) = (None, String::new());
-    let mut rest = text.chars();
-    while let Some(c) = rest.next() {
-        match c {
-            '\\' => value.push(rest.next()?),
-            ',' => return None,
-            '|' if system.is_none() => system = Some(std::mem::take(&mut value)),
-            c => value.push(c),
-        }
-    }
-    Some((system.filter(|system| !system.is_empty())?, value)).filter(|(_, value)| !value.is_empty())
 }
 
 /// What a page shows, and what it says of what it does not show.
@@ -452,12 +479,19 @@ mod tests {
         assert_eq!(read("/fhir/Patient/1"), Some(Ask::Read("Patient".to_owned(), "1".to_owned())));
         assert_eq!(read("/fhir/Patient"), Some(Ask::Search("Patient".to_owned())));
         assert_eq!(read("/fhir"), None);
-        assert_eq!(read("/fhir/Patient/1/_history"), None);
+        let (patient, one) = ("Patient".to_owned(), "1".to_owned());
+        assert_eq!(read("/fhir/Patient/1/_history"), Some(Ask::History(patient.clone(), one.clone())));
+        let second = Ask::Version(patient, one, "2".to_owned());
+        assert_eq!(read("/fhir/Patient/1/_history/2"), Some(second));
+        assert_eq!(read("/fhir/Patient/1/_history/2/3"), None);
         for path in ["/fhir/Patient/1/$everything", "/fhir/Patient/1/%24everything"] {
             assert_eq!(read(path), Some(Ask::Everything("1".to_owned())));
         }
         assert_eq!(read("/fhir/Encounter/1/$everything"), None);
         assert_eq!(ask(&Method::DELETE, "/fhir/Patient/1"), None);
+        let search = Some(Ask::Search("Patient".to_owned()));
+        assert_eq!(ask(&Method::POST, "/fhir/Patient/_search"), search);
+        assert_eq!(ask(&Method::POST, "/fhir/Patient/1"), None);
     }
 
     #[test]
@@ -472,12 +506,6 @@ mod tests {
         }
         let ids = format!("nothing,{id}");
         assert!(matches!(bounded("Encounter", "_id", &ids), Some(Ok(Whom::Ids(found))) if found == [id]));
-        let pair = |system: &str, value: &str| Some((system.to_owned(), value.to_owned()));
-        assert_eq!(token("urn:x|1"), pair("urn:x", "1"));
-        assert_eq!(token("urn:x|a\\|b\\,c|d"), pair("urn:x", "a|b,c|d"));
-        for wrong in ["1", "|1", "urn:x|", "urn:x|1,urn:x|2", "urn:x|1\\"] {
-            assert_eq!(token(wrong), None, "{wrong}");
-        }
     }
 
     #[test]

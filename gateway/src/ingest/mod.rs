@@ -8,7 +8,7 @@ pub mod keys;
 pub mod pressure;
 pub mod senders;
 
-use crate::normalize::waiters::{Changed, Done, Waiters};
+use crate::normalize::waiters::{Changed, Done, UNMET, Waiters};
 use crate::store::{self, Appended, Format, NewMessage, Refused, Store};
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::trace::{self, Verb};
@@ -142,17 +142,34 @@ impl Ingest {
         match self.store.timeline(message).await {
             Ok(Some(timeline)) => {
                 let created = timeline.summary.message_type.starts_with("POST");
-                let newest = timeline.results.into_iter().next_back();
-                Some(newest.map(|(_, result)| {
-                    let resources = resources_of(&result.bundle, created);
-                    Done { quarantined: result.quarantined, resources }
-                }))
+                let Some((_, result)) = timeline.results.into_iter().next_back() else { return Some(None) };
+                if let Some(why) = result.quarantined {
+                    return Some(Some(Done::quarantined(why)));
+                }
+                if let Some(issue) = result.issues.into_iter().find(|issue| UNMET.contains(&&*issue.code)) {
+                    return Some(Some(Done::unmet(issue)));
+                }
+                let mut resources = resources_of(&result.bundle, created);
+                self.find_versions(message, &mut resources).await;
+                Some(Some(Done::taken(resources)))
             }
             Ok(None) => None,
             Err(error) => {
                 tracing::warn!(message_id = %message, error = %crate::chain(&error), "a result could not be looked up");
                 Some(None)
             }
+        }
+    }
+
+    /// Says of each resource which version of it a message made, unless another message has changed it since.
+    async fn find_versions(&self, message: MessageId, resources: &mut [Changed]) {
+        let ids: Vec<Uuid> = resources.iter().map(|changed| changed.id).collect();
+        // Without it the answer says less, and nothing wrong.
+        let held = self.store.held(&ids).await.unwrap_or_default();
+        for changed in resources {
+            let mut made = held.iter().filter(|held| held.changed_by == message);
+            changed.version =
+                made.find(|held| held.resource.id == changed.id).map(|held| held.resource.version);
         }
     }
 

@@ -2,14 +2,17 @@
 //!
 //! A client's own ids (`PUT Patient/123`) are identifiers of that client: two clients may use the same ones. A resource is
 //! known by them and by its own identifiers, so what an HL7 v2 sender said of the same patient is the same resource.
+//! Whatever the client says of a write besides its resource (which version it changes, what must not be there, what it searches for)
+//! is read here, and judged where it is recorded, so that nothing comes in between.
 //! An update replaces the resource; a create never changes one that exists (its identifiers name it already), so that a thin
 //! Patient beside a result cannot wipe a rich one.
 
-use super::{Facts, Mapped, What};
+use super::{Called, Expects, Facts, Mapped, What, Whole};
 use crate::store::OpenMessage;
 use mappings::id_of;
 use mappings::resource::{Contribution, Existing, Stamp};
-use serde_json::Value;
+use schemas::fhir::search;
+use serde_json::{Map, Value};
 use std::collections::HashMap;
 use uuid::Uuid;
 
@@ -29,12 +32,150 @@ struct Reader<'o> {
     namespace: Uuid,
 }
 
+/// Where and why a message is not as it has to be.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Fault {
+    /// FHIRPath; empty for a write that came by itself.
+    pub place: String,
+    /// What was expected.
+    pub text: String,
+}
+
+impl Fault {
+    fn at(place: &str, member: &str, text: impl Into<String>) -> Self {
+        let place = match (place, member) {
+            ("", member) => member.to_owned(),
+            (place, "") => place.to_owned(),
+            (place, member) => format!("{place}.{member}"),
+        };
+        Fault { place, text: text.into() }
+    }
+
+    fn sentence(self) -> String {
+        format!("{}: {}", self.place, self.text)
+    }
+}
+
 /// One write of a message.
 struct Write {
     full_url: Option<String>,
-    update: bool,
-    none_exist: Option<(String, String)>,
+    asked: Asked,
     resource: Value,
+}
+
+/// What a write asks for besides its resource, as `Bundle.entry.request` says it.
+#[derive(Default)]
+struct Asked {
+    update: bool,
+    /// The identifier that it searches for: a create that is one only if nobody has it, or an update of whoever has it.
+    criterion: Option<(String, String)>,
+    expects: Expects,
+}
+
+/// The member of a message's context under which a write that came by itself says what an entry of a Bundle says in its `request`.
+const REQUEST: &str = "request";
+/// The members of a `request`: a header of that name each, and what stands in the address behind the type.
+pub const IF_MATCH: &str = "ifMatch";
+/// See [`IF_MATCH`].
+pub const IF_NONE_MATCH: &str = "ifNoneMatch";
+/// See [`IF_MATCH`].
+pub const IF_NONE_EXIST: &str = "ifNoneExist";
+/// See [`IF_MATCH`].
+pub const URL: &str = "url";
+
+/// The context of a message with what its request asked for in it.
+pub fn into_context(context: &str, request: &Map<String, Value>) -> String {
+    if request.is_empty() {
+        return context.to_owned();
+    }
+    let mut object: Map<String, Value> = serde_json::from_str(context).unwrap_or_default();
+    object.insert(REQUEST.to_owned(), request.clone().into());
+    Value::Object(object).to_string()
+}
+
+/// Whether what a write asks for besides its resource can be done: of a Bundle what its entries say, else what `request` does, of an
+/// update or a create.
+///
+/// # Errors
+/// The first thing that cannot, and its place.
+pub fn check(resource: &Value, update: bool, request: &Map<String, Value>) -> Result<(), Fault> {
+    if resource["resourceType"] != "Bundle" {
+        return Asked::read(&Value::Object(request.clone()), "", update).map(drop);
+    }
+    let entries = resource["entry"].as_array().map_or(&[][..], Vec::as_slice);
+    let is_message = resource["type"] == "message";
+    entries.iter().enumerate().try_for_each(|(index, entry)| {
+        let place = format!("Bundle.entry[{index}]");
+        Asked::of_entry(entry, &entry["resource"], &place, is_message).map(drop)
+    })
+}
+
+impl Asked {
+    fn of_entry(entry: &Value, resource: &Value, place: &str, is_message: bool) -> Result<Asked, Fault> {
+        if resource["resourceType"].as_str().is_none() {
+            return Err(Fault::at(place, "", "expected a resource"));
+        }
+        if is_message && entry["request"]["method"].is_null() {
+            return Ok(Asked { update: resource["id"].is_string(), ..Asked::default() });
+        }
+        if !matches!(entry["request"]["method"].as_str(), Some("PUT" | "POST")) {
+            return Err(Fault::at(place, "request.method", "expected POST or PUT"));
+        }
+        Asked::read(&entry["request"], &format!("{place}.request"), false)
+    }
+
+    /// Reads a request; one without a method is what `update` says.
+    fn read(request: &Value, place: &str, update: bool) -> Result<Asked, Fault> {
+        let update = request["method"].as_str().map_or(update, |method| method == "PUT");
+        let mut asked = Asked { update, ..Asked::default() };
+        let fault = |member: &str, text: &str| Err(Fault::at(place, member, text));
+        const CRITERION: &str = "expected one condition, identifier=system|value";
+        if let Some(text) = request[IF_NONE_EXIST].as_str() {
+            if update {
+                return fault(IF_NONE_EXIST, "is of a create (POST)");
+            }
+            asked.criterion = match by_identifier(text) {
+                None => return fault(IF_NONE_EXIST, CRITERION),
+                found => found,
+            };
+        }
+        if let Some((_, text)) = request[URL].as_str().and_then(|url| url.split_once('?')) {
+            if !update {
+                return fault(URL, "a create has no conditions in its address: ifNoneExist says them");
+            }
+            asked.criterion = match by_identifier(text) {
+                None => return fault(URL, CRITERION),
+                found => found,
+            };
+        }
+        if let Some(text) = request[IF_MATCH].as_str() {
+            match version(text) {
+                _ if !update => return fault(IF_MATCH, "is of an update (PUT)"),
+                Some(Some(version)) => asked.expects.version = Some(version),
+                Some(None) => asked.expects.exists = Some(true),
+                None => return fault(IF_MATCH, "expected one version, as in W/\"3\", or *"),
+            }
+        }
+        if let Some(text) = request[IF_NONE_MATCH].as_str() {
+            match text.trim() {
+                "*" if update => asked.expects.exists = Some(false),
+                _ => {
+                    return fault(IF_NONE_MATCH, "expected *, of an update (PUT): only if there is none yet");
+                }
+            }
+        }
+        Ok(asked)
+    }
+}
+
+/// Reads the version in an ETag; `Some(None)` is any, `*`.
+fn version(text: &str) -> Option<Option<i64>> {
+    let text = text.trim();
+    if text == "*" {
+        return Some(None);
+    }
+    let number = text.strip_prefix("W/").unwrap_or(text).strip_prefix('"')?.strip_suffix('"')?;
+    Some(Some(number.parse().ok().filter(|number| *number > 0)?))
 }
 
 impl Reader<'_> {
@@ -43,10 +184,14 @@ impl Reader<'_> {
             serde_json::from_slice(&self.open.bytes).map_err(|_| "the body is not JSON".to_owned())?;
         let labels = labels(&body);
         let writes = match body["resourceType"].as_str() {
-            Some("Bundle") if self.open.message_type.starts_with("Bundle") => bundle(body)?,
+            Some("Bundle") if self.open.message_type.starts_with("Bundle") => {
+                bundle(body).map_err(Fault::sentence)?
+            }
             Some(_) => {
+                let mut context: Value = serde_json::from_str(&self.open.context).unwrap_or_default();
                 let update = self.open.message_type.starts_with("PUT");
-                vec![Write { full_url: None, update, none_exist: None, resource: body }]
+                let asked = Asked::read(&context[REQUEST].take(), "", update).map_err(Fault::sentence)?;
+                vec![Write { full_url: None, asked, resource: body }]
             }
             None => return Err("resourceType is missing".to_owned()),
         };
@@ -65,7 +210,12 @@ impl Reader<'_> {
             .map(|(write, contribution)| {
                 let mut resource = write.resource.clone();
                 self.link(&mut resource, &links)?;
-                Ok(What::Whole(contribution.clone(), elements(resource)))
+                let elements = elements(resource);
+                let mut expects = write.asked.expects.clone();
+                if write.asked.update && write.asked.criterion.is_some() {
+                    expects.called = self.called(&write.resource);
+                }
+                Ok(What::Whole(Whole { contribution: contribution.clone(), elements, expects }))
             })
             .collect::<Result<_, String>>()?;
         let sender = self.open.sender.clone();
@@ -77,16 +227,13 @@ impl Reader<'_> {
 
     fn contribution(&self, index: usize, write: &Write) -> Contribution {
         let kind = write.resource["resourceType"].as_str().unwrap_or_default();
-        let mut aliases = Vec::new();
+        let mut aliases: Vec<(String, String)> = write.asked.criterion.iter().cloned().collect();
         let mut id = None;
-        if write.update {
-            let own = write.resource["id"].as_str().unwrap_or_default();
-            match own.parse::<Uuid>() {
-                Ok(ours) => id = Some(ours),
-                Err(_) => aliases.push((self.own_ids(), own.to_owned())),
-            }
+        match self.called(&write.resource).filter(|_| write.asked.update) {
+            Some(Called::Ours(ours)) => id = Some(ours),
+            Some(Called::Theirs(system, value)) => aliases.push((system, value)),
+            None => {}
         }
-        aliases.extend(write.none_exist.clone());
         for identifier in identifiers(&write.resource) {
             if let (Some(system), Some(value)) = (identifier["system"].as_str(), identifier["value"].as_str())
                 && !aliases.iter().any(|(s, v)| s == system && v == value)
@@ -98,8 +245,17 @@ impl Reader<'_> {
             Some((system, value)) => id_of(self.namespace, kind, system, value),
             None => id_of(self.namespace, kind, "urn:pons:message", &format!("{}#{index}", self.open.id)),
         });
-        let on_existing = if write.update { Existing::Merge } else { Existing::Keep };
+        let on_existing = if write.asked.update { Existing::Merge } else { Existing::Keep };
         Contribution { resource_type: kind.to_owned().into(), id, aliases, on_existing, slots: Vec::new() }
+    }
+
+    /// What a client calls a resource, if it says so.
+    fn called(&self, resource: &Value) -> Option<Called> {
+        let own = resource["id"].as_str()?;
+        Some(match own.parse::<Uuid>() {
+            Ok(ours) => Called::Ours(ours),
+            Err(_) => Called::Theirs(self.own_ids(), own.to_owned()),
+        })
     }
 
     /// The system under which a client's own ids are kept apart from everybody else's.
@@ -150,8 +306,8 @@ fn relative(reference: &str) -> Option<(&str, &str)> {
     (plain && !id.is_empty() && !id.contains('/')).then_some((kind, id))
 }
 
-fn bundle(mut body: Value) -> Result<Vec<Write>, String> {
-    let message = body["type"] == "message";
+fn bundle(mut body: Value) -> Result<Vec<Write>, Fault> {
+    let is_message = body["type"] == "message";
     let entries = match body["entry"].take() {
         Value::Array(entries) => entries,
         _ => Vec::new(),
@@ -160,45 +316,21 @@ fn bundle(mut body: Value) -> Result<Vec<Write>, String> {
         .into_iter()
         .enumerate()
         .map(|(index, mut entry)| {
-            let place = format!("Bundle.entry[{index}]");
             let resource = entry["resource"].take();
-            if resource["resourceType"].as_str().is_none() {
-                return Err(format!("{place}: expected a resource"));
-            }
-            let update = match entry["request"]["method"].as_str() {
-                Some("PUT") => true,
-                Some("POST") => false,
-                None if message => resource["id"].is_string(),
-                _ => return Err(format!("{place}.request.method: expected POST or PUT")),
-            };
-            let none_exist = match entry["request"]["ifNoneExist"].as_str() {
-                None => None,
-                Some(search) => Some(by_identifier(search).ok_or_else(|| {
-                    format!("{place}.request.ifNoneExist: expected identifier=system|value")
-                })?),
-            };
-            if entry["request"]["url"].as_str().is_some_and(|url| url.contains('?')) {
-                return Err(format!("{place}.request.url: a conditional update is not taken"));
-            }
-            let full_url = entry["fullUrl"].as_str().map(str::to_owned);
-            Ok(Write { full_url, update, none_exist, resource })
+            let asked = Asked::of_entry(&entry, &resource, &format!("Bundle.entry[{index}]"), is_message)?;
+            Ok(Write { full_url: entry["fullUrl"].as_str().map(str::to_owned), asked, resource })
         })
         .collect()
 }
 
-/// Reads `identifier=system|value`, percent-encoded or not.
-fn by_identifier(search: &str) -> Option<(String, String)> {
-    let token = search.strip_prefix("identifier=")?;
-    let token = token
-        .replace("%7C", "|")
-        .replace("%7c", "|")
-        .replace("%3A", ":")
-        .replace("%3a", ":")
-        .replace("%2F", "/")
-        .replace("%2f", "/");
-    let (system, value) = token.split_once('|')?;
-    let plain = !system.is_empty() && !value.is_empty() && !token.contains(['&', '%', ',']);
-    plain.then(|| (system.to_owned(), value.to_owned()))
+/// Reads `identifier=system|value`, as it stands in an address.
+fn by_identifier(text: &str) -> Option<(String, String)> {
+    let mut pairs = form_urlencoded::parse(text.as_bytes());
+    let (name, token) = pairs.next()?;
+    if name != "identifier" || pairs.next().is_some() {
+        return None;
+    }
+    search::identifier(&token)
 }
 
 /// The tags and security labels of a Bundle: they are those of everything in it.
@@ -257,7 +389,7 @@ mod tests {
             .what
             .into_iter()
             .map(|what| match what {
-                What::Whole(contribution, elements) => {
+                What::Whole(Whole { contribution, elements, .. }) => {
                     let elements = elements
                         .into_iter()
                         .map(|(name, json)| (name, serde_json::from_str(&json).expect("JSON")));

@@ -78,15 +78,46 @@ pub struct Facts {
 pub enum What {
     /// Slots, by a mapping.
     Slots(Contributed),
-    /// The whole resource, by a FHIR update: its identity, and its elements as (name, JSON text).
-    Whole(Contribution, Vec<(String, String)>),
+    /// The whole resource, by a FHIR update.
+    Whole(Whole),
+}
+
+/// A whole resource, and under which condition it is taken.
+#[derive(Debug)]
+pub struct Whole {
+    /// Its identity.
+    pub contribution: Contribution,
+    /// Its elements as (name, JSON text).
+    pub elements: Vec<(String, String)>,
+    /// What has to be so before the message; else nothing of it is taken.
+    pub expects: Expects,
+}
+
+/// What a FHIR write expects of the resource that is there.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Expects {
+    /// Whether there is one (`If-Match: *`), or none (`If-None-Match: *`).
+    pub exists: Option<bool>,
+    /// Its version (`If-Match: W/"3"`).
+    pub version: Option<i64>,
+    /// What the write calls it, where a search has found it.
+    pub called: Option<Called>,
+}
+
+/// The id that a client gives a resource.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Called {
+    /// One of ours.
+    Ours(Uuid),
+    /// One of its own: system and value.
+    Theirs(String, String),
 }
 
 impl What {
     fn contribution(&self) -> &Contribution {
         match self {
             What::Slots(contribution) => contribution,
-            What::Whole(contribution, _) => contribution,
+            What::Whole(whole) => &whole.contribution,
         }
     }
 }

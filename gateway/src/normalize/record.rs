@@ -7,8 +7,8 @@
 mod along;
 mod moving;
 
-use super::waiters::{Changed, Done};
-use super::{Facts, Prepared, What};
+use super::waiters::{Changed, Done, UNMET};
+use super::{Called, Expects, Facts, Prepared, What, Whole};
 use crate::route::topics::{Happening, Touched};
 use crate::route::{Routable, Router, policy};
 use crate::store::{
@@ -114,7 +114,7 @@ async fn try_record(
             bundle: Bytes::new(),
             beside: Bytes::new(),
         };
-        let mut done = Done { quarantined: None, resources: Vec::new() };
+        let mut done = Done::taken(Vec::new());
         let mut deliveries = 0;
         let mut merging = Vec::new();
         let mut routing = None;
@@ -139,10 +139,16 @@ async fn try_record(
                 deliveries = routed.len();
                 recording.deliveries.extend(routed);
             }
-            Err(why) => {
+            Err(NotTaken::Quarantined(why)) => {
                 tracing::warn!(message_id = %prepared.open.id, reason = %why, "message put into quarantine");
                 result.quarantined = Some(why.clone());
-                done.quarantined = Some(why);
+                done = Done::quarantined(why);
+            }
+            Err(NotTaken::Unmet(issue)) => {
+                tracing::info!(message_id = %prepared.open.id, reason = %issue.text, "nothing of a message was taken");
+                result.bundle = merge.bundle(prepared, &[], &mut result.issues).0.into();
+                result.issues.push(issue.clone());
+                done = Done::unmet(issue);
             }
         }
         wait_for_codes(&mut recording, prepared);
@@ -227,6 +233,20 @@ struct Changes {
     versions: Vec<Version>,
 }
 
+/// Why nothing of a message was taken.
+enum NotTaken {
+    /// A person has to look at it.
+    Quarantined(String),
+    /// Its writer made it depend on something that is not so, and is told.
+    Unmet(Issue),
+}
+
+impl From<String> for NotTaken {
+    fn from(why: String) -> Self {
+        NotTaken::Quarantined(why)
+    }
+}
+
 /// What taking one message made.
 struct Taken {
     bundle: String,
@@ -282,8 +302,8 @@ impl<'r> Merge<'r> {
         Ok(merge)
     }
 
-    /// Takes one message; `Err` says why it goes into quarantine, and then nothing of it was taken.
-    fn take(&mut self, prepared: &Prepared) -> Result<Taken, String> {
+    /// Takes one message, or nothing of it.
+    fn take(&mut self, prepared: &Prepared) -> Result<Taken, NotTaken> {
         let facts = prepared.facts.as_ref().map_err(Clone::clone)?;
         let mut issues = Vec::new();
         let merged_away: HashSet<Uuid> = merges(&facts.effects).map(|(from, _)| from).collect();
@@ -291,14 +311,21 @@ impl<'r> Merge<'r> {
             .contributions()
             .map(|contribution| self.id_of(contribution, merged_away.contains(&contribution.id), &mut issues))
             .collect();
+        for (what, id) in facts.what.iter().zip(&ids) {
+            if let What::Whole(whole) = what
+                && let Some(unmet) = self.unmet(whole, *id)
+            {
+                return Err(NotTaken::Unmet(unmet));
+            }
+        }
         for (contribution, id) in facts.contributions().zip(&ids) {
             // Asked before anything is taken: a message in quarantine leaves no alias behind.
             let known = self.resources.get(id);
             if known.is_some_and(|known| known.state.identity_conflict(contribution)) {
-                return Err(format!(
+                return Err(NotTaken::Quarantined(format!(
                     "{} {id}: the same identifier comes with another name and another birth date",
                     contribution.resource_type
-                ));
+                )));
             }
         }
         let moved: Vec<(Uuid, Uuid)> = facts
@@ -315,10 +342,10 @@ impl<'r> Merge<'r> {
                 && self.patient(known, &moved, &facts.effects) != self.patient(said, &moved, &facts.effects)
                 && !is_moved()
             {
-                return Err(format!(
+                return Err(NotTaken::Quarantined(format!(
                     "{} {id}: the same number comes with another patient",
                     contribution.resource_type
-                ));
+                )));
             }
         }
         let whose = self.whose_moves()?;
@@ -366,6 +393,49 @@ impl<'r> Merge<'r> {
             ));
         }
         id
+    }
+
+    /// What a write expects of a resource that is not so.
+    fn unmet(&self, whole: &Whole, id: Uuid) -> Option<Issue> {
+        let Whole { contribution, expects, .. } = whole;
+        let [precondition, other_id] = UNMET;
+        let no =
+            |code, text: String| Some(Issue::new(Severity::Error, code, &*contribution.resource_type, text));
+        let Expects { exists, version, called } = expects;
+        let known = self.resources.get(&id).map(|known| known.version).filter(|version| *version > 0);
+        match (known, version) {
+            (None, Some(_)) => return no(precondition, "there is none yet, of any version".to_owned()),
+            (Some(known), Some(version)) if known != *version => {
+                return no(precondition, format!("it is of version {known} by now, not {version}"));
+            }
+            (_, Some(_)) | (_, None) => {}
+        }
+        match (known, exists) {
+            (None, Some(true)) => return no(precondition, "there is none yet".to_owned()),
+            (Some(known), Some(false)) => {
+                return no(precondition, format!("there is one already, of version {known}"));
+            }
+            (_, Some(_) | None) => {}
+        }
+        let called = match called {
+            Some(Called::Ours(id)) => Some(*id),
+            Some(Called::Theirs(system, value)) => {
+                let alias = Alias {
+                    resource_type: contribution.resource_type.to_string(),
+                    system: system.clone(),
+                    value: value.clone(),
+                };
+                Some(self.aliases.get(&alias).copied().unwrap_or_default())
+            }
+            None => None,
+        };
+        match called {
+            Some(called) if known.is_some() && self.survivor(called) != id => no(
+                other_id,
+                "what the search finds has another id than the resource that was sent".to_owned(),
+            ),
+            _ => None,
+        }
     }
 
     /// Who a patient is, after the merges that are known and those of this message.
@@ -422,11 +492,9 @@ impl<'r> Merge<'r> {
                 current.state.apply(&relinked(contribution, moved), &facts.stamp, message.0)
             }
             // A create never changes what is there already.
-            What::Whole(contribution, _) if existed && contribution.on_existing == Existing::Keep => {
-                Applied::default()
-            }
-            What::Whole(_, elements) => {
-                let mut elements = elements.clone();
+            What::Whole(_) if existed && contribution.on_existing == Existing::Keep => Applied::default(),
+            What::Whole(whole) => {
+                let mut elements = whole.elements.clone();
                 for (_, json) in &mut elements {
                     mappings::resource::relink(json, moved);
                 }

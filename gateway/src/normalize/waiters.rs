@@ -1,5 +1,6 @@
 //! Those who wait for a message to be normalized: FHIR writes, application acknowledgements.
 
+use schemas::issue::Issue;
 use schemas::message::MessageId;
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -11,9 +12,32 @@ use uuid::Uuid;
 pub struct Done {
     /// Why it is in quarantine, if it is.
     pub quarantined: Option<String>,
+    /// What was not as the message expects: nothing of it was taken, and nothing of it will be.
+    pub unmet: Option<Issue>,
     /// The resources that it made or changed, in the order of the message.
     pub resources: Vec<Changed>,
 }
+
+impl Done {
+    /// Of a message in quarantine.
+    pub fn quarantined(why: String) -> Self {
+        Done { quarantined: Some(why), unmet: None, resources: Vec::new() }
+    }
+
+    /// Of a message that was taken.
+    pub fn taken(resources: Vec<Changed>) -> Self {
+        Done { quarantined: None, unmet: None, resources }
+    }
+
+    /// Of a message under whose condition nothing of it is taken.
+    pub fn unmet(issue: Issue) -> Self {
+        Done { quarantined: None, unmet: Some(issue), resources: Vec::new() }
+    }
+}
+
+/// The codes of issues that tell of an unmet condition: what is there is another version, or is there or not; what a search finds has
+/// another id.
+pub const UNMET: [&str; 2] = ["precondition-failed", "other-id"];
 
 /// One resource of a [`Done`].
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,7 +46,7 @@ pub struct Changed {
     pub resource_type: String,
     /// Its id.
     pub id: Uuid,
-    /// Its version now; unknown for a repeat, whose first may have been long ago.
+    /// The version that it was given; unknown for a repeat after which others have changed it.
     pub version: Option<i64>,
     /// Whether it was not there before.
     pub created: bool,
@@ -76,7 +100,7 @@ mod tests {
     fn everybody_is_told_once_and_those_who_gave_up_leave_nothing_behind() {
         let waiters = Waiters::default();
         let id = MessageId(Uuid::from_u128(1));
-        let done = Done { quarantined: None, resources: Vec::new() };
+        let done = Done::taken(Vec::new());
         let (mut first, second) = (waiters.register(id), waiters.register(id));
         drop(second);
         assert!(waiters.awaited(id) && waiters.anybody());

@@ -79,6 +79,21 @@ pub enum Refused {
     Shape,
 }
 
+/// The system and the value of an identifier as a search names it, `system|value`, without the escapes; `None` if it is not one of both.
+pub fn identifier(text: &str) -> Option<(String, String)> {
+    let (mut system, mut value) = (None, String::new());
+    let mut rest = text.chars();
+    while let Some(c) = rest.next() {
+        match c {
+            '\\' => value.push(rest.next()?),
+            ',' => return None,
+            '|' if system.is_none() => system = Some(std::mem::take(&mut value)),
+            c => value.push(c),
+        }
+    }
+    Some((system.filter(|system| !system.is_empty())?, value)).filter(|(_, value)| !value.is_empty())
+}
+
 impl Query {
     /// Reads conditions joined by `&`, as in `status=finished&class:not=AMB,VR`, for resources of a type.
     ///

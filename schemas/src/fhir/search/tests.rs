@@ -174,3 +174,13 @@ proptest::proptest! {
         }
     }
 }
+
+#[test]
+fn an_identifier_is_a_system_and_a_value() {
+    let pair = |system: &str, value: &str| Some((system.to_owned(), value.to_owned()));
+    assert_eq!(super::identifier("urn:x|1"), pair("urn:x", "1"));
+    assert_eq!(super::identifier("urn:x|a\\|b\\,c|d"), pair("urn:x", "a|b,c|d"));
+    for wrong in ["1", "|1", "urn:x|", "urn:x|1,urn:x|2", "urn:x|1\\"] {
+        assert_eq!(super::identifier(wrong), None, "{wrong}");
+    }
+}

@@ -1,7 +1,8 @@
 //! Durable acknowledgements, over many connections, against a bare server that does nothing but make them durable.
 
 use crate::cost::Meters;
-use anyhow::{Context, Result};
+use crate::floor::Floor;
+use anyhow::Result;
 use clap::Args;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -12,7 +13,6 @@ use tests::lab::percentiles;
 use tests::sender::{self, Connection, Load, Stop};
 use tests::services::{OwnServices, connect};
 use tokio::net::TcpListener;
-use tokio::sync::{mpsc, oneshot};
 
 #[derive(Args)]
 pub(crate) struct Arguments {
@@ -100,7 +100,10 @@ async fn measure(to: SocketAddr, arguments: &Arguments, seed: u64) -> (f64, Vec<
 }
 
 /// Waits until nothing more is written, so that the next measurement has the machine to itself.
-async fn rest(database: &str) -> Result<()> {
+///
+/// # Errors
+/// When the database is away.
+pub(crate) async fn rest(database: &str) -> Result<()> {
     let client = connect(database).await?;
     let mut last = -1;
     for _ in 0..600 {
@@ -115,34 +118,20 @@ async fn rest(database: &str) -> Result<()> {
     Ok(())
 }
 
-type Waiting = (Vec<u8>, oneshot::Sender<()>);
-
 /// A server that stores each message as one row, many rows a commit, and acknowledges after the commit; nothing else.
 async fn floor(database: &str) -> Result<SocketAddr> {
-    let client = connect(database).await?;
-    client
-        .batch_execute(
-            "create table message (id uuid primary key, received_us bigint not null, bytes bytea not null)",
-        )
-        .await
-        .context("a table")?;
-    let (send, waiting) = mpsc::channel::<Waiting>(1024);
-    tokio::spawn(commit(client, waiting));
+    let floor = Floor::open(database).await?;
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let at = listener.local_addr()?;
     tokio::spawn(async move {
         while let Ok((stream, _)) = listener.accept().await {
             let _ = stream.set_nodelay(true);
-            let send = send.clone();
+            let floor = floor.clone();
             tokio::spawn(async move {
                 let mut connection = Connection::over(stream);
                 while let Ok(message) = connection.receive(Duration::from_secs(60)).await {
                     let answer = answer(&message);
-                    let (done, committed) = oneshot::channel();
-                    if send.send((message, done)).await.is_err() || committed.await.is_err() {
-                        return;
-                    }
-                    if connection.send(&answer).await.is_err() {
+                    if !floor.keep(message).await || connection.send(&answer).await.is_err() {
                         return;
                     }
                 }
@@ -158,22 +147,4 @@ fn answer(message: &[u8]) -> Vec<u8> {
     answer.extend_from_slice(control_id);
     answer.push(b'\r');
     answer
-}
-
-/// Commits what has come while the last commit was under way.
-async fn commit(client: tokio_postgres::Client, mut waiting: mpsc::Receiver<Waiting>) {
-    let insert = "insert into message select * from unnest($1::uuid[], $2::int8[], $3::bytea[])";
-    let insert = client.prepare(insert).await.expect("the floor's own statement is right");
-    let mut batch = Vec::new();
-    while waiting.recv_many(&mut batch, 256).await > 0 {
-        let ids: Vec<uuid::Uuid> = batch.iter().map(|_| uuid::Uuid::now_v7()).collect();
-        let times = vec![0_i64; batch.len()];
-        let bytes: Vec<&[u8]> = batch.iter().map(|(message, _)| message.as_slice()).collect();
-        if client.execute(&insert, &[&ids, &times, &bytes]).await.is_err() {
-            return;
-        }
-        for (_, done) in batch.drain(..) {
-            let _ = done.send(());
-        }
-    }
 }

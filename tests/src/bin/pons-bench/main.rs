@@ -1,14 +1,16 @@
 //! Figures, each beside a floor that is measured in the same run: the least that the same machine needs for the same job.
 //!
-//! `cargo run --release -p tests --bin pons-bench -- parse|map|ack|end-to-end|subscriptions|memory|start|all`. Wall time moves with whatever
+//! `cargo run --release -p tests --bin pons-bench -- parse|map|ack|creates|end-to-end|subscriptions|memory|start|all`. Wall time moves with whatever
 //! else the machine does, so processor time, rows and WAL bytes a message stand beside it; `count-allocations` counts allocations.
 
 #![expect(clippy::print_stdout, reason = "a command for people")]
 
 mod ack;
 mod cost;
+mod creates;
 mod disk;
 mod end_to_end;
+mod floor;
 mod micro;
 mod start;
 mod subscriptions;
@@ -36,6 +38,8 @@ enum What {
     Map,
     /// Durable acknowledgements; floor: an MLLP echo that group-commits one row a message into the same database
     Ack(ack::Arguments),
+    /// Observations created over /fhir, recorded before they are answered; floor: an HTTP server that group-commits one row a body
+    Creates(creates::Arguments),
     /// MLLP to PostgreSQL to RabbitMQ to a webhook: rate, latencies, cost; nothing may be lost
     EndToEnd(end_to_end::Arguments),
     /// Ten full-resource rest-hooks told of each message, alone and beside thousands of idle ones; floor: the same ten alone
@@ -72,6 +76,7 @@ async fn main() -> Result<()> {
         What::Parse => micro::parse(),
         What::Map => micro::map()?,
         What::Ack(arguments) => ack::run(&arguments).await?,
+        What::Creates(arguments) => creates::run(&arguments).await?,
         What::EndToEnd(arguments) => end_to_end::run(&arguments).await?,
         What::Subscriptions(arguments) => subscriptions::run(&arguments).await?,
         What::Memory => start::memory().await?,

@@ -1,4 +1,5 @@
-//! Subscriptions over `/fhir`: what it takes to tell ten of each message, and what thousands of others cost that are not concerned.
+//! Subscriptions over `/fhir`: what it takes to tell ten of each message, what one of them costs the others that is slow, and what
+//! thousands of others cost that are not concerned.
 
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
@@ -11,7 +12,7 @@ use tests::lab::percentiles;
 use tests::rest;
 use tests::sender::{self, Load, Stop};
 use tests::services::OwnServices;
-use tests::webhook::Webhook;
+use tests::webhook::{Behaviour, Webhook};
 
 /// How many of them a client may have.
 const EACH: usize = 1_000;
@@ -32,9 +33,18 @@ pub(crate) struct Arguments {
     /// For how long, each time
     #[arg(long, default_value_t = 30)]
     seconds: u64,
+    /// How often the nine are measured beside one that is well and one that takes a message a second, in turn
+    #[arg(long, default_value_t = 3)]
+    rounds: usize,
 }
 
-/// Prints latency, processor time and memory with ten subscriptions, then the same with thousands of others beside them.
+/// How much faster each attempt at the highest rate is than the one before.
+const FASTER: f64 = 1.25;
+/// The p99 up to which a rate is sustained.
+const BOUND: Duration = Duration::from_millis(250);
+
+/// Prints latency, processor time and memory with ten subscriptions; with one of them slow; the highest rate sustained; then the first
+/// again with thousands of others beside them.
 ///
 /// # Errors
 /// When something is lost, or the laboratory itself does not work.
@@ -72,6 +82,8 @@ pub(crate) async fn run(arguments: &Arguments) -> Result<()> {
     let mut population = Population::new(run, 1, 200);
     measure(&gateway, arguments, &mut population, &hooks, "warm-up").await?;
     let few = measure(&gateway, arguments, &mut population, &hooks, "10 subscriptions").await?;
+    slow(&gateway, arguments, &mut population, &hooks).await?;
+    highest(&gateway, arguments, &mut population, &hooks).await?;
 
     let began = Instant::now();
     for n in 0..arguments.idle {
@@ -110,7 +122,9 @@ pub(crate) async fn run(arguments: &Arguments) -> Result<()> {
 
 /// What one measurement gave.
 struct Figures {
-    /// From the first byte sent to the last of the ten that were told.
+    /// Messages a second, as they were sent.
+    rate: f64,
+    /// From the first byte sent to the last of them that was told.
     waited: [Duration; 3],
     /// The gateway's, a message.
     processor: Duration,
@@ -123,12 +137,92 @@ async fn measure(
     hooks: &[Webhook],
     name: &str,
 ) -> Result<Figures> {
-    let count = (arguments.rate * arguments.seconds as f64) as u64;
+    measure_at(arguments.rate, gateway, arguments, population, hooks, name).await
+}
+
+/// What the nine of ten wait beside one that takes a message a second, against what they wait beside one that is well.
+async fn slow(
+    gateway: &Gateway,
+    arguments: &Arguments,
+    population: &mut Population,
+    hooks: &[Webhook],
+) -> Result<()> {
+    let (nine, last) = (&hooks[..CONCERNED - 1], &hooks[CONCERNED - 1]);
+    let (mut ratios, mut well, mut ill) = ([const { Vec::new() }; 2], Vec::new(), Vec::new());
+    for _ in 0..arguments.rounds {
+        let beside_well =
+            measure(gateway, arguments, population, nine, "nine beside one that is well").await?;
+        last.behave(Behaviour::Paced(Duration::from_secs(1)));
+        let taken = last.accepted();
+        let beside_ill =
+            measure(gateway, arguments, population, nine, "nine beside one that is slow").await?;
+        println!("it has taken {} in that time, and is well again", last.accepted() - taken);
+        last.behave(Behaviour::Accept);
+        let began = Instant::now();
+        while last.accepted() < nine[0].accepted() {
+            ensure!(began.elapsed() < Duration::from_secs(300), "the one that was slow does not catch up");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        println!("it has caught up within {:.1} s", began.elapsed().as_secs_f64());
+        for (ratios, at) in ratios.iter_mut().zip([0, 1]) {
+            ratios.push(beside_ill.waited[at].as_secs_f64() / beside_well.waited[at].as_secs_f64());
+        }
+        well.push(beside_well.waited[1]);
+        ill.push(beside_ill.waited[1]);
+    }
+    for ratios in &mut ratios {
+        ratios.sort_by(f64::total_cmp);
+    }
+    println!(
+        "one of ten that takes a message a second: the other nine's p50 {:.2} times, p99 {:.2} times (medians of {} rounds; p99 {well:.1?} \
+         beside it well, {ill:.1?} beside it slow)",
+        ratios[0][arguments.rounds / 2],
+        ratios[1][arguments.rounds / 2],
+        arguments.rounds,
+    );
+    Ok(())
+}
+
+/// Raises the rate until the ten are not told in time any more.
+async fn highest(
+    gateway: &Gateway,
+    arguments: &Arguments,
+    population: &mut Population,
+    hooks: &[Webhook],
+) -> Result<()> {
+    let (mut rate, mut sustained) = (arguments.rate, None);
+    loop {
+        let figures = measure_at(rate, gateway, arguments, population, hooks, "rising").await?;
+        if figures.waited[1] > BOUND || figures.rate < rate * 0.95 {
+            break;
+        }
+        sustained = Some((figures.rate, figures.waited[1]));
+        rate *= FASTER;
+    }
+    match sustained {
+        Some((rate, p99)) => println!(
+            "highest rate sustained, each told to ten within {BOUND:.0?} by p99: {rate:.0} messages/s, {:.0} deliveries/s, p99 {p99:.1?}",
+            rate * CONCERNED as f64
+        ),
+        None => println!("{rate:.0} messages/s are not sustained with a p99 within {BOUND:.0?}"),
+    }
+    Ok(())
+}
+
+async fn measure_at(
+    rate: f64,
+    gateway: &Gateway,
+    arguments: &Arguments,
+    population: &mut Population,
+    hooks: &[Webhook],
+    name: &str,
+) -> Result<Figures> {
+    let count = (rate * arguments.seconds as f64) as u64;
     let load = Load {
         to: vec![gateway.mllp],
         connections: 16,
         patients: population.patients(),
-        rate: Some(arguments.rate),
+        rate: Some(rate),
         kind: Some(Kind::Admit),
         patience: Duration::from_secs(30),
     };
@@ -157,22 +251,22 @@ async fn measure(
     }
     let waited = log.iter().map(|sent: &Sent| {
         let (count, at) = last.get(&sent.marker).context("it was told")?;
-        ensure!(*count >= CONCERNED, "one was not told");
+        ensure!(*count >= hooks.len(), "one was not told");
         Ok(at.duration_since(sent.began))
     });
     let waited = percentiles(waited.collect::<Result<_>>()?);
     let processor = (after.processor - before.0.processor) / u32::try_from(log.len())?;
     println!(
-        "{name}: {:.0} messages/s, {:.0} deliveries/s; from sent to told to all ten p50 {:.1?}, p99 {:.1?}, longest {:.1?}; \
+        "{name}: {:.0} messages/s, {:.0} deliveries/s; from sent to told to all of them p50 {:.1?}, p99 {:.1?}, longest {:.1?}; \
          {processor:.1?} of processor time a message, memory {} MiB",
         log.len() as f64 / all.as_secs_f64(),
-        (log.len() * CONCERNED) as f64 / all.as_secs_f64(),
+        (log.len() * hooks.len()) as f64 / all.as_secs_f64(),
         waited[0],
         waited[1],
         waited[2],
         after.memory >> 20,
     );
-    Ok(Figures { waited, processor })
+    Ok(Figures { rate: log.len() as f64 / sending.as_secs_f64(), waited, processor })
 }
 
 async fn ask(gateway: &Gateway, client: usize, request: &str, body: &str) -> Result<rest::Answer> {
