@@ -22,6 +22,8 @@ use tokio::net::{TcpListener, TcpStream};
 
 const WAIT: Duration = Duration::from_secs(30);
 const BACKPORT: &str = "http://hl7.org/fhir/uv/subscriptions-backport/StructureDefinition/";
+/// How much of an event is told.
+const CONTENTS: [&str; 3] = ["empty", "id-only", "full-resource"];
 /// What may stand in no log.
 const SECRET: &str = "s3cret-of-the-payer";
 
@@ -240,6 +242,43 @@ async fn discharge(gateway: &Gateway, visits: std::ops::Range<u32>) {
         let answer = sender.receive(WAIT).await.unwrap();
         assert!(String::from_utf8_lossy(&answer).contains("MSA|AA|"));
     }
+}
+
+/// What the suites that test servers for the backport look at in a handshake and in an event of a subscription, whatever brought them.
+fn conforms(id: &str, content: &str, handshake: &Came, event: &Came) {
+    assert_eq!((handshake.says("type"), event.says("type")), ("handshake", "event-notification"));
+    for came in [handshake, event] {
+        assert_eq!(schemas::fhir::validate(&came.body), []);
+        assert_eq!(came.body["type"], "history");
+        let profile = &came.body["meta"]["profile"][0];
+        assert_eq!(profile, &json!(format!("{BACKPORT}backport-subscription-notification-r4")));
+        let entries = came.body["entry"].as_array().unwrap();
+        assert!(entries.iter().all(|entry| entry["request"].is_object() && entry["response"].is_object()));
+        assert!(entries.iter().all(|entry| entry["fullUrl"].is_string()));
+        let status = &entries[0]["resource"];
+        assert_eq!(status["meta"]["profile"][0], format!("{BACKPORT}backport-subscription-status-r4"));
+        let asked = entries[0]["request"]["url"].as_str().unwrap();
+        assert!(asked.ends_with(&format!("Subscription/{id}/$status")), "{asked}");
+        assert!(came.says("subscription").ends_with(&format!("Subscription/{id}")));
+        let has_topic = status["parameter"].as_array().unwrap().iter().any(|one| one["name"] == "topic");
+        assert_eq!(has_topic, content != "empty");
+    }
+    assert_eq!(handshake.body["entry"].as_array().unwrap().len(), 1, "a handshake has no events");
+    assert_eq!((event.number(), event.says("events-since-subscription-start")), (Some(1), "1"));
+    let text = event.body.to_string();
+    let entries = event.body["entry"].as_array().unwrap();
+    let parameters = entries[0]["resource"]["parameter"].as_array().unwrap();
+    let told = parameters.iter().find(|one| one["name"] == "notification-event").unwrap();
+    let focus = told["part"].as_array().unwrap().iter().find(|part| part["name"] == "focus");
+    if content == "empty" {
+        assert!(entries.len() == 1 && focus.is_none() && !text.contains("additional-context"));
+        return;
+    }
+    let focus = focus.unwrap()["valueReference"]["reference"].as_str().unwrap();
+    let found = entries.iter().find(|entry| entry["fullUrl"] == focus).unwrap();
+    assert_eq!(found["resource"]["resourceType"] == "Encounter", content == "full-resource");
+    let with_resource = entries[1..].iter().filter(|entry| entry["resource"].is_object()).count();
+    assert_eq!(with_resource, if content == "full-resource" { entries.len() - 1 } else { 0 });
 }
 
 /// The numbers of the events that were taken, each once, in the order in which they came first.
