@@ -98,9 +98,10 @@ macro_rules! about_of {
 }
 pub(super) use about_of;
 
-/// What of a type was in one of those encounters, and what of the patient nobody asked that of.
+/// What of a type was in one of those encounters, and what of the patient nobody asked that of. The indexes are partial: a database uses
+/// them only if the statement says what they say.
 macro_rules! within {
-    ($encounter:literal, $patient:literal, $type:literal, $limit:literal) => {
+    ($encounter:literal, $patient:literal, $type:literal, $limit:literal, $nil:literal) => {
         concat!(
             "WITH RECURSIVE same (id) AS (SELECT ",
             $encounter,
@@ -109,7 +110,9 @@ macro_rules! within {
             $patient,
             " UNION SELECT merged.id FROM resource AS merged JOIN who ON merged.replaced_by = who.id)
              SELECT resource.id FROM resource JOIN same ON resource.encounter = same.id
-             WHERE resource.encounter IS NOT NULL AND resource_type = ",
+             WHERE resource.encounter IS NOT NULL AND resource.encounter <> ",
+            $nil,
+            " AND resource_type = ",
             $type,
             " UNION SELECT resource.id FROM resource JOIN who ON resource.patient = who.id
              WHERE resource.encounter IS NULL AND resource.patient IS NOT NULL AND resource_type = ",

@@ -149,12 +149,18 @@ impl RecordTx for Recorder {
         resource_type: &str,
         limit: usize,
     ) -> Result<Vec<Uuid>, StoreError> {
-        let found = sqlx::query_scalar(recording::within!("$1", "$2", "$3", "$4"))
-            .bind(encounter)
-            .bind(patient)
-            .bind(resource_type)
-            .bind(i64::try_from(limit).unwrap_or(i64::MAX))
-            .fetch_all(&mut *self.conn);
+        let found = sqlx::query_scalar(recording::within!(
+            "$1",
+            "$2",
+            "$3",
+            "$4",
+            "'00000000-0000-0000-0000-000000000000'"
+        ))
+        .bind(encounter)
+        .bind(patient)
+        .bind(resource_type)
+        .bind(i64::try_from(limit).unwrap_or(i64::MAX))
+        .fetch_all(&mut *self.conn);
         Ok(found.await?)
     }
 

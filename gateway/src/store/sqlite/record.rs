@@ -99,12 +99,18 @@ impl RecordTx for Recorder {
         resource_type: &str,
         limit: usize,
     ) -> Result<Vec<Uuid>, StoreError> {
-        let found = sqlx::query_scalar(recording::within!("?1", "?2", "?3", "?4"))
-            .bind(encounter)
-            .bind(patient)
-            .bind(resource_type)
-            .bind(i64::try_from(limit).unwrap_or(i64::MAX))
-            .fetch_all(&mut *self.reader);
+        let found = sqlx::query_scalar(recording::within!(
+            "?1",
+            "?2",
+            "?3",
+            "?4",
+            "x'00000000000000000000000000000000'"
+        ))
+        .bind(encounter)
+        .bind(patient)
+        .bind(resource_type)
+        .bind(i64::try_from(limit).unwrap_or(i64::MAX))
+        .fetch_all(&mut *self.reader);
         Ok(found.await?)
     }
 
