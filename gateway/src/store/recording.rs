@@ -73,12 +73,12 @@ macro_rules! same {
 }
 pub(super) use same;
 
-/// What is about one of those.
+/// What is about one of those. `CROSS JOIN` says in which order SQLite is to look: it would else look at every resource there is.
 macro_rules! about {
     ($patient:literal) => {
         concat!(
             crate::store::recording::same!($patient),
-            " SELECT resource.id FROM resource JOIN same ON resource.patient = same.id ORDER BY resource.id"
+            " SELECT resource.id FROM same CROSS JOIN resource WHERE resource.patient = same.id ORDER BY resource.id"
         )
     };
 }
@@ -89,7 +89,7 @@ macro_rules! about_of {
     ($patient:literal, $type:literal, $limit:literal) => {
         concat!(
             crate::store::recording::same!($patient),
-            " SELECT resource.id FROM resource JOIN same ON resource.patient = same.id WHERE resource.resource_type = ",
+            " SELECT resource.id FROM same CROSS JOIN resource WHERE resource.patient = same.id AND resource.resource_type = ",
             $type,
             " ORDER BY resource.id LIMIT ",
             $limit
@@ -109,13 +109,13 @@ macro_rules! within {
              who (id) AS (SELECT ",
             $patient,
             " UNION SELECT merged.id FROM resource AS merged JOIN who ON merged.replaced_by = who.id)
-             SELECT resource.id FROM resource JOIN same ON resource.encounter = same.id
-             WHERE resource.encounter IS NOT NULL AND resource.encounter <> ",
+             SELECT resource.id FROM same CROSS JOIN resource
+             WHERE resource.encounter = same.id AND resource.encounter IS NOT NULL AND resource.encounter <> ",
             $nil,
             " AND resource_type = ",
             $type,
-            " UNION SELECT resource.id FROM resource JOIN who ON resource.patient = who.id
-             WHERE resource.encounter IS NULL AND resource.patient IS NOT NULL AND resource_type = ",
+            " UNION SELECT resource.id FROM who CROSS JOIN resource
+             WHERE resource.patient = who.id AND resource.encounter IS NULL AND resource.patient IS NOT NULL AND resource_type = ",
             $type,
             " ORDER BY 1 LIMIT ",
             $limit

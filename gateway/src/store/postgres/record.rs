@@ -66,6 +66,8 @@ const WRITE_DELIVERIES: &str = concat!(
     " AS now) AS clock"
 );
 
+const WITHIN: &str = recording::within!("$1", "$2", "$3", "$4", "'00000000-0000-0000-0000-000000000000'");
+
 pub(super) struct Recorder {
     conn: PoolConnection<Postgres>,
     leases: Vec<Lease>,
@@ -149,18 +151,12 @@ impl RecordTx for Recorder {
         resource_type: &str,
         limit: usize,
     ) -> Result<Vec<Uuid>, StoreError> {
-        let found = sqlx::query_scalar(recording::within!(
-            "$1",
-            "$2",
-            "$3",
-            "$4",
-            "'00000000-0000-0000-0000-000000000000'"
-        ))
-        .bind(encounter)
-        .bind(patient)
-        .bind(resource_type)
-        .bind(i64::try_from(limit).unwrap_or(i64::MAX))
-        .fetch_all(&mut *self.conn);
+        let found = sqlx::query_scalar(WITHIN)
+            .bind(encounter)
+            .bind(patient)
+            .bind(resource_type)
+            .bind(i64::try_from(limit).unwrap_or(i64::MAX))
+            .fetch_all(&mut *self.conn);
         Ok(found.await?)
     }
 

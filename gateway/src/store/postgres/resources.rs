@@ -12,9 +12,9 @@ const BY_ID: &str = "SELECT id, resource_type, version, state, replaced_by, mess
 
 const OF_PATIENT: &str = concat!(
     recording::same!("$1"),
-    " SELECT resource.id, resource_type, version, state, resource.replaced_by, message FROM resource
-     JOIN same ON resource.patient = same.id
-     WHERE ($2::text IS NULL OR resource_type = $2) AND ($3::uuid IS NULL OR resource.id > $3) ORDER BY resource.id LIMIT $4"
+    " SELECT resource.id, resource_type, version, state, resource.replaced_by, message
+     FROM same CROSS JOIN resource
+     WHERE resource.patient = same.id AND ($2::text IS NULL OR resource_type = $2) AND ($3::uuid IS NULL OR resource.id > $3) ORDER BY resource.id LIMIT $4"
 );
 
 const VERSIONS: &str = "

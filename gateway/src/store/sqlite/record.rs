@@ -17,6 +17,9 @@ use std::sync::Arc;
 use tokio::sync::Mutex;
 use uuid::Uuid;
 
+pub(super) const WITHIN: &str =
+    recording::within!("?1", "?2", "?3", "?4", "x'00000000000000000000000000000000'");
+
 pub(super) struct Recorder {
     reader: PoolConnection<Db>,
     writer: Arc<Mutex<Option<SqliteConnection>>>,
@@ -99,18 +102,12 @@ impl RecordTx for Recorder {
         resource_type: &str,
         limit: usize,
     ) -> Result<Vec<Uuid>, StoreError> {
-        let found = sqlx::query_scalar(recording::within!(
-            "?1",
-            "?2",
-            "?3",
-            "?4",
-            "x'00000000000000000000000000000000'"
-        ))
-        .bind(encounter)
-        .bind(patient)
-        .bind(resource_type)
-        .bind(i64::try_from(limit).unwrap_or(i64::MAX))
-        .fetch_all(&mut *self.reader);
+        let found = sqlx::query_scalar(WITHIN)
+            .bind(encounter)
+            .bind(patient)
+            .bind(resource_type)
+            .bind(i64::try_from(limit).unwrap_or(i64::MAX))
+            .fetch_all(&mut *self.reader);
         Ok(found.await?)
     }
 

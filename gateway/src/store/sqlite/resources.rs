@@ -11,9 +11,9 @@ use uuid::Uuid;
 
 const OF_PATIENT: &str = concat!(
     recording::same!("?1"),
-    " SELECT resource.id, resource_type, version, state, resource.replaced_by, message FROM resource
-     JOIN same ON resource.patient = same.id
-     WHERE (?2 IS NULL OR resource_type = ?2) AND (?3 IS NULL OR resource.id > ?3) ORDER BY resource.id LIMIT ?4"
+    " SELECT resource.id, resource_type, version, state, resource.replaced_by, message
+     FROM same CROSS JOIN resource
+     WHERE resource.patient = same.id AND (?2 IS NULL OR resource_type = ?2) AND (?3 IS NULL OR resource.id > ?3) ORDER BY resource.id LIMIT ?4"
 );
 
 const VERSIONS: &str = "
@@ -75,4 +75,30 @@ impl Sqlite {
 
 fn held(row: &SqliteRow) -> Result<Held, StoreError> {
     Ok(Held { resource: stored(row)?, changed_by: MessageId(row.try_get(5)?) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::sqlite::record::WITHIN;
+    use crate::store::suite::Place;
+    use sqlx::{AssertSqlSafe, Connection, SqliteConnection};
+
+    #[tokio::test]
+    async fn no_reading_looks_at_every_resource() {
+        let place = Place::sqlite();
+        place.open().await;
+        let Place::Sqlite(folder) = &place else { panic!("it is SQLite") };
+        let url = format!("sqlite:{}", folder.path().join("pons.db").display());
+        let mut conn = SqliteConnection::connect(&url).await.unwrap();
+        for sql in
+            [recording::about!("?1"), recording::about_of!("?1", "?2", "?3"), WITHIN, OF_PATIENT, VERSIONS]
+        {
+            let plan = sqlx::query(AssertSqlSafe(format!("EXPLAIN QUERY PLAN {sql}")));
+            let plan: Vec<String> =
+                plan.fetch_all(&mut conn).await.unwrap().iter().map(|row| row.get("detail")).collect();
+            assert!(plan.iter().any(|step| step.starts_with("SEARCH resource")), "{sql}: {plan:?}");
+            assert!(!plan.iter().any(|step| step.starts_with("SCAN resource")), "{sql}: {plan:?}");
+        }
+    }
 }
