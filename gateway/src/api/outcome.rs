@@ -6,6 +6,7 @@ use bytes::Bytes;
 use http_body_util::Full;
 use hyper::{Response, StatusCode, header};
 use schemas::issue::{Issue, Severity};
+use serde::Serialize;
 use serde_json::{Value, json};
 
 /// The media type of FHIR in JSON.
@@ -49,11 +50,11 @@ pub fn of_issues(status: StatusCode, code: &str, issues: &[Issue]) -> Answer {
 }
 
 /// An answer that carries a resource.
-pub fn resource(status: StatusCode, resource: &Value) -> Answer {
+pub fn resource(status: StatusCode, resource: &impl Serialize) -> Answer {
     Response::builder()
         .status(status)
         .header(header::CONTENT_TYPE, FHIR_JSON)
         .header(header::CACHE_CONTROL, "no-store")
-        .body(Full::new(Bytes::from(resource.to_string())))
+        .body(Full::new(Bytes::from(serde_json::to_vec(resource).expect("memory takes all"))))
         .expect("these headers are valid")
 }

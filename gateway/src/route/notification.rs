@@ -9,12 +9,11 @@
 use super::publish::{Event, Told};
 use jiff::Timestamp;
 use memchr::memmem;
-use schemas::message::{DeliveryId, MessageId};
-use serde::Deserialize;
+use schemas::message::DeliveryId;
+use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
-use std::collections::HashMap;
-use std::ops::Range;
+use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 use uuid::Uuid;
 
@@ -26,6 +25,9 @@ pub const TOPIC: &str = "urn:pons:topic:";
 const WITHIN: &str = "\"reference\":\"urn:uuid:";
 /// How long an id is in text.
 const ID_LENGTH: usize = uuid::fmt::Hyphenated::LENGTH;
+/// The resources of how many messages are kept, and how large those are at most that are, in bytes.
+const LATELY_MAX: usize = 16;
+const KEPT_MAX: usize = 256 << 10;
 
 /// How much a notification says; the later, the more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -56,19 +58,11 @@ pub struct Notifies {
     pub base: Arc<str>,
     /// How much they say.
     pub payload: Payload,
-    last: Last,
 }
 
-/// The message that was told of last.
-#[derive(Clone, Debug, Default)]
-struct Last(Arc<Mutex<Option<Known>>>);
-
-/// A message, by its revision, and what it made known.
-#[derive(Debug)]
-struct Known {
-    of: (MessageId, u32),
-    texts: Arc<Texts>,
-}
+/// What was told of last. A message is told to many subscriptions at about the same time, out of the same memory: its resources are
+/// found once for all of them.
+static LATELY: Mutex<VecDeque<Arc<Texts>>> = Mutex::new(VecDeque::new());
 
 /// One event of a subscription, as it was recorded.
 #[derive(Clone, Copy, Debug)]
@@ -107,7 +101,7 @@ pub struct About<'a> {
 impl Notifies {
     /// Notifications that name resources under an address, without a slash at its end.
     pub fn new(base: impl Into<Arc<str>>, payload: Payload) -> Notifies {
-        Notifies { base: base.into(), payload, last: Last::default() }
+        Notifies { base: base.into(), payload }
     }
 
     /// Writes the notification of an event: a Bundle in JSON.
@@ -122,7 +116,10 @@ impl Notifies {
             topic: event.matched.topics.first().map(String::as_str),
             last: event.number,
         };
-        let texts = self.texts(event);
+        let texts = match self.payload {
+            Payload::FullResource => Texts::lately(event.told),
+            Payload::Empty | Payload::IdOnly => Arc::default(),
+        };
         let occurrence = Occurrence {
             delivery: event.delivery,
             number: event.number,
@@ -133,68 +130,46 @@ impl Notifies {
         serde_json::to_writer(into, &self.bundle(&about, &[occurrence])).expect("memory takes all");
     }
 
-    /// The resources of an event's message. The events of a message come one after the other, so the last ones are kept.
-    fn texts(&self, event: &Event<'_>) -> Arc<Texts> {
-        if self.payload != Payload::FullResource {
-            return Arc::default();
-        }
-        let of = (event.message, event.revision);
-        let mut last = self.last.0.lock().unwrap_or_else(PoisonError::into_inner);
-        match &*last {
-            Some(known) if known.of == of => Arc::clone(&known.texts),
-            _ => {
-                let texts = Arc::new(Texts::of(event.told));
-                *last = Some(Known { of, texts: Arc::clone(&texts) });
-                texts
-            }
-        }
-    }
-
     /// The Bundle of some events.
-    pub fn bundle(&self, about: &About<'_>, occurrences: &[Occurrence<'_>]) -> Value {
-        let mut entries = vec![self.status_entry(about, occurrences)];
+    pub fn bundle<'t>(&self, about: &About<'_>, occurrences: &[Occurrence<'t>]) -> Notification<'t> {
+        let mut entry = vec![self.status_entry(about, occurrences)];
         for occurrence in occurrences {
-            self.add(&mut entries, occurrence);
+            self.add(&mut entry, occurrence);
         }
-        json!({
-            "resourceType": "Bundle",
-            "id": about.id.to_string(),
-            "meta": {"profile": [format!("{PROFILES}backport-subscription-notification-r4")]},
-            "type": "history",
-            "timestamp": about.at.to_string(),
-            "entry": entries,
-        })
+        Notification {
+            resource_type: "Bundle",
+            id: about.id,
+            meta: Meta { profile: [format!("{PROFILES}backport-subscription-notification-r4")] },
+            kind: "history",
+            timestamp: about.at.to_string(),
+            entry,
+        }
     }
 
     /// Adds the entries of an event.
-    fn add(&self, entries: &mut Vec<Value>, occurrence: &Occurrence<'_>) {
-        let named = self.named(occurrence.references);
-        for (index, reference) in named.iter().enumerate() {
-            // What the message wrote, and what was known before.
-            let method = if index == 0 { "PUT" } else { "GET" };
-            let mut entry = json!({
-                "fullUrl": self.url(reference),
-                "request": {"method": method, "url": reference},
-                "response": {"status": "200"},
+    fn add<'t>(&self, entries: &mut Vec<Entry<'t>>, occurrence: &Occurrence<'t>) {
+        for (index, reference) in self.named(occurrence.references).iter().enumerate() {
+            let text = occurrence.texts.of.get(reference).filter(|_| self.payload == Payload::FullResource);
+            entries.push(Entry {
+                full_url: self.url(reference),
+                resource: text.map(|text| Resource::Text(text)),
+                // What the message wrote, and what was known before.
+                request: Request { method: if index == 0 { "PUT" } else { "GET" }, url: reference.clone() },
+                response: Response { status: "200" },
             });
-            let text = || occurrence.texts.get(reference).filter(|_| self.payload == Payload::FullResource);
-            if let Some(text) = text() {
-                entry["resource"] = serde_json::from_str(&text).unwrap_or_default();
-            }
-            entries.push(entry);
         }
     }
 
     /// The first entry of a notification: which events of which subscription these are.
-    fn status_entry(&self, about: &About<'_>, occurrences: &[Occurrence<'_>]) -> Value {
+    fn status_entry<'t>(&self, about: &About<'_>, occurrences: &[Occurrence<'t>]) -> Entry<'t> {
         let status = self.status(about, occurrences);
         let subscription = self.url(&format!("Subscription/{}", about.subscription));
-        json!({
-            "fullUrl": format!("urn:uuid:{}", status["id"].as_str().unwrap_or_default()),
-            "resource": status,
-            "request": {"method": "GET", "url": format!("{subscription}/$status")},
-            "response": {"status": "200"},
-        })
+        Entry {
+            full_url: format!("urn:uuid:{}", status["id"].as_str().unwrap_or_default()),
+            resource: Some(Resource::Status(status)),
+            request: Request { method: "GET", url: format!("{subscription}/$status") },
+            response: Response { status: "200" },
+        }
     }
 
     /// How a subscription stands, and some of its events.
@@ -242,77 +217,131 @@ impl Notifies {
     }
 }
 
-/// The resources of a message, and those beside them, found once for all events of the message.
+/// A Bundle of events, to be written as JSON.
+#[derive(Debug, Serialize)]
+pub struct Notification<'t> {
+    #[serde(rename = "resourceType")]
+    resource_type: &'static str,
+    id: Uuid,
+    meta: Meta,
+    #[serde(rename = "type")]
+    kind: &'static str,
+    timestamp: String,
+    entry: Vec<Entry<'t>>,
+}
+
+#[derive(Debug, Serialize)]
+struct Meta {
+    profile: [String; 1],
+}
+
+#[derive(Debug, Serialize)]
+struct Entry<'t> {
+    #[serde(rename = "fullUrl")]
+    full_url: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    resource: Option<Resource<'t>>,
+    request: Request,
+    response: Response,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+enum Resource<'t> {
+    Status(Value),
+    Text(&'t RawValue),
+}
+
+#[derive(Debug, Serialize)]
+struct Request {
+    method: &'static str,
+    url: String,
+}
+
+#[derive(Debug, Serialize)]
+struct Response {
+    status: &'static str,
+}
+
+impl std::fmt::Display for Notification<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&serde_json::to_string(self).map_err(|_| std::fmt::Error)?)
+    }
+}
+
+/// The resources of a message, and those beside them, as they are sent.
 #[derive(Debug, Default)]
 pub struct Texts {
     told: Told,
-    /// Where each stands, by `Type/id`.
-    of: HashMap<String, Place>,
-    /// `Type/id` of each resource of the Bundle, by its id.
-    within: HashMap<String, String>,
-}
-
-/// A piece of the Bundle, or of what goes along beside it.
-#[derive(Clone, Debug)]
-enum Place {
-    Bundle(Range<usize>),
-    Beside(Range<usize>),
+    /// By `Type/id`.
+    of: HashMap<String, Box<RawValue>>,
 }
 
 impl Texts {
     /// Finds what was told.
     pub fn of(told: &Told) -> Texts {
-        let mut texts = Texts { told: told.clone(), ..Texts::default() };
         let bundle: Entries<'_> = serde_json::from_slice(&told.bundle).unwrap_or_default();
-        for resource in bundle.entry.into_iter().filter_map(|entry| entry.resource) {
-            if let (Some((reference, id)), Some(range)) = (name(resource), range_in(&told.bundle, resource)) {
-                texts.of.insert(reference.clone(), Place::Bundle(range));
-                texts.within.insert(id, reference);
-            }
-        }
         let beside: Vec<&RawValue> = serde_json::from_slice(&told.beside).unwrap_or_default();
+        let bundled: Vec<(&RawValue, String, String)> = bundle
+            .entry
+            .into_iter()
+            .filter_map(|entry| {
+                let resource = entry.resource?;
+                let (reference, id) = name(resource)?;
+                Some((resource, reference, id))
+            })
+            .collect();
+        let within: HashMap<&str, &str> =
+            bundled.iter().map(|(_, reference, id)| (id.as_str(), reference.as_str())).collect();
+        let mut of = HashMap::with_capacity(bundled.len() + beside.len());
         for resource in beside {
-            if let (Some((reference, _)), Some(range)) = (name(resource), range_in(&told.beside, resource)) {
-                texts.of.entry(reference).or_insert(Place::Beside(range));
-            }
+            of.extend(name(resource).map(|(reference, _)| (reference, relinked(resource, &within))));
         }
-        texts
+        // What the message says itself goes before what was known.
+        for (resource, reference, _) in &bundled {
+            of.insert(reference.clone(), relinked(resource, &within));
+        }
+        Texts { told: told.clone(), of }
     }
 
-    /// A resource as it is sent: what it refers to within the Bundle of its message stands as `Type/id`.
-    fn get(&self, reference: &str) -> Option<String> {
-        let text = match self.of.get(reference)? {
-            Place::Bundle(range) => &self.told.bundle[range.clone()],
-            Place::Beside(range) => &self.told.beside[range.clone()],
-        };
-        let mut rest = std::str::from_utf8(text).ok()?;
-        let mut out = String::with_capacity(rest.len() + 64);
-        while let Some(at) = memmem::find(rest.as_bytes(), WITHIN.as_bytes()) {
-            let (before, after) = rest.split_at(at);
-            out.push_str(before);
-            let id = after.get(WITHIN.len()..WITHIN.len() + ID_LENGTH);
-            match id.and_then(|id| self.within.get(id)) {
-                Some(reference) => {
-                    out.push_str("\"reference\":\"");
-                    out.push_str(reference);
-                    rest = &after[WITHIN.len() + ID_LENGTH..];
-                }
-                None => {
-                    out.push_str(WITHIN);
-                    rest = &after[WITHIN.len()..];
-                }
-            }
+    /// The same, found only once while the message is told of.
+    fn lately(told: &Told) -> Arc<Texts> {
+        if told.bundle.len() + told.beside.len() > KEPT_MAX {
+            return Arc::new(Texts::of(told));
         }
-        out.push_str(rest);
-        Some(out)
+        let mut lately = LATELY.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = lately.iter().find(|known| known.told.is(told)) {
+            return Arc::clone(known);
+        }
+        let texts = Arc::new(Texts::of(told));
+        lately.truncate(LATELY_MAX - 1);
+        lately.push_front(Arc::clone(&texts));
+        texts
     }
 }
 
-/// Where a piece lies in the bytes that it was read from.
-fn range_in(whole: &[u8], piece: &RawValue) -> Option<Range<usize>> {
-    let start = (piece.get().as_ptr() as usize).checked_sub(whole.as_ptr() as usize)?;
-    let end = start + piece.get().len();
-    (end <= whole.len()).then_some(start..end)
+/// A resource as it is sent: what it refers to within the Bundle of its message stands as `Type/id`.
+fn relinked(resource: &RawValue, within: &HashMap<&str, &str>) -> Box<RawValue> {
+    let mut rest = resource.get();
+    let mut out = String::with_capacity(rest.len() + 64);
+    while let Some(at) = memmem::find(rest.as_bytes(), WITHIN.as_bytes()) {
+        let (before, after) = rest.split_at(at);
+        out.push_str(before);
+        let id = after.get(WITHIN.len()..WITHIN.len() + ID_LENGTH);
+        match id.and_then(|id| within.get(id)) {
+            Some(reference) => {
+                out.push_str("\"reference\":\"");
+                out.push_str(reference);
+                rest = &after[WITHIN.len() + ID_LENGTH..];
+            }
+            None => {
+                out.push_str(WITHIN);
+                rest = &after[WITHIN.len()..];
+            }
+        }
+    }
+    out.push_str(rest);
+    RawValue::from_string(out).unwrap_or_else(|_| resource.to_owned())
 }
 
 /// `Type/id` of a resource, and its id.
@@ -344,6 +373,7 @@ struct Head {
 mod tests {
     use super::*;
     use crate::store::Matched;
+    use schemas::message::MessageId;
 
     const BUNDLE: &str = r#"{"resourceType":"Bundle","type":"transaction","entry":[
         {"fullUrl":"urn:uuid:00000000-0000-0000-0000-000000000001","resource":{"resourceType":"Patient","id":"00000000-0000-0000-0000-000000000001"}},

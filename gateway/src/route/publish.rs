@@ -64,6 +64,12 @@ pub struct Told {
 }
 
 impl Told {
+    /// Whether it is the very same, in the same memory.
+    pub(super) fn is(&self, other: &Told) -> bool {
+        let same = |one: &Bytes, other: &Bytes| one.as_ptr() == other.as_ptr() && one.len() == other.len();
+        same(&self.bundle, &other.bundle) && same(&self.beside, &other.beside)
+    }
+
     /// That of a delivery's content.
     pub fn of(content: &Content) -> Told {
         Told { bundle: content.bundle.clone(), beside: content.beside.clone() }
