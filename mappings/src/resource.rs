@@ -206,7 +206,7 @@ impl Stamp {
 pub struct Applied {
     /// Whether the rendering is another one now.
     pub changed: bool,
-    /// Whether only stamps moved: worth writing down, but no new version.
+    /// Whether stamps moved: worth writing down, though nobody sees another rendering.
     pub touched: bool,
     /// The elements that were emptied; they travel with the event.
     pub cleared: Vec<Cow<'static, str>>,

@@ -233,13 +233,21 @@ async fn a_write_that_depends_on_something_is_done_only_if_it_is_so() {
         let headers: Vec<(&str, &str)> = [JSON].into_iter().chain(header).collect();
         ask(&gateway, request, &headers, resource.to_string().as_bytes()).await
     };
+    // A patient who has a second number.
+    let with = |value: &str, number: &str| {
+        let mut resource = patient(value);
+        let second = json!({"system": "urn:oid:2.999.7", "value": number});
+        resource["identifier"].as_array_mut().unwrap().push(second);
+        resource
+    };
     let none_exist = Some(("if-none-exist", "identifier=urn:oid:2.999.7%7CN1"));
-    let mut resource = patient("C1");
+    let mut resource = with("C1", "N1");
     let created = write("POST /fhir/Patient", none_exist, &resource).await;
     assert_eq!(created.status, 201, "{}", created.body);
-    // The number that was searched for names it from now on, though the resource does not say it.
-    let again = write("POST /fhir/Patient", none_exist, &patient("C2")).await;
+    let again = write("POST /fhir/Patient", none_exist, &with("C2", "N1")).await;
     assert_eq!((again.status, again.header("location")), (200, created.header("location")));
+    // A number that the resource does not have would name it from then on.
+    write("POST /fhir/Patient", none_exist, &patient("C3")).await.outcome(400);
     let id = created.json()["id"].as_str().unwrap().to_owned();
 
     // An update of a version.
@@ -266,17 +274,30 @@ async fn a_write_that_depends_on_something_is_done_only_if_it_is_so() {
         let headers = [JSON, key, ("if-match", "W/\"1\"")];
         ask(&gateway, &put, &headers, resource.to_string().as_bytes()).await.outcome(412);
     }
+    let headers = [JSON, key, ("if-match", "W/\"2\"")];
+    let other = ask(&gateway, &put, &headers, resource.to_string().as_bytes()).await.outcome(422);
+    assert!(other.contains("other conditions"), "{other}");
     let read = ask(&gateway, &format!("GET /fhir/Patient/{id}"), &[], b"").await;
     assert_eq!((&read.json()["gender"], read.header("etag")), (&json!("female"), Some("W/\"2\"")));
 
     // An update of whoever has a number.
     let by_number = "PUT /fhir/Patient?identifier=urn:oid:2.999.7%7CN1";
-    let mut whoever = patient("C1");
+    let mut whoever = with("C1", "N1");
     whoever["gender"] = json!("other");
     let found = write(by_number, None, &whoever).await;
     assert_eq!((found.status, &found.json()["id"]), (200, &json!(id)), "{}", found.body);
-    let made = write("PUT /fhir/Patient?identifier=urn:oid:2.999.7%7CN5", None, &patient("C5")).await;
+    let made = write("PUT /fhir/Patient?identifier=urn:oid:2.999.7%7CN5", None, &with("C5", "N5")).await;
     assert_eq!(made.status, 201, "{}", made.body);
+    let by_other = write("PUT /fhir/Patient?identifier=urn:oid:2.999.7%7CN6", None, &with("C5", "N6")).await;
+    assert!(by_other.outcome(412).contains("searched for names nobody"), "{}", by_other.body);
+    let unnamed = ask(&gateway, "GET /fhir/Patient?identifier=urn:oid:2.999.7%7CN6", &[], b"").await.json();
+    assert_eq!(unnamed["entry"], Value::Null, "nothing of it was taken");
+    // What an update names by its id is not somebody else by an identifier.
+    let mut stolen = patient("C5");
+    stolen["id"] = json!(id);
+    let told = write(&put, None, &stolen).await.outcome(422);
+    assert!(told.contains("name two resources"), "{told}");
+    write(&put, Some(("if-match", "W/\"3\"")), &stolen).await.outcome(412);
     whoever["id"] = json!("nobody");
     let other = write(by_number, None, &whoever).await.outcome(400);
     assert!(other.contains("another id"), "{other}");
@@ -297,12 +318,59 @@ async fn a_write_that_depends_on_something_is_done_only_if_it_is_so() {
     bundle["entry"][1]["request"]["ifMatch"] = json!("newest");
     let refused = post(&gateway, "POST /fhir", &bundle).await.outcome(400);
     assert!(refused.contains("Bundle.entry[1].request.ifMatch"), "{refused}");
-    // Nobody has to do anything about any of it, and it is on record.
+    bundle["entry"][1]["request"]["ifMatch"] = json!("W/\"3\"");
+    for url in ["Patient/nobody", "Person/1", "Patient"] {
+        bundle["entry"][1]["request"]["url"] = json!(url);
+        let refused = post(&gateway, "POST /fhir", &bundle).await.outcome(400);
+        assert!(refused.contains("Bundle.entry[1].request.url"), "{url}: {refused}");
+    }
+    bundle["entry"][1]["request"]["url"] = json!(format!("Patient/{id}"));
+    write("POST /fhir", Some(("if-match", "W/\"1\"")), &bundle).await.outcome(400);
+    let twice = json!([bundle["entry"][1], bundle["entry"][1]]);
+    let twice = json!({"resourceType": "Bundle", "type": "transaction", "entry": twice});
+    let refused = post(&gateway, "POST /fhir", &twice).await;
+    assert!(refused.outcome(412).contains("another write of the same transaction"));
+    // A person has to look at the one that named two, and at nothing else.
     let (_, quarantined) =
         gateway.pons(&["search", "--state", "quarantined", "--format", "json"]).await.unwrap();
-    assert_eq!(quarantined, "");
+    assert_eq!(quarantined.lines().count(), 1, "{quarantined}");
     let log = gateway.log();
     assert!(!log.contains(NAME) && !log.contains("2.999.7"), "{log}");
+}
+
+#[tokio::test]
+async fn a_replay_judges_no_condition_anew() {
+    let hook = Webhook::start(Run::new(1)).await.unwrap();
+    let setup = Setup {
+        subscriptions: vec![Subscription::webhook("insurer", &["patient-updated"], &hook.url())],
+        ..Setup::default()
+    };
+    let gateway = start(&setup).await;
+    let created = post(&gateway, "POST /fhir/Patient", &patient("B1")).await.json();
+    let put = format!("PUT /fhir/Patient/{}", created["id"].as_str().unwrap());
+    let write = async |gender: &str, version: &str, key: &str| {
+        let mut resource = patient("B1");
+        (resource["id"], resource["gender"]) = (created["id"].clone(), json!(gender));
+        let headers = [JSON, ("if-match", version), ("idempotency-key", key)];
+        ask(&gateway, &put, &headers, resource.to_string().as_bytes()).await
+    };
+    assert_eq!(write("female", "W/\"1\"", "k-taken").await.status, 200);
+    write("male", "W/\"1\"", "k-left").await.outcome(412);
+    for key in ["k-taken", "k-left"] {
+        let (_, found) = gateway.pons(&["search", "--control-id", key, "--format", "json"]).await.unwrap();
+        let found: Value = serde_json::from_str(found.lines().next().unwrap()).unwrap();
+        let id = found["id"].as_str().unwrap();
+        assert_eq!(gateway.pons(&["replay", id, "--yes"]).await.unwrap().0, Some(0));
+        let began = Instant::now();
+        while !gateway.pons(&["show", id]).await.unwrap().1.contains("replay 1") {
+            assert!(began.elapsed() < WAIT, "it is normalized again");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+    assert_eq!(write("female", "W/\"1\"", "k-taken").await.status, 200, "what was done stays done");
+    write("male", "W/\"1\"", "k-left").await.outcome(412);
+    let read = ask(&gateway, &put.replacen("PUT", "GET", 1), &[], b"").await.json();
+    assert_eq!(read["gender"], "female");
 }
 
 #[tokio::test]
@@ -461,8 +529,9 @@ async fn what_is_refused_says_why_in_an_operation_outcome() {
         ("POST /fhir/Patient?name=TESTKANARI", ("accept", "*/*"), "ifNoneExist"),
         ("PUT /fhir/Patient?name=TESTKANARI", ("accept", "*/*"), "identifier=system|value"),
         ("PUT /fhir/Patient", ("accept", "*/*"), "names an id, or one identifier"),
-        ("PUT /fhir/Patient?identifier=urn:x%7C1", ("if-match", "latest"), "one version"),
-        ("PUT /fhir/Patient?identifier=urn:x%7C1", ("if-none-match", "W/\"1\""), "expected *"),
+        ("PUT /fhir/Patient?identifier=urn:x%7C1", ("accept", "*/*"), "the resource has this identifier"),
+        ("PUT /fhir/Patient?identifier=urn:oid:2.999.1%7CR1", ("if-match", "latest"), "one version"),
+        ("PUT /fhir/Patient?identifier=urn:oid:2.999.1%7CR1", ("if-none-match", "W/\"1\""), "expected *"),
     ] {
         let told = ask(&gateway, request, &[JSON, header], good).await.outcome(400);
         assert!(told.contains(place), "{request}: {told}");
@@ -485,7 +554,7 @@ async fn what_is_refused_says_why_in_an_operation_outcome() {
     post(&gateway, "POST /fhir", &json!({"resourceType": "Bundle", "type": "searchset"})).await.outcome(400);
     // Every body that was read and refused is found again, and none of it ended anything.
     let (_, found) = gateway.pons(&["search", "--state", "rejected", "--format", "json"]).await.unwrap();
-    assert_eq!(found.lines().count(), 17);
+    assert_eq!(found.lines().count(), 18);
     assert!(!found.contains(NAME));
     assert_eq!(post(&gateway, "POST /fhir/Patient", &patient("R1")).await.status, 201);
     let log = gateway.log();

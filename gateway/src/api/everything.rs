@@ -7,7 +7,7 @@ use super::outcome::away;
 use super::read::{AFTER, Found, LOOKED_AT_MAX, PAGE, PAGE_MAX, Shown, page, survivor};
 use super::{Answer, outcome};
 use crate::ingest::senders::Known;
-use crate::store::{Held, Store};
+use crate::store::{Store, StoredResource};
 use hyper::StatusCode;
 use hyper::http::request::Parts;
 use jiff::Timestamp;
@@ -90,7 +90,7 @@ pub(super) async fn everything(
     let unknown = || outcome::answer(StatusCode::NOT_FOUND, "not-found", "no such resource is known here");
     let named: Uuid = id.parse().map_err(|_| unknown())?;
     let held = store.held(&[named]).await.map_err(away)?;
-    let own = held.into_iter().find(|held| held.resource.resource_type == "Patient").ok_or_else(unknown)?;
+    let own = held.into_iter().find(|held| held.resource_type == "Patient").ok_or_else(unknown)?;
     if let Shown::Withheld(why) = Shown::of(&own)? {
         return Err(outcome::answer(StatusCode::FORBIDDEN, "suppressed", &why));
     }
@@ -113,8 +113,8 @@ pub(super) async fn everything(
                 break 'all after;
             }
             looked_at += 1;
-            after = Some(held.resource.id);
-            if held.resource.resource_type != "Patient" {
+            after = Some(held.id);
+            if held.resource_type != "Patient" {
                 tally.take(held)?;
             }
         }
@@ -155,7 +155,7 @@ struct Tally<'t> {
 
 impl Tally<'_> {
     /// Takes in something of the patient's.
-    fn take(&mut self, held: &Held) -> Result<(), Answer> {
+    fn take(&mut self, held: &StoredResource) -> Result<(), Answer> {
         if let Some(json) = self.shown(held)? {
             self.found.matches.push(json);
         }
@@ -164,8 +164,8 @@ impl Tally<'_> {
 
     /// Takes in what is referred to. What is a patient's stands among the matches if it is this one's, and is nobody's business here if
     /// it is another's: a device that has been handed on, say.
-    fn along(&mut self, held: &Held) -> Result<(), Answer> {
-        if ALONG.contains(&held.resource.resource_type.as_str())
+    fn along(&mut self, held: &StoredResource) -> Result<(), Answer> {
+        if ALONG.contains(&held.resource_type.as_str())
             && let Some(json) = self.shown(held)?
             && is_nobodys(&json)
         {
@@ -174,8 +174,8 @@ impl Tally<'_> {
         Ok(())
     }
 
-    fn shown(&mut self, held: &Held) -> Result<Option<Value>, Answer> {
-        let of = held.resource.resource_type.as_str();
+    fn shown(&mut self, held: &StoredResource) -> Result<Option<Value>, Answer> {
+        let of = held.resource_type.as_str();
         if !self.asked.wants(of) {
             return Ok(None);
         }

@@ -67,7 +67,7 @@ pub fn interaction(method: &Method, path: &str) -> Option<Interaction> {
 /// Whether the head of a write can be taken at all.
 ///
 /// # Errors
-/// The answer to give: 415 for a body that is not JSON, 412 and 400 for preconditions that are not kept yet.
+/// The answer to give: 415 for a body that is not JSON.
 pub fn acceptable(head: &Parts) -> Result<(), Answer> {
     let kind =
         head.headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
@@ -314,6 +314,10 @@ async fn one(
     };
     if asynchronous {
         return Ok(None);
+    }
+    if stored.repeat && !api.ingest.asked_alike(stored.message, request).await {
+        let text = "this Idempotency-Key came before with the same body and other conditions: a new request has a new key";
+        return Err(outcome::answer(StatusCode::UNPROCESSABLE_ENTITY, "conflict", text));
     }
     let done = if stored.repeat {
         tokio::time::timeout(api.http.timeout, api.ingest.result(stored.message)).await.ok().flatten()

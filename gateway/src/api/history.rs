@@ -1,23 +1,30 @@
 //! Earlier versions: what a resource was when a message had been recorded, as the Bundle of that result has it.
 //!
-//! A version that retention let go of is not kept; the newest always is. What may not be shown now is not shown of earlier versions
-//! either: each is judged by the labels that it had.
+//! A version that retention let go of is not kept; the newest always is. Each is judged by the labels that it had; and where something
+//! of the newest is withheld, earlier versions are too.
 
 use super::outcome::away;
-use super::read::{PAGE, PAGE_MAX, Shown, lenient, received_at};
+use super::read::{Shown, lenient, received_at};
 use super::{Answer, outcome};
 use crate::route::policy::{self, Decision};
-use crate::store::{Held, Store, Version};
+use crate::store::{Made, Store, StoredResource};
 use hyper::http::request::Parts;
 use hyper::{StatusCode, header};
 use jiff::Timestamp;
 use schemas::message::MessageId;
 use serde_json::{Value, json};
-use std::collections::HashMap;
 use uuid::Uuid;
 
-/// The parameter of our own links to the next page: the version before which it begins.
-const BEFORE: &str = "_before";
+/// The parameter of our own links to the next page: the version with which it begins, and the message that made it.
+const FROM: &str = "_from";
+/// How many versions are looked at for one answer.
+const STEPS_MAX: usize = 2_000;
+
+/// How many versions a page has unless `_count` says otherwise, and at most.
+const PAGE: usize = 20;
+const PAGE_MAX: usize = 100;
+/// After how many bytes of Bundles that were read a page ends.
+const BYTES_MAX: usize = 16 << 20;
 
 /// `GET /fhir/[type]/[id]/_history/[version]`
 pub(super) async fn version(
@@ -32,15 +39,22 @@ pub(super) async fn version(
     };
     let held = held(store, kind, id).await?;
     let number: i64 = version.parse().map_err(|_| unknown())?;
-    let newest = Shown::of(&held)?;
-    let shown = if number == held.resource.version || matches!(newest, Shown::Withheld(_)) {
-        newest
+    let newest = Newest::of(&held)?;
+    let shown = if number == held.version || matches!(newest.shown, Shown::Withheld(_)) {
+        newest.shown
     } else {
-        let below = number.checked_add(1).ok_or_else(unknown)?;
-        let found = store.versions(held.resource.id, Some(below), 1).await.map_err(away)?;
-        let found: Vec<Version> = found.into_iter().filter(|found| found.version == number).collect();
-        let mut then = then(store, &held, &found).await?;
-        then.remove(&number).ok_or_else(unknown)?
+        let mut walk = Walk::from(&held);
+        let found = loop {
+            match walk.next(store).await? {
+                Some(found) if found.version == number => break found,
+                Some(found) if found.version > number && walk.steps < STEPS_MAX => {}
+                Some(_) | None => return Err(unknown()),
+            }
+        };
+        match newest.is_redacted {
+            true => redacted(),
+            false => then(store, &found).await?.0.ok_or_else(unknown)?,
+        }
     };
     let mut answer = outcome::resource(StatusCode::OK, &shown.json(kind)?);
     let etag = header::HeaderValue::from_str(&format!("W/\"{number}\"")).expect("a number in quotes");
@@ -58,64 +72,60 @@ pub(super) async fn history(
 ) -> Result<Answer, Answer> {
     let asked = Asked::read(head)?;
     let held = held(store, kind, id).await?;
-    let current = held.resource.version;
-    let newest = Shown::of(&held)?;
-    if let Shown::Withheld(why) = newest {
+    let current = held.version;
+    let newest = Newest::of(&held)?;
+    if let Shown::Withheld(why) = newest.shown {
         return Err(outcome::answer(StatusCode::FORBIDDEN, "suppressed", &why));
     }
-    let mut newest = Some(newest);
-    let more = asked.count + 1;
-    let found = store.versions(held.resource.id, asked.before, more).await.map_err(away)?;
-    let mut versions: Vec<i64> = found.iter().map(|found| found.version).collect();
-    // The newest is kept whatever became of the result that made it.
-    if asked.before.is_none_or(|before| before > current) && versions.first() != Some(&current) {
-        versions.insert(0, current);
-    }
-    let next = (versions.len() > asked.count).then(|| versions[asked.count - 1]);
-    versions.truncate(asked.count);
-    let mut then = then(store, &held, &found).await?;
-    let url = format!("{base}/{kind}/{}", held.resource.id);
-    let made_by: HashMap<i64, MessageId> = found.iter().map(|one| (one.version, one.message)).collect();
-    let mut entries = Vec::with_capacity(versions.len());
-    for version in versions {
-        let by = made_by.get(&version).copied().unwrap_or(held.changed_by);
-        let at = received_at(by);
+    let mut walk = match asked.from {
+        Some((version, message)) => Walk { resource: held.id, version, message: Some(message), steps: 0 },
+        None => Walk::from(&held),
+    };
+    let url = format!("{base}/{kind}/{}", held.id);
+    let (mut entries, mut next, mut bytes) = (Vec::new(), None, 0);
+    let mut newest_shown = Some(newest.shown);
+    loop {
+        if entries.len() == asked.count || bytes > BYTES_MAX || walk.steps == STEPS_MAX {
+            next = walk.message.map(|message| (walk.version, message));
+            break;
+        }
+        let of_newest = walk.version == current;
+        let version = match walk.next(store).await? {
+            Some(version) => version,
+            // The newest is kept whatever became of the result that made it.
+            None if of_newest => {
+                Found { version: current, resource: held.id, message: held.changed_by, revision: 0 }
+            }
+            None => break,
+        };
+        let at = received_at(version.message);
         if asked.since.zip(at).is_some_and(|(since, at)| at < since) {
             continue;
         }
-        let shown = if version == current { newest.take() } else { then.remove(&version) };
-        let (method, path, status) = match version {
-            1 => ("POST", kind.to_owned(), "201 Created"),
-            _ => ("PUT", format!("{kind}/{}", held.resource.id), "200 OK"),
+        let shown = match newest.is_redacted {
+            _ if of_newest => newest_shown.take(),
+            true => Some(redacted()),
+            // One at a time, so that a page takes no more memory than it may.
+            false => {
+                let (shown, read) = then(store, &version).await?;
+                bytes += read;
+                shown
+            }
         };
-        let mut entry = json!({
-            "fullUrl": url,
-            "request": {"method": method, "url": path},
-            "response": {"status": status, "etag": format!("W/\"{version}\"")},
-        });
-        if let Some(at) = at {
-            entry["response"]["lastModified"] = at.to_string().into();
-        }
-        match shown {
-            Some(Shown::Resource(json)) => entry["resource"] = json,
-            // That there was a version is no secret; what it said is.
-            Some(Shown::Withheld(_)) => entry["response"]["status"] = "403 Forbidden".into(),
-            Some(Shown::Incomplete(_)) | None => entry["response"]["status"] = "404 Not Found".into(),
-        }
-        entries.push(entry);
+        entries.push(entry(kind, &url, &version, at, shown));
     }
-    let link = |before: Option<i64>| {
+    let link = |from: Option<(i64, MessageId)>| {
         let mut text = form_urlencoded::Serializer::new(String::new());
         text.append_pair("_count", &asked.count.to_string());
         if let Some(since) = asked.since {
             text.append_pair("_since", &since.to_string());
         }
-        if let Some(before) = before {
-            text.append_pair(BEFORE, &before.to_string());
+        if let Some((version, message)) = from {
+            text.append_pair(FROM, &format!("{version}.{message}"));
         }
-        format!("{base}/{kind}/{}/_history?{}", held.resource.id, text.finish())
+        format!("{url}/_history?{}", text.finish())
     };
-    let mut links = vec![json!({"relation": "self", "url": link(asked.before)})];
+    let mut links = vec![json!({"relation": "self", "url": link(asked.from)})];
     links.extend(next.map(|next| json!({"relation": "next", "url": link(Some(next))})));
     let mut bundle = json!({"resourceType": "Bundle", "type": "history", "link": links});
     if !entries.is_empty() {
@@ -124,17 +134,67 @@ pub(super) async fn history(
     Ok(outcome::resource(StatusCode::OK, &bundle))
 }
 
+/// The entry of a version, with what may be shown of it.
+fn entry(kind: &str, url: &str, version: &Found, at: Option<Timestamp>, shown: Option<Shown>) -> Value {
+    let (method, path, status) = match version.version {
+        1 => ("POST", kind.to_owned(), "201 Created"),
+        _ => ("PUT", format!("{kind}/{}", version.resource), "200 OK"),
+    };
+    let mut entry = json!({
+        "fullUrl": url,
+        "request": {"method": method, "url": path},
+        "response": {"status": status, "etag": format!("W/\"{}\"", version.version)},
+    });
+    if let Some(at) = at {
+        entry["response"]["lastModified"] = at.to_string().into();
+    }
+    match shown {
+        Some(Shown::Resource(json)) => entry["resource"] = json,
+        // That there was a version is no secret; what it said is.
+        Some(Shown::Withheld(_)) => entry["response"]["status"] = "403 Forbidden".into(),
+        Some(Shown::Incomplete(_)) | None => entry["response"]["status"] = "404 Not Found".into(),
+    }
+    entry
+}
+
+/// The newest version.
+struct Newest {
+    shown: Shown,
+    /// Whether some of it is not shown: what an earlier version says may be just that.
+    is_redacted: bool,
+}
+
+impl Newest {
+    fn of(held: &StoredResource) -> Result<Newest, Answer> {
+        let shown = Shown::of(held)?;
+        let is_redacted = match &shown {
+            Shown::Resource(json) => {
+                let mut labels = json["meta"]["security"].as_array().into_iter().flatten();
+                labels.any(|label| label["code"] == "REDACTED")
+            }
+            Shown::Withheld(_) | Shown::Incomplete(_) => false,
+        };
+        Ok(Newest { shown, is_redacted })
+    }
+}
+
+fn redacted() -> Shown {
+    Shown::Withheld(
+        "some of what is known of it is withheld, and its earlier versions may say just that".to_owned(),
+    )
+}
+
 /// What a history is asked for.
 struct Asked {
     count: usize,
     since: Option<Timestamp>,
-    before: Option<i64>,
+    from: Option<(i64, MessageId)>,
 }
 
 impl Asked {
     fn read(head: &Parts) -> Result<Asked, Answer> {
         let refuse = |text: &str| outcome::answer(StatusCode::BAD_REQUEST, "invalid", text);
-        let mut asked = Asked { count: PAGE, since: None, before: None };
+        let mut asked = Asked { count: PAGE, since: None, from: None };
         for (name, value) in form_urlencoded::parse(head.uri.query().unwrap_or_default().as_bytes()) {
             match &*name {
                 "_count" => {
@@ -147,9 +207,12 @@ impl Asked {
                         value.parse().map_err(|_| refuse("_since: a time with its offset is wanted"))?;
                     asked.since = Some(since);
                 }
-                BEFORE => {
-                    let before = value.parse().map_err(|_| refuse("_before: a version is wanted"))?;
-                    asked.before = Some(before);
+                FROM => {
+                    let from = value.split_once('.').and_then(|(version, message)| {
+                        Some((version.parse().ok()?, MessageId(message.parse().ok()?)))
+                    });
+                    asked.from =
+                        Some(from.ok_or_else(|| refuse("_from: what a link of ours says is wanted"))?);
                 }
                 "_format" | "_pretty" => {}
                 _ if lenient(head) => {}
@@ -160,34 +223,63 @@ impl Asked {
     }
 }
 
-async fn held(store: &dyn Store, kind: &str, id: &str) -> Result<Held, Answer> {
+/// A version, and the result that made it.
+struct Found {
+    resource: Uuid,
+    version: i64,
+    message: MessageId,
+    revision: u32,
+}
+
+/// The way from one version of a resource to the one before: each result knows which message made that.
+struct Walk {
+    resource: Uuid,
+    version: i64,
+    message: Option<MessageId>,
+    steps: usize,
+}
+
+impl Walk {
+    fn from(held: &StoredResource) -> Walk {
+        Walk { resource: held.id, version: held.version, message: Some(held.changed_by), steps: 0 }
+    }
+
+    /// The next version downwards; `None` if there is none, or if its message is not kept any more.
+    async fn next(&mut self, store: &dyn Store) -> Result<Option<Found>, Answer> {
+        self.steps += 1;
+        let Some(message) = self.message.take() else { return Ok(None) };
+        let made = store.made(message).await.map_err(away)?;
+        let mut all = made.iter().flat_map(|(revision, made)| made.iter().map(move |made| (*revision, made)));
+        let is_it = |made: &Made| made.resource == self.resource && made.version == self.version;
+        let Some((revision, made)) = all.find(|(_, made)| is_it(made)) else { return Ok(None) };
+        let found = Found { resource: self.resource, version: self.version, message, revision };
+        (self.version, self.message) = (self.version - 1, made.before);
+        Ok(Some(found))
+    }
+}
+
+async fn held(store: &dyn Store, kind: &str, id: &str) -> Result<StoredResource, Answer> {
     let unknown = || outcome::answer(StatusCode::NOT_FOUND, "not-found", "no such resource is known here");
     let id: Uuid = id.parse().map_err(|_| unknown())?;
     let held = store.held(&[id]).await.map_err(away)?;
-    held.into_iter().find(|held| held.resource.resource_type == kind).ok_or_else(unknown)
+    held.into_iter().find(|held| held.resource_type == kind).ok_or_else(unknown)
 }
 
-/// What the results that made them say of these versions; nothing of those that left the resource out.
-async fn then(store: &dyn Store, held: &Held, versions: &[Version]) -> Result<HashMap<i64, Shown>, Answer> {
-    let of: Vec<(MessageId, u32)> = versions.iter().map(|one| (one.message, one.revision)).collect();
-    let contents = store.contents(&of).await.map_err(away)?;
-    let id = held.resource.id.to_string();
-    let mut then = HashMap::with_capacity(versions.len());
-    for one in versions {
-        let Some(content) = contents.get(&(one.message, one.revision)) else { continue };
-        let mut bundle: Value = serde_json::from_slice(&content.bundle).unwrap_or_default();
-        let mut entries = bundle["entry"].as_array_mut().into_iter().flatten();
-        let Some(entry) = entries.find(|entry| entry["resource"]["id"] == *id) else { continue };
-        let mut json = entry["resource"].take();
-        let shown = match policy::at_reading(json.to_string().as_bytes()) {
-            Decision::Suppress(why) => Shown::Withheld(why),
-            Decision::Allow => {
-                json["meta"]["versionId"] = one.version.to_string().into();
-                json["meta"]["lastUpdated"] = content.received_at.to_string().into();
-                Shown::Resource(json)
-            }
-        };
-        then.insert(one.version, shown);
-    }
-    Ok(then)
+/// What the result that made it says of a version, if it has the resource and is still kept; and how many bytes were read for that.
+async fn then(store: &dyn Store, version: &Found) -> Result<(Option<Shown>, usize), Answer> {
+    let of = (version.message, version.revision);
+    let Some(content) = store.contents(&[of]).await.map_err(away)?.remove(&of) else { return Ok((None, 0)) };
+    let id = version.resource.to_string();
+    let mut bundle: Value = serde_json::from_slice(&content.bundle).unwrap_or_default();
+    let mut entries = bundle["entry"].as_array_mut().into_iter().flatten();
+    let found = entries.find(|entry| entry["resource"]["id"] == *id).map(|entry| entry["resource"].take());
+    let shown = found.map(|mut json| match policy::at_reading(json.to_string().as_bytes()) {
+        Decision::Suppress(why) => Shown::Withheld(why),
+        Decision::Allow => {
+            json["meta"]["versionId"] = version.version.to_string().into();
+            json["meta"]["lastUpdated"] = content.received_at.to_string().into();
+            Shown::Resource(json)
+        }
+    });
+    Ok((shown, content.bundle.len()))
 }

@@ -8,7 +8,7 @@ use super::outcome::away;
 use super::{Answer, history, outcome};
 use crate::ingest::senders::Known;
 use crate::route::policy::{self, Decision};
-use crate::store::{Alias, Held, Store};
+use crate::store::{Alias, Store, StoredResource};
 use hyper::http::request::Parts;
 use hyper::{Method, StatusCode, header};
 use jiff::Timestamp;
@@ -49,7 +49,8 @@ pub fn ask(method: &Method, path: &str) -> Option<Ask> {
     let parts: Vec<&str> = path.trim_end_matches('/').split('/').skip(2).collect();
     Some(match (method, parts.as_slice()) {
         (&Method::GET, [kind]) => Ask::Search((*kind).to_owned()),
-        (&Method::POST, [kind, "_search"]) => Ask::Search((*kind).to_owned()),
+        // Subscriptions are not among what the store holds: their owners ask for them by GET.
+        (&Method::POST, [kind, "_search"]) if *kind != "Subscription" => Ask::Search((*kind).to_owned()),
         (&Method::GET, [kind, id]) => Ask::Read((*kind).to_owned(), (*id).to_owned()),
         (&Method::GET, [kind, id, "_history"]) => Ask::History((*kind).to_owned(), (*id).to_owned()),
         (&Method::GET, [kind, id, "_history", version]) => {
@@ -60,7 +61,8 @@ pub fn ask(method: &Method, path: &str) -> Option<Ask> {
     })
 }
 
-/// Makes of a search that came as a form one that came in its address: what it asks for stays out of the logs of whatever lies between.
+/// Makes of a search that came as a form one that came in its address: so what is asked for stays out of the address of the request, and
+/// of the logs of whatever lies between. The links to further pages do name it.
 ///
 /// # Errors
 /// The answer to give: 415 for what is no form, 400 for one that does not read.
@@ -125,9 +127,9 @@ async fn read(store: &dyn Store, head: &Parts, kind: &str, id: &str) -> Result<A
     let unknown = || outcome::answer(StatusCode::NOT_FOUND, "not-found", "no such resource is known here");
     let id: Uuid = id.parse().map_err(|_| unknown())?;
     let held = store.held(&[id]).await.map_err(away)?;
-    let held = held.into_iter().find(|held| held.resource.resource_type == kind).ok_or_else(unknown)?;
+    let held = held.into_iter().find(|held| held.resource_type == kind).ok_or_else(unknown)?;
     let json = Shown::of(&held)?.json(kind)?;
-    let etag = format!("W/\"{}\"", held.resource.version);
+    let etag = format!("W/\"{}\"", held.version);
     let known = head.headers.get(header::IF_NONE_MATCH).and_then(|value| value.to_str().ok());
     let same = known.is_some_and(|known| known.split(',').any(|known| known.trim() == etag));
     let mut answer = outcome::resource(if same { StatusCode::NOT_MODIFIED } else { StatusCode::OK }, &json);
@@ -166,11 +168,11 @@ impl Shown {
         }
     }
 
-    pub(super) fn of(held: &Held) -> Result<Shown, Answer> {
+    pub(super) fn of(held: &StoredResource) -> Result<Shown, Answer> {
         let bug = || {
             outcome::answer(StatusCode::INTERNAL_SERVER_ERROR, "exception", "what is stored does not read")
         };
-        let stored = &held.resource;
+        let stored = held;
         let state = State::decode(&stored.state).map_err(|_| bug())?;
         let Some(rendered) = state.render_open(&stored.resource_type, stored.id, policy::is_open) else {
             return Ok(Shown::Withheld("it is known from restricted messages only".to_owned()));
@@ -244,9 +246,7 @@ async fn search(store: &dyn Store, head: &Parts, base: &str, kind: &str) -> Resu
         }
         .map_err(away)?;
         let full = patient.is_some() && page.len() == PAGE_MAX;
-        page.retain(|held| {
-            held.resource.resource_type == kind && after.is_none_or(|after| held.resource.id > after)
-        });
+        page.retain(|held| held.resource_type == kind && after.is_none_or(|after| held.id > after));
         let mut more = None;
         for held in &page {
             if found.matches.len() == asked.count || looked_at == LOOKED_AT_MAX {
@@ -254,7 +254,7 @@ async fn search(store: &dyn Store, head: &Parts, base: &str, kind: &str) -> Resu
                 break;
             }
             looked_at += 1;
-            after = Some(held.resource.id);
+            after = Some(held.id);
             match Shown::of(held)? {
                 Shown::Resource(json) if asked.holds(&json) => found.matches.push(json),
                 Shown::Resource(_) => {}
@@ -278,12 +278,12 @@ async fn openly_named(store: &dyn Store, alias: &Alias) -> Result<Vec<Uuid>, Ans
     let ids = store.named(std::slice::from_ref(alias)).await.map_err(away)?;
     let held = store.held(&ids).await.map_err(away)?;
     let value = format!("\"value\":{}", Value::from(alias.value.as_str()));
-    let is_open = |held: &&Held| {
-        let Ok(state) = State::decode(&held.resource.state) else { return false };
-        let open = state.render_open(&held.resource.resource_type, held.resource.id, policy::is_open);
+    let is_open = |held: &&StoredResource| {
+        let Ok(state) = State::decode(&held.state) else { return false };
+        let open = state.render_open(&held.resource_type, held.id, policy::is_open);
         open.is_some_and(|open| !open.is_redacted() || open.json.contains(&value))
     };
-    Ok(held.iter().filter(is_open).map(|held| held.resource.id).collect())
+    Ok(held.iter().filter(is_open).map(|held| held.id).collect())
 }
 
 /// The patient whom a merge left.
@@ -291,7 +291,7 @@ pub(super) async fn survivor(store: &dyn Store, patient: Uuid) -> Result<Uuid, A
     let mut patient = patient;
     for _ in 0..16 {
         let held = store.held(&[patient]).await.map_err(away)?;
-        match held.first().and_then(|held| held.resource.replaced_by) {
+        match held.first().and_then(|held| held.replaced_by) {
             Some(next) => patient = next,
             None => break,
         }

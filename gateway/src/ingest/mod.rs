@@ -8,8 +8,9 @@ pub mod keys;
 pub mod pressure;
 pub mod senders;
 
+use crate::normalize::fhir;
 use crate::normalize::waiters::{Changed, Done, UNMET, Waiters};
-use crate::store::{self, Appended, Format, NewMessage, Refused, Store};
+use crate::store::{self, Appended, Format, MessageResult, NewMessage, Refused, Store};
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::trace::{self, Verb};
 use adapters::{Intake, Outcome, Received, Rejection, RejectionKind, Stored, Verdict};
@@ -18,7 +19,9 @@ use commit::Committer;
 use schemas::hl7v2::{Answer, Header, Limits, Message, Unreadable, charset};
 use schemas::message::MessageId;
 use senders::{Known, Senders};
+use serde_json::{Map, Value};
 use std::borrow::Cow;
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::oneshot;
@@ -141,17 +144,15 @@ impl Ingest {
     async fn recorded(&self, message: MessageId) -> Option<Option<Done>> {
         match self.store.timeline(message).await {
             Ok(Some(timeline)) => {
-                let created = timeline.summary.message_type.starts_with("POST");
                 let Some((_, result)) = timeline.results.into_iter().next_back() else { return Some(None) };
                 if let Some(why) = result.quarantined {
                     return Some(Some(Done::quarantined(why)));
                 }
-                if let Some(issue) = result.issues.into_iter().find(|issue| UNMET.contains(&&*issue.code)) {
-                    return Some(Some(Done::unmet(issue)));
+                let resources = resources_of(&result);
+                match result.issues.into_iter().find(|issue| UNMET.contains(&&*issue.code)) {
+                    Some(issue) => Some(Some(Done::unmet(issue))),
+                    None => Some(Some(Done::taken(resources))),
                 }
-                let mut resources = resources_of(&result.bundle, created);
-                self.find_versions(message, &mut resources).await;
-                Some(Some(Done::taken(resources)))
             }
             Ok(None) => None,
             Err(error) => {
@@ -161,15 +162,11 @@ impl Ingest {
         }
     }
 
-    /// Says of each resource which version of it a message made, unless another message has changed it since.
-    async fn find_versions(&self, message: MessageId, resources: &mut [Changed]) {
-        let ids: Vec<Uuid> = resources.iter().map(|changed| changed.id).collect();
-        // Without it the answer says less, and nothing wrong.
-        let held = self.store.held(&ids).await.unwrap_or_default();
-        for changed in resources {
-            let mut made = held.iter().filter(|held| held.changed_by == message);
-            changed.version =
-                made.find(|held| held.resource.id == changed.id).map(|held| held.resource.version);
+    /// Whether a message that came again asks for the same as the first one did, beside its bytes. True if nobody can tell.
+    pub async fn asked_alike(&self, first: MessageId, request: &Map<String, Value>) -> bool {
+        match self.store.timeline(first).await {
+            Ok(Some(timeline)) => fhir::asked_in(&timeline.context) == *request,
+            Ok(None) | Err(_) => true,
         }
     }
 
@@ -345,19 +342,18 @@ impl Intake for Ingest {
     }
 }
 
-/// The resources of a recorded Bundle, but for the Provenance that Pons adds.
-fn resources_of(bundle: &[u8], created: bool) -> Vec<Changed> {
-    let bundle: serde_json::Value = serde_json::from_slice(bundle).unwrap_or_default();
+/// The resources of a recorded Bundle, but for the Provenance that Pons adds, and which version of each its message made.
+fn resources_of(result: &MessageResult) -> Vec<Changed> {
+    let bundle: Value = serde_json::from_slice(&result.bundle).unwrap_or_default();
+    let made: HashMap<Uuid, i64> = result.made.iter().map(|made| (made.resource, made.version)).collect();
     let resources = bundle["entry"].as_array().into_iter().flatten().map(|entry| &entry["resource"]);
     resources
         .filter(|resource| resource["resourceType"] != "Provenance")
         .filter_map(|resource| {
-            Some(Changed {
-                resource_type: resource["resourceType"].as_str()?.to_owned(),
-                id: resource["id"].as_str()?.parse().ok()?,
-                version: None,
-                created,
-            })
+            let id = resource["id"].as_str()?.parse().ok()?;
+            let version = made.get(&id).copied();
+            let resource_type = resource["resourceType"].as_str()?.to_owned();
+            Some(Changed { resource_type, id, version, created: version == Some(1) })
         })
         .collect()
 }

@@ -93,6 +93,15 @@ pub fn into_context(context: &str, request: &Map<String, Value>) -> String {
     Value::Object(object).to_string()
 }
 
+/// What the request of a message asked for, by its context.
+pub fn asked_in(context: &str) -> Map<String, Value> {
+    let mut context: Value = serde_json::from_str(context).unwrap_or_default();
+    match context[REQUEST].take() {
+        Value::Object(request) => request,
+        _ => Map::new(),
+    }
+}
+
 /// Whether what a write asks for besides its resource can be done: of a Bundle what its entries say, else what `request` does, of an
 /// update or a create.
 ///
@@ -100,7 +109,14 @@ pub fn into_context(context: &str, request: &Map<String, Value>) -> String {
 /// The first thing that cannot, and its place.
 pub fn check(resource: &Value, update: bool, request: &Map<String, Value>) -> Result<(), Fault> {
     if resource["resourceType"] != "Bundle" {
-        return Asked::read(&Value::Object(request.clone()), "", update).map(drop);
+        return Asked::read(&Value::Object(request.clone()), resource, "", update).map(drop);
+    }
+    if let Some(member) = request.keys().next() {
+        return Err(Fault::at(
+            "",
+            member,
+            "a Bundle as a whole has no conditions: its entries have, in their request",
+        ));
     }
     let entries = resource["entry"].as_array().map_or(&[][..], Vec::as_slice);
     let is_message = resource["type"] == "message";
@@ -112,29 +128,51 @@ pub fn check(resource: &Value, update: bool, request: &Map<String, Value>) -> Re
 
 impl Asked {
     fn of_entry(entry: &Value, resource: &Value, place: &str, is_message: bool) -> Result<Asked, Fault> {
-        if resource["resourceType"].as_str().is_none() {
+        let Some(kind) = resource["resourceType"].as_str() else {
             return Err(Fault::at(place, "", "expected a resource"));
-        }
-        if is_message && entry["request"]["method"].is_null() {
+        };
+        let request = &entry["request"];
+        if is_message && request["method"].is_null() {
             return Ok(Asked { update: resource["id"].is_string(), ..Asked::default() });
         }
-        if !matches!(entry["request"]["method"].as_str(), Some("PUT" | "POST")) {
-            return Err(Fault::at(place, "request.method", "expected POST or PUT"));
+        let is_update = match request["method"].as_str() {
+            Some("PUT") => true,
+            Some("POST") => false,
+            _ => return Err(Fault::at(place, "request.method", "expected POST or PUT")),
+        };
+        // What the address names is the resource that was sent.
+        let (path, has_condition) = match request[URL].as_str().unwrap_or_default().split_once('?') {
+            Some((path, _)) => (path, true),
+            None => (request[URL].as_str().unwrap_or_default(), false),
+        };
+        let mut parts = path.trim_end_matches('/').rsplit('/');
+        if is_update && !has_condition && parts.next() != resource["id"].as_str() {
+            return Err(Fault::at(place, "request.url", "expected the type and the id of the resource"));
         }
-        Asked::read(&entry["request"], &format!("{place}.request"), false)
+        if parts.next() != Some(kind) {
+            return Err(Fault::at(place, "request.url", "expected the type of the resource"));
+        }
+        Asked::read(request, resource, &format!("{place}.request"), false)
     }
 
     /// Reads a request; one without a method is what `update` says.
-    fn read(request: &Value, place: &str, update: bool) -> Result<Asked, Fault> {
+    fn read(request: &Value, resource: &Value, place: &str, update: bool) -> Result<Asked, Fault> {
         let update = request["method"].as_str().map_or(update, |method| method == "PUT");
         let mut asked = Asked { update, ..Asked::default() };
         let fault = |member: &str, text: &str| Err(Fault::at(place, member, text));
-        const CRITERION: &str = "expected one condition, identifier=system|value";
+        const CRITERION: &str =
+            "expected one condition, identifier=system|value, and that the resource has this identifier";
+        // One that the resource does not have would name it from then on, though nobody ever said so.
+        let criterion = |text: &str| {
+            let found = by_identifier(text)?;
+            let has = |one: &Value| one["system"] == found.0.as_str() && one["value"] == found.1.as_str();
+            identifiers(resource).into_iter().any(has).then_some(found)
+        };
         if let Some(text) = request[IF_NONE_EXIST].as_str() {
             if update {
                 return fault(IF_NONE_EXIST, "is of a create (POST)");
             }
-            asked.criterion = match by_identifier(text) {
+            asked.criterion = match criterion(text) {
                 None => return fault(IF_NONE_EXIST, CRITERION),
                 found => found,
             };
@@ -143,7 +181,7 @@ impl Asked {
             if !update {
                 return fault(URL, "a create has no conditions in its address: ifNoneExist says them");
             }
-            asked.criterion = match by_identifier(text) {
+            asked.criterion = match criterion(text) {
                 None => return fault(URL, CRITERION),
                 found => found,
             };
@@ -188,9 +226,9 @@ impl Reader<'_> {
                 bundle(body).map_err(Fault::sentence)?
             }
             Some(_) => {
-                let mut context: Value = serde_json::from_str(&self.open.context).unwrap_or_default();
                 let update = self.open.message_type.starts_with("PUT");
-                let asked = Asked::read(&context[REQUEST].take(), "", update).map_err(Fault::sentence)?;
+                let request = asked_in(&self.open.context).into();
+                let asked = Asked::read(&request, &body, "", update).map_err(Fault::sentence)?;
                 vec![Write { full_url: None, asked, resource: body }]
             }
             None => return Err("resourceType is missing".to_owned()),
@@ -212,10 +250,11 @@ impl Reader<'_> {
                 self.link(&mut resource, &links)?;
                 let elements = elements(resource);
                 let mut expects = write.asked.expects.clone();
-                if write.asked.update && write.asked.criterion.is_some() {
+                if write.asked.update {
                     expects.called = self.called(&write.resource);
+                    expects.criterion = write.asked.criterion.clone();
                 }
-                Ok(What::Whole(Whole { contribution: contribution.clone(), elements, expects }))
+                Ok(What::Whole(Box::new(Whole { contribution: contribution.clone(), elements, expects })))
             })
             .collect::<Result<_, String>>()?;
         let sender = self.open.sender.clone();
@@ -389,7 +428,8 @@ mod tests {
             .what
             .into_iter()
             .map(|what| match what {
-                What::Whole(Whole { contribution, elements, .. }) => {
+                What::Whole(whole) => {
+                    let Whole { contribution, elements, .. } = *whole;
                     let elements = elements
                         .into_iter()
                         .map(|(name, json)| (name, serde_json::from_str(&json).expect("JSON")));
@@ -447,7 +487,7 @@ mod tests {
             ),
             (json!({"request": {"method": "POST", "url": "Patient"}}), "entry[0]: expected a resource"),
             (
-                json!({"request": {"method": "POST", "ifNoneExist": "name=x"}, "resource": patient}),
+                json!({"request": {"method": "POST", "url": "Patient", "ifNoneExist": "name=x"}, "resource": patient}),
                 "ifNoneExist",
             ),
             (

@@ -79,7 +79,7 @@ pub enum What {
     /// Slots, by a mapping.
     Slots(Contributed),
     /// The whole resource, by a FHIR update.
-    Whole(Whole),
+    Whole(Box<Whole>),
 }
 
 /// A whole resource, and under which condition it is taken.
@@ -100,8 +100,28 @@ pub struct Expects {
     pub exists: Option<bool>,
     /// Its version (`If-Match: W/"3"`).
     pub version: Option<i64>,
-    /// What the write calls it, where a search has found it.
+    /// What an update calls it.
     pub called: Option<Called>,
+    /// The identifier by which an update searches for it, as system and value: another one does not find it.
+    pub criterion: Option<(String, String)>,
+    /// What was found when this was judged for an earlier revision: it is not judged anew.
+    pub judged: Option<Judged>,
+}
+
+impl Expects {
+    /// Whether anything is expected but that it is called so.
+    fn is_conditional(&self) -> bool {
+        self.exists.is_some() || self.version.is_some() || self.criterion.is_some()
+    }
+}
+
+/// How the conditions of a message were found when it was recorded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Judged {
+    /// All as expected.
+    Met,
+    /// Not so.
+    Unmet(Issue),
 }
 
 /// The id that a client gives a resource.
@@ -123,6 +143,15 @@ impl What {
 }
 
 impl Facts {
+    /// What its writes expect, of those that depend on something.
+    fn conditions(&mut self) -> impl Iterator<Item = &mut Expects> {
+        let whole = self.what.iter_mut().filter_map(|what| match what {
+            What::Whole(whole) => Some(&mut whole.expects),
+            What::Slots(_) => None,
+        });
+        whole.filter(|expects| expects.is_conditional())
+    }
+
     fn contributions(&self) -> impl Iterator<Item = &Contribution> {
         self.what.iter().map(What::contribution)
     }

@@ -8,12 +8,12 @@ mod along;
 mod moving;
 
 use super::waiters::{Changed, Done, UNMET};
-use super::{Called, Expects, Facts, Prepared, What, Whole};
+use super::{Called, Facts, Judged, Prepared, What, Whole};
 use crate::route::topics::{Happening, Touched};
 use crate::route::{Routable, Router, policy};
 use crate::store::{
-    Alias, MessageResult, NewDelivery, OpenMessage, RecordTx, Recording, ResourceWrite, StoreError,
-    StoredResource, Version, WaitingCode,
+    Alias, Made, MessageResult, NewDelivery, OpenMessage, RecordTx, Recording, ResourceWrite, StoreError,
+    StoredResource, WaitingCode,
 };
 use crate::telemetry::trace::{self, Verb};
 use bytes::Bytes;
@@ -23,6 +23,7 @@ use mappings::bundle::{self, About, Rendered};
 use mappings::resource::{Applied, Contribution, Existing, State};
 use moving::Moving;
 use schemas::issue::{Issue, Severity};
+use schemas::message::MessageId;
 use std::collections::{HashMap, HashSet};
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -60,9 +61,11 @@ struct Current {
     version: i64,
     state: State,
     replaced_by: Option<Uuid>,
-    /// The version in the store, to write against; the message that changed it last in this batch.
+    /// The version in the store, to write against.
     stored: i64,
-    changed_by: Option<schemas::message::MessageId>,
+    /// The message that changed it last, and whether that is one of this batch.
+    changed_by: Option<MessageId>,
+    is_changed: bool,
 }
 
 /// Parts messages into the batches in which they may be recorded, in sequence.
@@ -113,6 +116,7 @@ async fn try_record(
             issues: prepared.issues.clone(),
             bundle: Bytes::new(),
             beside: Bytes::new(),
+            made: Vec::new(),
         };
         let mut done = Done::taken(Vec::new());
         let mut deliveries = 0;
@@ -151,12 +155,12 @@ async fn try_record(
                 done = Done::unmet(issue);
             }
         }
+        result.made = std::mem::take(&mut merge.changes.made);
         wait_for_codes(&mut recording, prepared);
         recorded.push((done, deliveries, result.bundle.clone(), result.beside.clone(), merging, routing));
         recording.results.push(result);
     }
     recording.aliases = std::mem::take(&mut merge.new_aliases);
-    recording.versions = std::mem::take(&mut merge.changes.versions);
     recording.resources = merge.writes();
     let routed = recording.deliveries.clone();
     let numbers = tx.commit(recording).await?;
@@ -230,7 +234,8 @@ struct Merge<'r> {
 struct Changes {
     /// The order in which resources were first changed, so that writes do not depend on hashing.
     order: Vec<Uuid>,
-    versions: Vec<Version>,
+    /// By the message that is taken.
+    made: Vec<Made>,
 }
 
 /// Why nothing of a message was taken.
@@ -312,10 +317,12 @@ impl<'r> Merge<'r> {
             .map(|contribution| self.id_of(contribution, merged_away.contains(&contribution.id), &mut issues))
             .collect();
         for (what, id) in facts.what.iter().zip(&ids) {
-            if let What::Whole(whole) = what
-                && let Some(unmet) = self.unmet(whole, *id)
-            {
-                return Err(NotTaken::Unmet(unmet));
+            let is_alone = || ids.iter().filter(|other| *other == id).count() == 1;
+            if let What::Whole(whole) = what {
+                self.is_named_once(whole, *id)?;
+                if let Some(unmet) = self.unmet(whole, *id, is_alone) {
+                    return Err(NotTaken::Unmet(unmet));
+                }
             }
         }
         for (contribution, id) in facts.contributions().zip(&ids) {
@@ -395,46 +402,101 @@ impl<'r> Merge<'r> {
         id
     }
 
+    /// Which resource has an identifier.
+    fn named(&self, contribution: &Contribution, (system, value): &(String, String)) -> Option<Uuid> {
+        let resource_type = contribution.resource_type.to_string();
+        self.aliases.get(&Alias { resource_type, system: system.clone(), value: value.clone() }).copied()
+    }
+
+    /// The resource that an update calls by its id, if it is there: else it is made under that id, or is what its identifiers name.
+    fn called(&self, whole: &Whole) -> Option<Uuid> {
+        match whole.expects.called.as_ref()? {
+            Called::Ours(id) => self.resources.get(id).filter(|known| known.version > 0).map(|_| *id),
+            Called::Theirs(system, value) => {
+                self.named(&whole.contribution, &(system.clone(), value.clone()))
+            }
+        }
+    }
+
+    /// Whether an update names one resource: what it says of one patient must not be written into another, whose number it has.
+    ///
+    /// # Errors
+    /// It goes into quarantine.
+    fn is_named_once(&self, whole: &Whole, id: Uuid) -> Result<(), NotTaken> {
+        if whole.contribution.on_existing == Existing::Keep || whole.expects.is_conditional() {
+            return Ok(());
+        }
+        let named = aliases_of(&whole.contribution).filter_map(|alias| self.aliases.get(&alias).copied());
+        match self
+            .called(whole)
+            .into_iter()
+            .chain(named)
+            .find(|other| self.survivor(*other) != self.survivor(id))
+        {
+            Some(other) => Err(NotTaken::Quarantined(format!(
+                "{} {id}: its id and its identifiers name two resources, this one and {other}",
+                whole.contribution.resource_type
+            ))),
+            None => Ok(()),
+        }
+    }
+
     /// What a write expects of a resource that is not so.
-    fn unmet(&self, whole: &Whole, id: Uuid) -> Option<Issue> {
+    fn unmet(&self, whole: &Whole, id: Uuid, is_alone: impl Fn() -> bool) -> Option<Issue> {
         let Whole { contribution, expects, .. } = whole;
         let [precondition, other_id] = UNMET;
         let no =
             |code, text: String| Some(Issue::new(Severity::Error, code, &*contribution.resource_type, text));
-        let Expects { exists, version, called } = expects;
+        match &expects.judged {
+            Some(Judged::Met) => return None,
+            Some(Judged::Unmet(issue)) => return Some(issue.clone()),
+            None => {}
+        }
         let known = self.resources.get(&id).map(|known| known.version).filter(|version| *version > 0);
-        match (known, version) {
-            (None, Some(_)) => return no(precondition, "there is none yet, of any version".to_owned()),
-            (Some(known), Some(version)) if known != *version => {
-                return no(precondition, format!("it is of version {known} by now, not {version}"));
-            }
-            (_, Some(_)) | (_, None) => {}
+        if expects.is_conditional() && !is_alone() {
+            return no(
+                precondition,
+                "another write of the same transaction is about the same resource".to_owned(),
+            );
         }
-        match (known, exists) {
-            (None, Some(true)) => return no(precondition, "there is none yet".to_owned()),
-            (Some(known), Some(false)) => {
-                return no(precondition, format!("there is one already, of version {known}"));
-            }
-            (_, Some(_) | None) => {}
+        if let (Some(_), Some(criterion)) = (known, &expects.criterion)
+            && self.named(contribution, criterion).is_none()
+        {
+            let text = "the identifier that was searched for names nobody, and another one of the resource names somebody";
+            return no(precondition, text.to_owned());
         }
-        let called = match called {
-            Some(Called::Ours(id)) => Some(*id),
-            Some(Called::Theirs(system, value)) => {
-                let alias = Alias {
-                    resource_type: contribution.resource_type.to_string(),
-                    system: system.clone(),
-                    value: value.clone(),
-                };
-                Some(self.aliases.get(&alias).copied().unwrap_or_default())
-            }
-            None => None,
-        };
-        match called {
-            Some(called) if known.is_some() && self.survivor(called) != id => no(
+        let called = self.called(whole);
+        let is_other = called.is_none_or(|called| self.survivor(called) != id);
+        if known.is_some() && expects.called.is_some() && expects.criterion.is_some() && is_other {
+            return no(
                 other_id,
                 "what the search finds has another id than the resource that was sent".to_owned(),
-            ),
-            _ => None,
+            );
+        }
+        let is_itself = expects.called.is_none() || expects.criterion.is_some() || called == Some(id);
+        match (known, expects.version) {
+            (_, None) => {}
+            (None, Some(_)) => return no(precondition, "there is none yet, of any version".to_owned()),
+            (Some(_), Some(_)) if !is_itself => {
+                return no(
+                    precondition,
+                    "it was merged into another one, or is known by another id".to_owned(),
+                );
+            }
+            (Some(known), Some(version)) if known != version => {
+                return no(precondition, format!("it is of version {known} by now, not {version}"));
+            }
+            (Some(_), Some(_)) => {}
+        }
+        match (known, expects.exists) {
+            (None, Some(true)) => no(precondition, "there is none yet".to_owned()),
+            (Some(_), Some(true)) if !is_itself => {
+                no(precondition, "it was merged into another one, or is known by another id".to_owned())
+            }
+            (Some(known), Some(false)) => {
+                no(precondition, format!("there is one already, of version {known}"))
+            }
+            (_, Some(_) | None) => None,
         }
     }
 
@@ -607,19 +669,15 @@ impl<'r> Merge<'r> {
 impl Changes {
     /// Counts what a message does to a resource as one version, however many parts of the message are about it.
     fn note(&mut self, id: Uuid, current: &mut Current, by: &OpenMessage) {
-        match current.changed_by {
-            Some(message) if message == by.id => return,
-            Some(_) => {}
-            None => self.order.push(id),
+        if current.is_changed && current.changed_by == Some(by.id) {
+            return;
         }
-        current.changed_by = Some(by.id);
+        if !std::mem::replace(&mut current.is_changed, true) {
+            self.order.push(id);
+        }
         current.version += 1;
-        self.versions.push(Version {
-            resource: id,
-            version: current.version,
-            message: by.id,
-            revision: by.revision,
-        });
+        let before = current.changed_by.replace(by.id);
+        self.made.push(Made { resource: id, version: current.version, before });
     }
 }
 
@@ -661,7 +719,8 @@ impl TryFrom<StoredResource> for Current {
             state,
             replaced_by: stored.replaced_by,
             stored: stored.version,
-            changed_by: None,
+            changed_by: Some(stored.changed_by),
+            is_changed: false,
         })
     }
 }

@@ -6,8 +6,8 @@
 use super::courtesy::{self, Courtesy};
 use super::lanes::Held;
 use super::plan::{Keyed, Plan, plan};
-use super::waiters::Waiters;
-use super::{Mapper, Prepared, Recorded, record};
+use super::waiters::{UNMET, Waiters};
+use super::{Judged, Mapper, Prepared, Recorded, record};
 use crate::ingest::pressure::Pressure;
 use crate::route::roster::{Enrolled, Roster};
 use crate::store::{Lease, OpenMessage, RecordTx, Store, StoreError};
@@ -338,9 +338,31 @@ impl Normalizer {
         }
     }
 
+    /// A write that depended on something was judged when it was recorded first, and its writer was told: normalized again it is taken,
+    /// or not taken, as it was then.
+    async fn recall(&self, prepared: &mut Prepared) -> Result<(), StoreError> {
+        let Ok(facts) = &mut prepared.facts else { return Ok(()) };
+        if facts.conditions().next().is_none() {
+            return Ok(());
+        }
+        let timeline = self.store.timeline(prepared.open.id).await?;
+        let mut results =
+            timeline.into_iter().flat_map(|timeline| timeline.results).map(|(_, result)| result);
+        let Some(first) = results.find(|result| result.quarantined.is_none()) else { return Ok(()) };
+        let unmet = first.issues.into_iter().find(|issue| UNMET.contains(&&*issue.code));
+        let judged = unmet.map_or(Judged::Met, Judged::Unmet);
+        for expects in facts.conditions() {
+            expects.judged = Some(judged.clone());
+        }
+        Ok(())
+    }
+
     /// Records a batch. Where that fails as a whole by a mistake of ours, or comes into conflict again and again, each message is
     /// recorded alone, and one that fails even so goes into quarantine: it must not stop the others.
     async fn record(&self, ours: &Held, mut batch: Vec<Prepared>) -> Result<(), StoreError> {
+        for prepared in batch.iter_mut().filter(|prepared| prepared.open.revision > 0) {
+            self.recall(prepared).await?;
+        }
         let lanes =
             LaneSet::of(&batch.iter().flat_map(|prepared| prepared.open.keys.clone()).collect::<Vec<_>>());
         let leases = ours.of(lanes);

@@ -170,14 +170,7 @@ pub struct StoredResource {
     pub state: Vec<u8>,
     /// Where a merge sent its readers.
     pub replaced_by: Option<Uuid>,
-}
-
-/// The current version of a resource, as somebody reads it.
-#[derive(Clone, Debug)]
-pub struct Held {
-    /// It.
-    pub resource: StoredResource,
-    /// The message that changed it last; its id tells when that was received.
+    /// The message that changed it last.
     pub changed_by: MessageId,
 }
 
@@ -204,17 +197,15 @@ pub struct ResourceWrite {
     pub message: MessageId,
 }
 
-/// Which result made a version of a resource: what it was then stands in that result's Bundle.
+/// A version of a resource that a result made: what it was then stands in that result's Bundle.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Version {
+pub struct Made {
     /// The resource.
     pub resource: Uuid,
     /// 1 for the first.
     pub version: i64,
-    /// The message.
-    pub message: MessageId,
-    /// The revision of its result.
-    pub revision: u32,
+    /// The message that made the version before, if that is known.
+    pub before: Option<MessageId>,
 }
 
 /// How normalizing one message ended.
@@ -236,6 +227,8 @@ pub struct MessageResult {
     pub bundle: Bytes,
     /// What notifications bring along beside the Bundle, as it stood then: a JSON array of resources, or empty.
     pub beside: Bytes,
+    /// Which versions it made.
+    pub made: Vec<Made>,
 }
 
 /// The states of a delivery that the store distinguishes. See `lifecycle`.
@@ -309,8 +302,6 @@ pub struct Recording {
     pub results: Vec<MessageResult>,
     /// Resources in the order in which they were read.
     pub resources: Vec<ResourceWrite>,
-    /// Every version that these messages made of them, also those that another of these messages has followed.
-    pub versions: Vec<Version>,
     /// Identifiers that now name a resource.
     pub aliases: Vec<(Alias, Uuid)>,
     /// In the order of their messages.
@@ -542,6 +533,8 @@ pub struct Timeline {
     pub version: String,
     /// The bytes as received. PHI: shown only when asked for.
     pub bytes: Bytes,
+    /// What was known beside them: [`NewMessage::context`].
+    pub context: String,
     /// Whether its control id had been used with other bytes.
     pub control_id_reused: bool,
     /// Why it was refused, if it was.
@@ -811,7 +804,7 @@ pub trait Store: Send + Sync + 'static {
     async fn named(&self, aliases: &[Alias]) -> Result<Vec<Uuid>, StoreError>;
 
     /// The current versions of these resources, in order of their ids.
-    async fn held(&self, ids: &[Uuid]) -> Result<Vec<Held>, StoreError>;
+    async fn held(&self, ids: &[Uuid]) -> Result<Vec<StoredResource>, StoreError>;
 
     /// What of a type, or of any, is about a patient, or about those who were merged into this one: in order of ids, beyond `after`.
     async fn held_of_patient(
@@ -820,16 +813,10 @@ pub trait Store: Send + Sync + 'static {
         resource_type: Option<&str>,
         after: Option<Uuid>,
         limit: usize,
-    ) -> Result<Vec<Held>, StoreError>;
+    ) -> Result<Vec<StoredResource>, StoreError>;
 
-    /// Which results made the versions of a resource, the newest first, those below a number only where one is given. Of messages that
-    /// retention let go, or that an earlier version of Pons recorded, there are none.
-    async fn versions(
-        &self,
-        resource: Uuid,
-        below: Option<i64>,
-        limit: usize,
-    ) -> Result<Vec<Version>, StoreError>;
+    /// What the results of a message made, by their revisions. Nothing of those that an earlier version of Pons recorded.
+    async fn made(&self, message: MessageId) -> Result<Vec<(u32, Vec<Made>)>, StoreError>;
 
     /// Everything about one message.
     async fn timeline(&self, id: MessageId) -> Result<Option<Timeline>, StoreError>;

@@ -4,7 +4,7 @@
 //! an error, never a panic.
 
 use crate::squeeze;
-use crate::store::{DeliveryState, Request, StoreError, UnmappedSeen};
+use crate::store::{DeliveryState, Made, Request, StoreError, UnmappedSeen};
 use bytes::Bytes;
 use crc::{CRC_64_XZ, Crc, Table};
 use jiff::Timestamp;
@@ -80,6 +80,52 @@ pub(super) fn count(stored: i32) -> u32 {
 /// A count for a row.
 pub(super) fn count_to(count: u32) -> i32 {
     i32::try_from(count).unwrap_or(i32::MAX)
+}
+
+/// What a result made, as it lies in its column: of each the id of the resource, the version (seven bits a byte, lowest first), whether the
+/// message before is known, and its id. Frozen: stored rows depend on it.
+pub(super) fn made_to(made: &[Made]) -> Vec<u8> {
+    let mut packed = Vec::with_capacity(made.len() * 24);
+    for one in made {
+        packed.extend_from_slice(one.resource.as_bytes());
+        let mut version = one.version.unsigned_abs();
+        while version >= 0x80 {
+            packed.push((version & 0x7f) as u8 | 0x80);
+            version >>= 7;
+        }
+        packed.push(version as u8);
+        packed.push(u8::from(one.before.is_some()));
+        packed.extend(one.before.iter().flat_map(|before| *before.0.as_bytes()));
+    }
+    packed
+}
+
+/// What [`made_to`] was given.
+pub(super) fn made_from(packed: &[u8]) -> Result<Vec<Made>, StoreError> {
+    let mut rest = packed;
+    let mut made = Vec::new();
+    while !rest.is_empty() {
+        let (one, after) = one_made(rest).ok_or_else(|| damaged("list of versions"))?;
+        made.push(one);
+        rest = after;
+    }
+    Ok(made)
+}
+
+fn one_made(packed: &[u8]) -> Option<(Made, &[u8])> {
+    let (resource, rest) = packed.split_first_chunk::<16>()?;
+    let end = rest.iter().take(9).position(|byte| byte & 0x80 == 0)?;
+    let digits = rest[..=end].iter().rev();
+    let version = digits.fold(0, |version, byte| version << 7 | i64::from(byte & 0x7f));
+    let (known, rest) = rest[end + 1..].split_first()?;
+    let (before, rest) = match known {
+        0 => (None, rest),
+        _ => {
+            let (before, rest) = rest.split_first_chunk::<16>()?;
+            (Some(MessageId(Uuid::from_bytes(*before))), rest)
+        }
+    };
+    Some((Made { resource: Uuid::from_bytes(*resource), version, before }, rest))
 }
 
 /// A duration in microseconds.
@@ -233,6 +279,20 @@ pub(super) fn free_bytes(folder: &Path) -> Option<u64> {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn what_a_result_made_is_packed_and_read_again() {
+        let of = |id: u128, version: i64, before: Option<u128>| Made {
+            resource: Uuid::from_u128(id),
+            version,
+            before: before.map(|id| MessageId(Uuid::from_u128(id))),
+        };
+        let made = [of(1, 1, None), of(2, 127, Some(7)), of(3, 128, Some(8)), of(4, i64::MAX, None)];
+        let packed = made_to(&made);
+        assert_eq!(made_from(&packed).unwrap(), made);
+        assert_eq!(made_from(&[]).unwrap(), []);
+        assert!((1..18).all(|end| made_from(&packed[..end]).is_err()));
+    }
 
     proptest! {
         #[test]

@@ -171,6 +171,7 @@ mod tests {
             issues: Vec::new(),
             bundle: Bytes::new(),
             beside: Bytes::new(),
+            made: Vec::new(),
         }
     }
 

@@ -292,8 +292,8 @@ not_a_delivery! {
     heartbeat(replica: Uuid, ttl: Duration) -> u32;
     search(query: &Query) -> Vec<Summary>;
     named(aliases: &[Alias]) -> Vec<Uuid>;
-    held(ids: &[Uuid]) -> Vec<Held>;
-    held_of_patient(patient: Uuid, resource_type: Option<&str>, after: Option<Uuid>, limit: usize) -> Vec<Held>;
+    held(ids: &[Uuid]) -> Vec<StoredResource>;
+    held_of_patient(patient: Uuid, resource_type: Option<&str>, after: Option<Uuid>, limit: usize) -> Vec<StoredResource>;
     timeline(id: MessageId) -> Option<Timeline>;
     request(who: &str, requests: &[Request]) -> ();
     carry_out_requests(limit: usize) -> usize;
@@ -314,7 +314,7 @@ not_a_delivery! {
     seize(replica: Uuid, name: &str, ttl: Duration) -> Lease;
     keep_token(token: &SocketToken, now: Timestamp) -> ();
     token(hash: &[u8; 32]) -> Option<SocketToken>;
-    versions(resource: Uuid, below: Option<i64>, limit: usize) -> Vec<Version>;
+    made(message: MessageId) -> Vec<(u32, Vec<Made>)>;
     room() -> Option<u64>;
 }
 

@@ -104,11 +104,19 @@ impl Merge<'_> {
                     let Some(whose) = whose.map(|whose| self.survivor(whose)) else { continue };
                     // What of a patient was in one encounter is found without a look at all the others.
                     let by_encounter = of == "Encounter" && parameter.element() == "encounter";
-                    let about = match by_encounter {
-                        true => tx.within(self.survivor(id), whose, kind, LOOKED_AT).await?,
-                        false => tx.about_of(whose, kind, LOOKED_AT).await?,
+                    let about = if by_encounter {
+                        // The store does not know yet what this batch merges.
+                        let is_same = |other: &&Uuid| self.survivor(**other) == self.survivor(id);
+                        let same: Vec<Uuid> = self.resources.keys().filter(is_same).copied().collect();
+                        let mut about = Vec::new();
+                        for encounter in same {
+                            about.extend(tx.within(encounter, whose, kind, LOOKED_AT).await?);
+                        }
+                        about
+                    } else {
+                        tx.about_of(whose, kind, LOOKED_AT).await?
                     };
-                    if about.len() == LOOKED_AT {
+                    if about.len() >= LOOKED_AT {
                         tracing::warn!(
                             topic = topic.name(),
                             resource = %id,
@@ -117,8 +125,9 @@ impl Merge<'_> {
                         );
                     }
                     self.load(tx, &about).await?;
-                    // Those under whose numbers they came, who were merged into this one since.
-                    let theirs = about.iter().filter_map(|id| self.resources.get(id)?.state.patient());
+                    // Those under whose numbers they came, and the visits, which were merged into this one since.
+                    let states = about.iter().filter_map(|id| Some(&self.resources.get(id)?.state));
+                    let theirs = states.flat_map(|state| [state.patient(), state.encounter()]).flatten();
                     let theirs: Vec<Uuid> = theirs.collect();
                     self.load(tx, &theirs).await?;
                     let is_theirs = |current: &Current| {

@@ -169,3 +169,29 @@ async fn every_result_of_a_report_goes_along_and_coverage_under_a_merged_number_
     assert!(named(&end)[0].contains(&"Coverage"), "{:?}", named(&end));
     assert!(String::from_utf8_lossy(&end.beside).contains("Coverage"));
 }
+
+#[tokio::test]
+async fn the_diagnoses_of_a_visit_go_along_with_its_end_and_those_of_other_visits_do_not() {
+    let bench = bench("encounter-end", "'*'", "").await;
+    let diagnosed = |number: &str, code: &str| {
+        format!("{JANE}{}DG1|1||{code}^Test^I10||20260301|A\n", visit("I", number))
+    };
+    for (control_id, number, code) in [("C1", "V1", "J18.9"), ("C2", "V2", "I10")] {
+        bench.say("adt", &adt("A01", "20260301100000", control_id, &diagnosed(number, code))).await;
+    }
+    let end = |number: &str| adt("A03", "20260301120000", "C3", &format!("{JANE}{}", visit("I", number)));
+    let first = bench.say("adt", &end("V1")).await;
+    let diagnoses = named(&first)[0].iter().filter(|of| **of == "Condition").count();
+    let beside = String::from_utf8_lossy(&first.beside).into_owned();
+    assert_eq!(diagnoses, 1, "{:?}", named(&first));
+    assert!(beside.contains("J18.9") && !beside.contains("I10\",\"code"), "{beside}");
+    assert_eq!(beside.matches("\"resourceType\":\"Condition\"").count(), 1, "{beside}");
+    // A visit that was given two numbers is one, and so are its diagnoses.
+    let same = format!("{JANE}{}", visit("I", "V2"));
+    let merge = same.replace("PV1|", "MRG|1001^^^GENHOSP^MR||||V1^^^GENHOSP^VN\nPV1|");
+    let merged = bench.say("adt", &adt("A42^ADT_A39", "20260301130000", "C4", &merge)).await;
+    assert!(merged.done.quarantined.is_none(), "{:?}", merged.done);
+    let both = bench.say("adt", &adt("A03", "20260301140000", "C5", &same)).await;
+    let beside = String::from_utf8_lossy(&both.beside);
+    assert!(beside.contains("J18.9") && beside.contains("I10"), "{beside}");
+}

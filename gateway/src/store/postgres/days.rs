@@ -18,12 +18,11 @@ const DAYS_AHEAD: i64 = 3;
 const LOCK_WAIT: &str = "SET LOCAL lock_timeout = '2s'";
 
 /// The tables with days, their columns of the message's id, and how their partitions keep rows.
-const TABLES: [(&str, &str, &str); 5] = [
+const TABLES: [(&str, &str, &str); 4] = [
     ("message", "id", "toast_tuple_target = 8160"),
     ("result", "message", "toast_tuple_target = 8160"),
     ("delivery", "message", "fillfactor = 50"),
     ("attempt", "message", "fillfactor = 100"),
-    ("resource_version", "message", "fillfactor = 100"),
 ];
 
 /// A day, counted from 1970.
@@ -75,8 +74,7 @@ async fn make(conn: &mut PgConnection, now: i64) -> Result<(), StoreError> {
         let row = sqlx::query(
             "SELECT EXISTS (SELECT 1 FROM message_rest WHERE id >= $1 AND id < $2) OR EXISTS (SELECT 1 FROM result_rest WHERE
                 message >= $1 AND message < $2) OR EXISTS (SELECT 1 FROM delivery_rest WHERE message >= $1 AND message < $2)
-                OR EXISTS (SELECT 1 FROM attempt_rest WHERE message >= $1 AND message < $2)
-                OR EXISTS (SELECT 1 FROM resource_version_rest WHERE message >= $1 AND message < $2)",
+                OR EXISTS (SELECT 1 FROM attempt_rest WHERE message >= $1 AND message < $2)",
         )
         .bind(from)
         .bind(to)
@@ -173,7 +171,6 @@ impl Postgres {
              ), results AS (DELETE FROM result_rest USING old WHERE result_rest.message = old.id
              ), deliveries AS (DELETE FROM delivery_rest USING old WHERE delivery_rest.message = old.id
              ), attempts AS (DELETE FROM attempt_rest USING old WHERE attempt_rest.message = old.id
-             ), versions AS (DELETE FROM resource_version_rest USING old WHERE resource_version_rest.message = old.id
              ), counted AS (
                  INSERT INTO let_go AS l (sender, routed, rejected)
                  SELECT sender, count(*) FILTER (WHERE NOT rejected), count(*) FILTER (WHERE rejected) FROM old GROUP BY sender

@@ -28,7 +28,7 @@ SELECT m.id, m.seq, m.received_us, m.sender, m.control_id, m.message_type,
         WHEN EXISTS (SELECT 1 FROM inbox i WHERE i.seq = m.seq) THEN 'received'
         WHEN EXISTS (SELECT 1 FROM quarantine q WHERE q.message = m.id) THEN 'quarantined'
         ELSE 'routed' END,
-    m.source, m.version, m.bytes, m.reused, m.rejected
+    m.source, m.version, m.bytes, m.reused, m.rejected, m.context
 FROM message m WHERE m.id = $1";
 
 const BOOKS: &str = "
@@ -126,7 +126,7 @@ impl Postgres {
         let mut summary = summary(&row)?;
         summary.deliveries = delivery_counts(&mut tx, vec![id.0]).await?.remove(&id).unwrap_or_default();
         let results = sqlx::query(
-            "SELECT recorded_us, revision, quarantined, mapping, issues, bundle, beside FROM result WHERE message = $1 ORDER BY revision",
+            "SELECT recorded_us, revision, quarantined, mapping, issues, bundle, beside, made FROM result WHERE message = $1 ORDER BY revision",
         )
         .bind(id.0)
         .fetch_all(&mut *tx)
@@ -142,6 +142,7 @@ impl Postgres {
                 issues: pack::issues_from(issues)?,
                 bundle: pack::expand(row.try_get(5)?)?,
                 beside: beside_from(row.try_get(6)?)?,
+                made: row.try_get::<Option<&[u8]>, _>(7)?.map_or(Ok(Vec::new()), pack::made_from)?,
             };
             Ok::<_, StoreError>((pack::time(row.try_get(0)?)?, result))
         };
@@ -197,6 +198,7 @@ impl Postgres {
             source: row.try_get(7)?,
             version: row.try_get(8)?,
             bytes: pack::expand(row.try_get(9)?)?,
+            context: row.try_get(12)?,
             control_id_reused: row.try_get(10)?,
             rejected: intake::refused_from(row.try_get(11)?)?,
             results,

@@ -7,9 +7,10 @@ use super::{clock, leases};
 use crate::store::recent::Recent;
 use crate::store::recording::{self, AliasRows, Resolved, ResourceRow};
 use crate::store::{
-    Alias, Lease, MessageResult, NewDelivery, RecordTx, Recording, StoreError, StoredResource, Version, pack,
+    Alias, Lease, MessageResult, NewDelivery, RecordTx, Recording, StoreError, StoredResource, pack,
 };
 use async_trait::async_trait;
+use schemas::message::MessageId;
 use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgConnection, PgPool, PgRow};
 use sqlx::{Connection, Postgres, Row};
@@ -28,8 +29,8 @@ RETURNING inbox.id, inbox.keys";
 /// Not COPY: its end follows its rows as a second small packet, which TCP holds back until the first is acknowledged, and the
 /// client does not set TCP_NODELAY. That costs some 40 ms each time.
 const WRITE_RESULTS: &str = "
-INSERT INTO result (seq, message, revision, mapping, quarantined, issues, bundle, beside)
-SELECT * FROM unnest($1::bigint[], $2::uuid[], $3::integer[], $4::text[], $5::text[], $6::text[], $7::bytea[], $8::bytea[])";
+INSERT INTO result (seq, message, revision, mapping, quarantined, issues, bundle, beside, made)
+SELECT * FROM unnest($1::bigint[], $2::uuid[], $3::integer[], $4::text[], $5::text[], $6::text[], $7::bytea[], $8::bytea[], $9::bytea[])";
 
 const WRITE_RESOURCES: &str = "
 INSERT INTO resource (id, resource_type, version, state, replaced_by, patient, message, encounter)
@@ -41,10 +42,6 @@ UPDATE resource SET version = u.version, state = u.state, replaced_by = u.replac
 FROM unnest($1::uuid[], $2::bigint[], $3::bytea[], $4::uuid[], $5::uuid[], $6::uuid[], $7::bigint[], $8::uuid[])
     AS u(id, version, state, replaced_by, patient, message, follows, encounter)
 WHERE resource.id = u.id AND resource.version = u.follows";
-
-const WRITE_VERSIONS: &str = "
-INSERT INTO resource_version (resource, message, version, revision)
-SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::bigint[], $4::integer[])";
 
 const WRITE_ALIASES: &str = "
 INSERT INTO alias (id, resource, value_hash, resource_type, system, value)
@@ -117,7 +114,7 @@ impl RecordTx for Recorder {
             return Ok(Vec::new());
         }
         let rows = sqlx::query(
-            "SELECT id, resource_type, version, state, replaced_by FROM resource WHERE id = ANY($1) ORDER BY id",
+            "SELECT id, resource_type, version, state, replaced_by, message FROM resource WHERE id = ANY($1) ORDER BY id",
         )
         .bind(ids)
         .fetch_all(&mut *self.conn)
@@ -161,7 +158,7 @@ impl RecordTx for Recorder {
     }
 
     async fn commit(mut self: Box<Self>, recording: Recording) -> Result<Vec<i64>, StoreError> {
-        let Recording { results, resources, versions, aliases, deliveries, codes, codes_version } = recording;
+        let Recording { results, resources, aliases, deliveries, codes, codes_version } = recording;
         let resources = recording::fold(resources)?;
         let unasked: Vec<Uuid> = aliases
             .iter()
@@ -180,7 +177,6 @@ impl RecordTx for Recorder {
         close(&mut tx, &results, &packed).await?;
         super::codes::write(&mut tx, &results, &codes, codes_version).await?;
         write_resources(&mut tx, &resources).await?;
-        write_versions(&mut tx, &versions).await?;
         write_aliases(&mut tx, &aliases).await?;
         let numbers = write_deliveries(&mut tx, &deliveries).await?;
         tx.commit().await?;
@@ -189,7 +185,7 @@ impl RecordTx for Recorder {
     }
 }
 
-/// A resource from the columns id, resource_type, version, state, replaced_by.
+/// A resource from the columns id, resource_type, version, state, replaced_by, message.
 pub(super) fn stored(row: &PgRow) -> Result<StoredResource, StoreError> {
     Ok(StoredResource {
         id: row.try_get(0)?,
@@ -197,6 +193,7 @@ pub(super) fn stored(row: &PgRow) -> Result<StoredResource, StoreError> {
         version: row.try_get(2)?,
         state: pack::expand(row.try_get(3)?)?.into(),
         replaced_by: row.try_get(4)?,
+        changed_by: MessageId(row.try_get(5)?),
     })
 }
 
@@ -235,6 +232,7 @@ async fn close(
         .bind(each().map(|result| pack::issues_to(&result.issues)).collect::<Vec<_>>())
         .bind(packed)
         .bind(each().map(|result| recording::beside_to(&result.beside)).collect::<Vec<_>>())
+        .bind(each().map(|result| pack::made_to(&result.made)).collect::<Vec<_>>())
         .execute(&mut *conn)
         .await?;
     keep_quarantine(conn, results, &closed).await
@@ -312,21 +310,6 @@ async fn write_resources(conn: &mut PgConnection, rows: &[ResourceRow]) -> Resul
         .await?
         .rows_affected();
     if written == changed.len() as u64 { Ok(()) } else { Err(StoreError::Conflict) }
-}
-
-async fn write_versions(conn: &mut PgConnection, versions: &[Version]) -> Result<(), StoreError> {
-    if versions.is_empty() {
-        return Ok(());
-    }
-    let each = || versions.iter();
-    sqlx::query(WRITE_VERSIONS)
-        .bind(each().map(|one| one.resource).collect::<Vec<_>>())
-        .bind(each().map(|one| one.message.0).collect::<Vec<_>>())
-        .bind(each().map(|one| one.version).collect::<Vec<_>>())
-        .bind(each().map(|one| pack::count_to(one.revision)).collect::<Vec<_>>())
-        .execute(conn)
-        .await?;
-    Ok(())
 }
 
 async fn write_aliases(conn: &mut PgConnection, rows: &AliasRows) -> Result<(), StoreError> {

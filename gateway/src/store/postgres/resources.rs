@@ -2,10 +2,9 @@
 
 use super::Postgres;
 use super::record::{named, stored};
-use crate::store::{Alias, Held, StoreError, Version, pack, recording};
+use crate::store::{Alias, Made, StoreError, StoredResource, pack, recording};
 use schemas::message::MessageId;
 use sqlx::Row;
-use sqlx::postgres::PgRow;
 use uuid::Uuid;
 
 const BY_ID: &str = "SELECT id, resource_type, version, state, replaced_by, message FROM resource WHERE id = ANY($1) ORDER BY id";
@@ -17,9 +16,8 @@ const OF_PATIENT: &str = concat!(
      WHERE resource.patient = same.id AND ($2::text IS NULL OR resource_type = $2) AND ($3::uuid IS NULL OR resource.id > $3) ORDER BY resource.id LIMIT $4"
 );
 
-const VERSIONS: &str = "
-SELECT version, message, revision FROM resource_version
-WHERE resource = $1 AND ($2::bigint IS NULL OR version < $2) ORDER BY version DESC LIMIT $3";
+const MADE: &str =
+    "SELECT revision, made FROM result WHERE message = $1 AND made IS NOT NULL ORDER BY revision";
 
 impl Postgres {
     pub(super) async fn read_named(&self, aliases: &[Alias]) -> Result<Vec<Uuid>, StoreError> {
@@ -28,9 +26,9 @@ impl Postgres {
         Ok(found.into_values().collect())
     }
 
-    pub(super) async fn read_held(&self, ids: &[Uuid]) -> Result<Vec<Held>, StoreError> {
+    pub(super) async fn read_held(&self, ids: &[Uuid]) -> Result<Vec<StoredResource>, StoreError> {
         let rows = sqlx::query(BY_ID).bind(ids).fetch_all(&self.desk).await?;
-        rows.iter().map(held).collect()
+        rows.iter().map(stored).collect()
     }
 
     pub(super) async fn read_of_patient(
@@ -39,33 +37,14 @@ impl Postgres {
         resource_type: Option<&str>,
         after: Option<Uuid>,
         limit: usize,
-    ) -> Result<Vec<Held>, StoreError> {
+    ) -> Result<Vec<StoredResource>, StoreError> {
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
         let query = sqlx::query(OF_PATIENT).bind(patient).bind(resource_type).bind(after).bind(limit);
-        query.fetch_all(&self.desk).await?.iter().map(held).collect()
+        query.fetch_all(&self.desk).await?.iter().map(stored).collect()
     }
 
-    pub(super) async fn read_versions(
-        &self,
-        resource: Uuid,
-        below: Option<i64>,
-        limit: usize,
-    ) -> Result<Vec<Version>, StoreError> {
-        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-        let query = sqlx::query(VERSIONS).bind(resource).bind(below).bind(limit);
-        let rows = query.fetch_all(&self.desk).await?;
-        let version = |row: &PgRow| {
-            Ok(Version {
-                resource,
-                version: row.try_get(0)?,
-                message: MessageId(row.try_get(1)?),
-                revision: pack::count(row.try_get(2)?),
-            })
-        };
-        rows.iter().map(version).collect()
+    pub(super) async fn read_made(&self, message: MessageId) -> Result<Vec<(u32, Vec<Made>)>, StoreError> {
+        let rows = sqlx::query(MADE).bind(message.0).fetch_all(&self.desk).await?;
+        rows.iter().map(|row| Ok((pack::count(row.try_get(0)?), pack::made_from(row.try_get(1)?)?))).collect()
     }
-}
-
-fn held(row: &PgRow) -> Result<Held, StoreError> {
-    Ok(Held { resource: stored(row)?, changed_by: MessageId(row.try_get(5)?) })
 }

@@ -125,7 +125,7 @@ impl Sqlite {
         let row = sqlx::query(concat!(
             "SELECT ",
             summary_columns!(),
-            ", m.source, m.version, m.bytes, m.reused, m.rejected FROM message m WHERE m.id = ?"
+            ", m.source, m.version, m.bytes, m.reused, m.rejected, m.context FROM message m WHERE m.id = ?"
         ))
         .bind(id.0)
         .fetch_optional(&mut *tx)
@@ -136,7 +136,7 @@ impl Sqlite {
         let mut summary = summary(&row)?;
         summary.deliveries = delivery_counts(&mut tx, &[id]).await?.remove(&id).unwrap_or_default();
         let results = sqlx::query(
-            "SELECT recorded_us, revision, quarantined, mapping, issues, bundle, beside FROM result WHERE message = ? ORDER BY revision",
+            "SELECT recorded_us, revision, quarantined, mapping, issues, bundle, beside, made FROM result WHERE message = ? ORDER BY revision",
         )
         .bind(id.0)
         .fetch_all(&mut *tx)
@@ -151,6 +151,7 @@ impl Sqlite {
                 issues: pack::issues_from(row.try_get(4)?)?,
                 bundle: pack::expand(row.try_get(5)?)?,
                 beside: beside_from(row.try_get(6)?)?,
+                made: row.try_get::<Option<&[u8]>, _>(7)?.map_or(Ok(Vec::new()), pack::made_from)?,
             };
             Ok::<_, StoreError>((pack::time(row.try_get(0)?)?, result))
         };
@@ -206,6 +207,7 @@ impl Sqlite {
             source: row.try_get(7)?,
             version: row.try_get(8)?,
             bytes: pack::expand(row.try_get(9)?)?,
+            context: row.try_get(12)?,
             control_id_reused: row.try_get(10)?,
             rejected: intake::refused_from(row.try_get(11)?)?,
             results,
@@ -365,7 +367,6 @@ impl Sqlite {
             ("delivery", "message"),
             ("attempt", "message"),
             ("unmapped_code", "message"),
-            ("resource_version", "message"),
         ] {
             let head = format!("DELETE FROM {table} WHERE {column} IN (");
             Rows::new(&ids).one_each(conn, &head, ")", |query, id| query.bind(id)).await?;

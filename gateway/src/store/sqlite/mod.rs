@@ -15,9 +15,9 @@ mod rows;
 use crate::store::migrate::{self, Applied};
 use crate::store::recent::Recent;
 use crate::store::{
-    Alias, Appended, Books, Changes, Content, DeadLetter, DeliveryChange, Held, Lease, NewMessage,
+    Alias, Appended, Books, Changes, Content, DeadLetter, DeliveryChange, Lease, Made, NewMessage,
     OpenDelivery, OpenMessage, Query, RecordTx, Request, Requested, Retention, Role, SocketToken, Store,
-    StoreError, Summary, Timeline, UnmappedSeen, Version, pack,
+    StoreError, StoredResource, Summary, Timeline, UnmappedSeen, pack,
 };
 use async_trait::async_trait;
 use jiff::Timestamp;
@@ -468,7 +468,7 @@ impl Store for Sqlite {
         self.read_named(aliases).await
     }
 
-    async fn held(&self, ids: &[Uuid]) -> Result<Vec<Held>, StoreError> {
+    async fn held(&self, ids: &[Uuid]) -> Result<Vec<StoredResource>, StoreError> {
         self.read_held(ids).await
     }
 
@@ -478,17 +478,12 @@ impl Store for Sqlite {
         resource_type: Option<&str>,
         after: Option<Uuid>,
         limit: usize,
-    ) -> Result<Vec<Held>, StoreError> {
+    ) -> Result<Vec<StoredResource>, StoreError> {
         self.read_of_patient(patient, resource_type, after, limit).await
     }
 
-    async fn versions(
-        &self,
-        resource: Uuid,
-        below: Option<i64>,
-        limit: usize,
-    ) -> Result<Vec<Version>, StoreError> {
-        self.read_versions(resource, below, limit).await
+    async fn made(&self, message: MessageId) -> Result<Vec<(u32, Vec<Made>)>, StoreError> {
+        self.read_made(message).await
     }
 
     async fn timeline(&self, id: MessageId) -> Result<Option<Timeline>, StoreError> {

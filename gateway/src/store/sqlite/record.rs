@@ -9,6 +9,7 @@ use crate::store::{
     Alias, Lease, MessageResult, NewDelivery, RecordTx, Recording, StoreError, StoredResource, pack,
 };
 use async_trait::async_trait;
+use schemas::message::MessageId;
 use sqlx::pool::PoolConnection;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteRow};
 use sqlx::{Row, Sqlite as Db};
@@ -68,7 +69,8 @@ impl RecordTx for Recorder {
     }
 
     async fn load(&mut self, ids: &[Uuid]) -> Result<Vec<StoredResource>, StoreError> {
-        let head = "SELECT id, resource_type, version, state, replaced_by FROM resource WHERE id IN (";
+        let head =
+            "SELECT id, resource_type, version, state, replaced_by, message FROM resource WHERE id IN (";
         let rows = Rows::new(ids).one_each(&mut self.reader, head, ")", |query, id| query.bind(id)).await?;
         let mut resources = rows.iter().map(stored).collect::<Result<Vec<_>, StoreError>>()?;
         resources.sort_by_key(|resource| resource.id);
@@ -112,7 +114,7 @@ impl RecordTx for Recorder {
     }
 
     async fn commit(mut self: Box<Self>, recording: Recording) -> Result<Vec<i64>, StoreError> {
-        let Recording { results, resources, versions, aliases, deliveries, codes, codes_version } = recording;
+        let Recording { results, resources, aliases, deliveries, codes, codes_version } = recording;
         let resources = recording::fold(resources)?;
         let unasked: Vec<Uuid> = aliases
             .iter()
@@ -128,12 +130,6 @@ impl RecordTx for Recorder {
         close(&mut tx, &results, &packed).await?;
         super::codes::write(&mut tx.conn, &results, &codes, codes_version).await?;
         write_resources(&mut tx, &resources).await?;
-        let head = "INSERT INTO resource_version (message, resource, version, revision) VALUES ";
-        Rows::new(&versions)
-            .tuples(&mut tx.conn, head, 4, "", |query, one| {
-                query.bind(one.message.0).bind(one.resource).bind(one.version).bind(one.revision)
-            })
-            .await?;
         write_aliases(&mut tx, &aliases).await?;
         let numbers = write_deliveries(&mut tx, &deliveries).await?;
         tx.commit().await?;
@@ -142,7 +138,7 @@ impl RecordTx for Recorder {
     }
 }
 
-/// A resource from the columns id, resource_type, version, state, replaced_by.
+/// A resource from the columns id, resource_type, version, state, replaced_by, message.
 pub(super) fn stored(row: &SqliteRow) -> Result<StoredResource, StoreError> {
     Ok(StoredResource {
         id: row.try_get(0)?,
@@ -150,6 +146,7 @@ pub(super) fn stored(row: &SqliteRow) -> Result<StoredResource, StoreError> {
         version: row.try_get(2)?,
         state: pack::expand(row.try_get(3)?)?.into(),
         replaced_by: row.try_get(4)?,
+        changed_by: MessageId(row.try_get(5)?),
     })
 }
 
@@ -176,11 +173,11 @@ async fn close(tx: &mut Writing, results: &[MessageResult], packed: &[Vec<u8>]) 
     }
     let rows: Vec<(&MessageResult, &Vec<u8>)> = results.iter().zip(packed).collect();
     let head =
-        "INSERT INTO result (seq, message, revision, mapping, quarantined, issues, bundle, beside, recorded_us)
+        "INSERT INTO result (seq, message, revision, mapping, quarantined, issues, bundle, beside, made, recorded_us)
         SELECT u.*, clock.now FROM (VALUES ";
     let tail = concat!(") AS u, (SELECT ", clock!(), " AS now) AS clock");
     Rows::new(&rows)
-        .tuples(conn, head, 8, tail, |query, (result, packed)| {
+        .tuples(conn, head, 9, tail, |query, (result, packed)| {
             query
                 .bind(result.seq.0)
                 .bind(result.id.0)
@@ -190,6 +187,7 @@ async fn close(tx: &mut Writing, results: &[MessageResult], packed: &[Vec<u8>]) 
                 .bind(pack::issues_to(&result.issues))
                 .bind(packed.as_slice())
                 .bind(recording::beside_to(&result.beside))
+                .bind(pack::made_to(&result.made))
         })
         .await?;
     let replayed: Vec<&MessageResult> = results.iter().filter(|result| result.revision > 0).collect();

@@ -3,10 +3,9 @@
 use super::Sqlite;
 use super::record::{named, stored};
 use super::rows::Rows;
-use crate::store::{Alias, Held, StoreError, Version, recording};
+use crate::store::{Alias, Made, StoreError, StoredResource, pack, recording};
 use schemas::message::MessageId;
 use sqlx::Row;
-use sqlx::sqlite::SqliteRow;
 use uuid::Uuid;
 
 const OF_PATIENT: &str = concat!(
@@ -16,9 +15,8 @@ const OF_PATIENT: &str = concat!(
      WHERE resource.patient = same.id AND (?2 IS NULL OR resource_type = ?2) AND (?3 IS NULL OR resource.id > ?3) ORDER BY resource.id LIMIT ?4"
 );
 
-const VERSIONS: &str = "
-SELECT version, message, revision FROM resource_version
-WHERE resource = ?1 AND (?2 IS NULL OR version < ?2) ORDER BY version DESC LIMIT ?3";
+const MADE: &str =
+    "SELECT revision, made FROM result WHERE message = ?1 AND made IS NOT NULL ORDER BY revision";
 
 impl Sqlite {
     pub(super) async fn read_named(&self, aliases: &[Alias]) -> Result<Vec<Uuid>, StoreError> {
@@ -27,14 +25,14 @@ impl Sqlite {
         Ok(named(&mut conn, &ids).await?.into_values().collect())
     }
 
-    pub(super) async fn read_held(&self, ids: &[Uuid]) -> Result<Vec<Held>, StoreError> {
+    pub(super) async fn read_held(&self, ids: &[Uuid]) -> Result<Vec<StoredResource>, StoreError> {
         let mut conn = self.readers.acquire().await?;
         let head =
             "SELECT id, resource_type, version, state, replaced_by, message FROM resource WHERE id IN (";
         let rows = Rows::new(ids).one_each(&mut conn, head, ")", |query, id| query.bind(id)).await?;
-        let mut found = rows.iter().map(held).collect::<Result<Vec<_>, _>>()?;
-        found.sort_by_key(|held| held.resource.id);
-        found.dedup_by_key(|held| held.resource.id);
+        let mut found = rows.iter().map(stored).collect::<Result<Vec<_>, _>>()?;
+        found.sort_by_key(|held| held.id);
+        found.dedup_by_key(|held| held.id);
         Ok(found)
     }
 
@@ -44,37 +42,18 @@ impl Sqlite {
         resource_type: Option<&str>,
         after: Option<Uuid>,
         limit: usize,
-    ) -> Result<Vec<Held>, StoreError> {
+    ) -> Result<Vec<StoredResource>, StoreError> {
         let mut conn = self.readers.acquire().await?;
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
         let query = sqlx::query(OF_PATIENT).bind(patient).bind(resource_type).bind(after).bind(limit);
-        query.fetch_all(&mut *conn).await?.iter().map(held).collect()
+        query.fetch_all(&mut *conn).await?.iter().map(stored).collect()
     }
 
-    pub(super) async fn read_versions(
-        &self,
-        resource: Uuid,
-        below: Option<i64>,
-        limit: usize,
-    ) -> Result<Vec<Version>, StoreError> {
+    pub(super) async fn read_made(&self, message: MessageId) -> Result<Vec<(u32, Vec<Made>)>, StoreError> {
         let mut conn = self.readers.acquire().await?;
-        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-        let query = sqlx::query(VERSIONS).bind(resource).bind(below).bind(limit);
-        let rows = query.fetch_all(&mut *conn).await?;
-        let version = |row: &SqliteRow| {
-            Ok(Version {
-                resource,
-                version: row.try_get(0)?,
-                message: MessageId(row.try_get(1)?),
-                revision: row.try_get(2)?,
-            })
-        };
-        rows.iter().map(version).collect()
+        let rows = sqlx::query(MADE).bind(message.0).fetch_all(&mut *conn).await?;
+        rows.iter().map(|row| Ok((row.try_get(0)?, pack::made_from(row.try_get(1)?)?))).collect()
     }
-}
-
-fn held(row: &SqliteRow) -> Result<Held, StoreError> {
-    Ok(Held { resource: stored(row)?, changed_by: MessageId(row.try_get(5)?) })
 }
 
 #[cfg(test)]
@@ -91,9 +70,7 @@ mod tests {
         let Place::Sqlite(folder) = &place else { panic!("it is SQLite") };
         let url = format!("sqlite:{}", folder.path().join("pons.db").display());
         let mut conn = SqliteConnection::connect(&url).await.unwrap();
-        for sql in
-            [recording::about!("?1"), recording::about_of!("?1", "?2", "?3"), WITHIN, OF_PATIENT, VERSIONS]
-        {
+        for sql in [recording::about!("?1"), recording::about_of!("?1", "?2", "?3"), WITHIN, OF_PATIENT] {
             let plan = sqlx::query(AssertSqlSafe(format!("EXPLAIN QUERY PLAN {sql}")));
             let plan: Vec<String> =
                 plan.fetch_all(&mut conn).await.unwrap().iter().map(|row| row.get("detail")).collect();

@@ -165,6 +165,7 @@ pub(super) fn routed(message: &OpenMessage) -> MessageResult {
             message.id
         )),
         beside: Bytes::new(),
+        made: Vec::new(),
     }
 }
 

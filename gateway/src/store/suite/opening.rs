@@ -46,6 +46,35 @@ async fn a_second_gateway_on_one_sqlite_file_is_refused_and_a_tool_is_not() {
 }
 
 #[tokio::test]
+#[ignore = "needs PostgreSQL: tests/run starts it"]
+async fn a_database_of_a_version_before_history_is_brought_up_to_date() {
+    let place = Place::postgres().await;
+    place.run("CREATE TABLE schema_version (version integer PRIMARY KEY, applied_us bigint NOT NULL)").await;
+    for before in migrate::POSTGRES.iter().filter(|migration| migration.version < 6) {
+        place.run(before.sql).await;
+        place.run(&format!("INSERT INTO schema_version VALUES ({}, 0)", before.version)).await;
+    }
+    let (patient, condition) = (Uuid::from_u128(1), Uuid::from_u128(2));
+    place
+        .run(&format!(
+            "INSERT INTO resource (id, version, patient, message, resource_type, state)
+             VALUES ('{condition}', 3, '{patient}', '{patient}', 'Condition', '\\x00')"
+        ))
+        .await;
+    let store = place.open().await;
+    store.check_schema().await.unwrap();
+    let leases = lanes(&store).await;
+    let mut tx = store.begin_record(&leases).await.unwrap();
+    let within = tx.within(Uuid::from_u128(9), patient, "Condition", 9).await.unwrap();
+    assert_eq!(within, [condition], "nobody asked in which encounter it was");
+    append(&store, vec![message("C1", "P1")]).await;
+    let open = all_open(&store).await;
+    record(&store, Recording { results: vec![routed(&open[0])], ..Recording::default() }).await.unwrap();
+    assert_eq!(store.made(open[0].id).await.unwrap(), [(0, Vec::new())]);
+    place.drop_database().await;
+}
+
+#[tokio::test]
 async fn a_store_is_named_by_its_url() {
     for url in ["mysql://localhost/x", "/var/lib/pons", "", "postgres://[broken"] {
         assert!(matches!(open(url, Role::Gateway).await.err(), Some(StoreError::Setup(_))), "{url}");

@@ -11,7 +11,7 @@ behaviours! {
     a_resource_that_changed_meanwhile_is_a_conflict,
     what_is_about_a_patient_is_found_after_merges_too,
     what_was_in_an_encounter_is_found_and_what_nobody_asked_that_of,
-    every_version_is_found_by_the_result_that_made_it,
+    what_a_result_made_is_read_with_the_message_before,
     what_is_held_is_read_by_id_by_identifier_and_of_a_patient,
     an_alias_is_made_once_and_moves_by_a_merge,
     event_numbers_are_dense_over_replicas,
@@ -253,27 +253,33 @@ async fn what_was_in_an_encounter_is_found_and_what_nobody_asked_that_of(place: 
     assert_eq!(within(22, "Patient", 9).await, [21, 32, 33, 34], "31 says that it was elsewhere");
 }
 
-async fn every_version_is_found_by_the_result_that_made_it(place: Place) {
+async fn what_a_result_made_is_read_with_the_message_before(place: Place) {
     let store = place.open().await;
     append(&store, many(2)).await;
     let open = all_open(&store).await;
-    let version = |of: u128, version: i64, at: usize| Version {
-        resource: Uuid::from_u128(of),
+    let of = |id: u128, version: i64, before: Option<MessageId>| Made {
+        resource: Uuid::from_u128(id),
         version,
-        message: open[at].id,
-        revision: open[at].revision,
+        before,
     };
-    let twice = ResourceWrite { version: 2, ..resource(1, 0, "a") };
-    let versions = vec![version(1, 1, 0), version(2, 1, 0), version(1, 2, 1)];
-    let results = open.iter().map(routed).collect();
+    let (first, second) = (vec![of(1, 1, None), of(2, 1, None)], vec![of(1, 2, Some(open[0].id))]);
+    let results = vec![
+        MessageResult { made: first.clone(), ..routed(&open[0]) },
+        MessageResult { made: second.clone(), ..routed(&open[1]) },
+    ];
+    let twice = ResourceWrite { version: 2, message: open[1].id, ..resource(1, 0, "a") };
     let resources = vec![twice, resource(2, 0, "b")];
-    record(&store, Recording { results, resources, versions, ..Recording::default() }).await.unwrap();
+    record(&store, Recording { results, resources, ..Recording::default() }).await.unwrap();
     assert_eq!(load(&store, &[1]).await, [(1, 2, "a".to_owned())]);
-    let found = async |below, limit| store.versions(Uuid::from_u128(1), below, limit).await.unwrap();
-    assert_eq!(found(None, 9).await, [version(1, 2, 1), version(1, 1, 0)]);
-    assert_eq!(found(None, 1).await, [version(1, 2, 1)]);
-    assert_eq!(found(Some(2), 9).await, [version(1, 1, 0)]);
-    assert_eq!(found(Some(1), 9).await, []);
+    assert_eq!(store.held(&[Uuid::from_u128(1)]).await.unwrap()[0].changed_by, open[1].id);
+    assert_eq!(store.made(open[0].id).await.unwrap(), [(0, first)]);
+    assert_eq!(store.made(open[1].id).await.unwrap(), [(0, second.clone())]);
+    assert_eq!(store.timeline(open[1].id).await.unwrap().unwrap().results[0].1.made, second);
+    assert_eq!(store.made(MessageId(Uuid::from_u128(7))).await.unwrap(), []);
+    // As a version of before has left it.
+    place.run("UPDATE result SET made = NULL").await;
+    assert_eq!(store.made(open[0].id).await.unwrap(), []);
+    assert_eq!(store.timeline(open[1].id).await.unwrap().unwrap().results[0].1.made, []);
 }
 
 async fn what_is_held_is_read_by_id_by_identifier_and_of_a_patient(place: Place) {
@@ -288,13 +294,10 @@ async fn what_is_held_is_read_by_id_by_identifier_and_of_a_patient(place: Place)
         vec![merged, one(2, None), one(11, Some(1)), one(12, Some(2)), one(13, Some(2)), one(14, Some(3))];
     let aliases = vec![(alias("MRN1"), Uuid::from_u128(2))];
     record(&store, Recording { resources, aliases, ..Recording::default() }).await.unwrap();
-    let ids = |held: Vec<Held>| held.iter().map(|held| held.resource.id.as_u128()).collect::<Vec<_>>();
+    let ids = |held: Vec<StoredResource>| held.iter().map(|held| held.id.as_u128()).collect::<Vec<_>>();
     let held = store.held(&[Uuid::from_u128(12), Uuid::from_u128(1), Uuid::from_u128(77)]).await.unwrap();
-    assert_eq!((&held[1].resource.state, held[1].resource.version), (&resource(12, 0, "state").state, 1));
-    assert_eq!(
-        (held[1].changed_by.0.as_u128(), held[0].resource.replaced_by),
-        (912, Some(Uuid::from_u128(2)))
-    );
+    assert_eq!((&held[1].state, held[1].version), (&resource(12, 0, "state").state, 1));
+    assert_eq!((held[1].changed_by.0.as_u128(), held[0].replaced_by), (912, Some(Uuid::from_u128(2))));
     assert_eq!(ids(held), [1, 12]);
     assert!(store.held(&[]).await.unwrap().is_empty());
     assert_eq!(store.named(&[alias("MRN1"), alias("MRN9")]).await.unwrap(), [Uuid::from_u128(2)]);

@@ -34,8 +34,8 @@ pub(crate) struct Arguments {
     #[arg(long, default_value_t = 30)]
     seconds: u64,
     /// How often the nine are measured beside one that is well and one that takes a message a second, in turn
-    #[arg(long, default_value_t = 3)]
-    rounds: usize,
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..))]
+    rounds: u64,
 }
 
 /// How much faster each attempt at the highest rate is than the one before.
@@ -176,8 +176,8 @@ async fn slow(
     println!(
         "one of ten that takes a message a second: the other nine's p50 {:.2} times, p99 {:.2} times (medians of {} rounds; p99 {well:.1?} \
          beside it well, {ill:.1?} beside it slow)",
-        ratios[0][arguments.rounds / 2],
-        ratios[1][arguments.rounds / 2],
+        ratios[0][ratios[0].len() / 2],
+        ratios[1][ratios[1].len() / 2],
         arguments.rounds,
     );
     Ok(())

@@ -1,12 +1,5 @@
--- Which message made which version of a resource, so that earlier ones are found in the Bundles of the results.
-CREATE TABLE resource_version (
-    message BLOB NOT NULL,
-    resource BLOB NOT NULL,
-    version INTEGER NOT NULL,
-    revision INTEGER NOT NULL,
-    PRIMARY KEY (message, resource, revision)
-) WITHOUT ROWID;
-CREATE INDEX resource_version_resource ON resource_version (resource, version);
+-- Which versions of which resources a result made, and which message made the one before of each: what it was then stands in its Bundle.
+ALTER TABLE result ADD COLUMN made BLOB;
 
 -- The encounter in which it was; the nil UUID for none, NULL for what was written before this was asked.
 ALTER TABLE resource ADD COLUMN encounter BLOB;
