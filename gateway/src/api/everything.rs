@@ -4,7 +4,7 @@
 //! FHIR R4, operation Patient/everything.
 
 use super::outcome::away;
-use super::read::{AFTER, Found, LOOKED_AT_MAX, PAGE, PAGE_MAX, Shown, page, survivor};
+use super::read::{AFTER, Found, LOOKED_AT_MAX, PAGE, PAGE_MAX, Shown, instant, page, page_size, survivor};
 use super::{Answer, outcome};
 use crate::ingest::senders::Known;
 use crate::store::{Store, StoredResource};
@@ -42,11 +42,7 @@ impl Asked {
         let mut asked = Asked { types: Vec::new(), since: None, count: PAGE, after: None, pairs: Vec::new() };
         for (name, value) in form_urlencoded::parse(head.uri.query().unwrap_or_default().as_bytes()) {
             match &*name {
-                "_count" => {
-                    let count: usize =
-                        value.parse().map_err(|_| refuse("_count: a whole number is wanted"))?;
-                    asked.count = count.clamp(1, PAGE_MAX);
-                }
+                "_count" => asked.count = page_size(&value, PAGE_MAX)?,
                 AFTER => {
                     asked.after = Some(value.parse().map_err(|_| refuse("_after: an id is wanted"))?);
                 }
@@ -60,8 +56,7 @@ impl Asked {
                     asked.pairs.push((name.into_owned(), value.into_owned()));
                 }
                 "_since" => {
-                    let since = value.parse().map_err(|_| refuse("_since: an instant is wanted"))?;
-                    asked.since = Some(since);
+                    asked.since = Some(instant(&value)?);
                     asked.pairs.push((name.into_owned(), value.into_owned()));
                 }
                 _ => return Err(refuse("parameters are: _type, _since, _count")),

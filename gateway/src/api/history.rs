@@ -4,7 +4,7 @@
 //! of the newest is withheld, earlier versions are too.
 
 use super::outcome::away;
-use super::read::{Shown, lenient, received_at};
+use super::read::{Shown, instant, lenient, page_size, received_at};
 use super::{Answer, outcome};
 use crate::route::policy::{self, Decision};
 use crate::store::{Made, Store, StoredResource};
@@ -197,16 +197,8 @@ impl Asked {
         let mut asked = Asked { count: PAGE, since: None, from: None };
         for (name, value) in form_urlencoded::parse(head.uri.query().unwrap_or_default().as_bytes()) {
             match &*name {
-                "_count" => {
-                    let count: usize =
-                        value.parse().map_err(|_| refuse("_count: a whole number is wanted"))?;
-                    asked.count = count.clamp(1, PAGE_MAX);
-                }
-                "_since" => {
-                    let since =
-                        value.parse().map_err(|_| refuse("_since: a time with its offset is wanted"))?;
-                    asked.since = Some(since);
-                }
+                "_count" => asked.count = page_size(&value, PAGE_MAX)?,
+                "_since" => asked.since = Some(instant(&value)?),
                 FROM => {
                     let from = value.split_once('.').and_then(|(version, message)| {
                         Some((version.parse().ok()?, MessageId(message.parse().ok()?)))
@@ -214,7 +206,8 @@ impl Asked {
                     asked.from =
                         Some(from.ok_or_else(|| refuse("_from: what a link of ours says is wanted"))?);
                 }
-                "_format" | "_pretty" => {}
+                "_format" if value.contains("json") => {}
+                "_pretty" => {}
                 _ if lenient(head) => {}
                 _ => return Err(refuse("a history takes _count and _since")),
             }

@@ -299,6 +299,18 @@ pub(super) async fn survivor(store: &dyn Store, patient: Uuid) -> Result<Uuid, A
     Ok(patient)
 }
 
+/// How many a page shall have: `_count`, within what is possible.
+pub(super) fn page_size(value: &str, max: usize) -> Result<usize, Answer> {
+    let wanted = |_| outcome::answer(StatusCode::BAD_REQUEST, "invalid", "_count: a whole number is wanted");
+    Ok(value.parse::<usize>().map_err(wanted)?.clamp(1, max))
+}
+
+/// Since when: `_since`.
+pub(super) fn instant(value: &str) -> Result<Timestamp, Answer> {
+    let text = "_since: a time with its offset is wanted";
+    value.parse().map_err(|_| outcome::answer(StatusCode::BAD_REQUEST, "invalid", text))
+}
+
 /// Whether a client wants parameters that are not known to be left out.
 pub(super) fn lenient(head: &Parts) -> bool {
     let values = head.headers.get_all("prefer").iter().filter_map(|value| value.to_str().ok());
@@ -315,10 +327,7 @@ impl Asked {
             form_urlencoded::parse(text.as_bytes()).map(|(n, v)| (n.into_owned(), v.into_owned()))
         {
             match name.as_str() {
-                "_count" => {
-                    count = value.parse().map_err(|_| refuse("_count: a whole number is wanted"))?;
-                    count = count.clamp(1, PAGE_MAX);
-                }
+                "_count" => count = page_size(&value, PAGE_MAX)?,
                 AFTER => after = Some(value.parse().map_err(|_| refuse("_after: an id is wanted"))?),
                 "_format"
                     if matches!(value.as_str(), "json" | "application/json" | "application/fhir+json") => {}
