@@ -378,8 +378,8 @@ pub trait RecordTx: Send {
         limit: usize,
     ) -> Result<Vec<Uuid>, StoreError>;
 
-    /// The ids of what of a type was in an encounter, or in those that were merged into it, in order; at most `limit`. What an earlier
-    /// version of Pons wrote about the patient, whose encounter it did not ask, is among them, whatever it is.
+    /// The ids of what of a type is about a patient and was in an encounter, or is about or was in those that were merged into these, in
+    /// order; at most `limit`. What an earlier version of Pons wrote about the patient, whose encounter it did not ask, is among them.
     async fn within(
         &mut self,
         encounter: Uuid,

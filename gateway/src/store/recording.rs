@@ -98,10 +98,9 @@ macro_rules! about_of {
 }
 pub(super) use about_of;
 
-/// What of a type was in one of those encounters, and what of the patient nobody asked that of. The indexes are partial: a database uses
-/// them only if the statement says what they say.
+/// What of a type was in one of those encounters, and what of the patient nobody asked that of.
 macro_rules! within {
-    ($encounter:literal, $patient:literal, $type:literal, $limit:literal, $nil:literal) => {
+    ($encounter:literal, $patient:literal, $type:literal, $limit:literal) => {
         concat!(
             "WITH RECURSIVE same (id) AS (SELECT ",
             $encounter,
@@ -109,13 +108,11 @@ macro_rules! within {
              who (id) AS (SELECT ",
             $patient,
             " UNION SELECT merged.id FROM resource AS merged JOIN who ON merged.replaced_by = who.id)
-             SELECT resource.id FROM same CROSS JOIN resource
-             WHERE resource.encounter = same.id AND resource.encounter IS NOT NULL AND resource.encounter <> ",
-            $nil,
-            " AND resource_type = ",
+             SELECT resource.id FROM who CROSS JOIN same CROSS JOIN resource
+             WHERE resource.patient = who.id AND resource.encounter = same.id AND resource_type = ",
             $type,
             " UNION SELECT resource.id FROM who CROSS JOIN resource
-             WHERE resource.patient = who.id AND resource.encounter IS NULL AND resource.patient IS NOT NULL AND resource_type = ",
+             WHERE resource.patient = who.id AND resource.encounter IS NULL AND resource_type = ",
             $type,
             " ORDER BY 1 LIMIT ",
             $limit

@@ -105,12 +105,12 @@ impl Merge<'_> {
                     // What of a patient was in one encounter is found without a look at all the others.
                     let by_encounter = of == "Encounter" && parameter.element() == "encounter";
                     let about = if by_encounter {
-                        // The store does not know yet what this batch merges.
-                        let is_same = |other: &&Uuid| self.survivor(**other) == self.survivor(id);
-                        let same: Vec<Uuid> = self.resources.keys().filter(is_same).copied().collect();
                         let mut about = Vec::new();
-                        for encounter in same {
-                            about.extend(tx.within(encounter, whose, kind, LOOKED_AT).await?);
+                        let patients = self.same(whose);
+                        for encounter in self.same(id) {
+                            for patient in &patients {
+                                about.extend(tx.within(encounter, *patient, kind, LOOKED_AT).await?);
+                            }
                         }
                         about
                     } else {
@@ -169,6 +169,14 @@ impl Merge<'_> {
             tracing::warn!(topic = topic.name(), %focus, left, "more is known than goes along with an event");
         }
         Ok(found)
+    }
+
+    /// A resource and what this batch merges into the same: the store does not know of that yet.
+    fn same(&self, id: Uuid) -> Vec<Uuid> {
+        let survivor = self.survivor(id);
+        let others =
+            self.resources.keys().filter(|other| **other != id && self.survivor(**other) == survivor);
+        std::iter::once(id).chain(others.copied()).collect()
     }
 
     /// Whether a subscription listens to everybody who said something of a resource. What is nobody's, everybody may.

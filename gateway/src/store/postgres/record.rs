@@ -63,7 +63,7 @@ const WRITE_DELIVERIES: &str = concat!(
     " AS now) AS clock"
 );
 
-const WITHIN: &str = recording::within!("$1", "$2", "$3", "$4", "'00000000-0000-0000-0000-000000000000'");
+const WITHIN: &str = recording::within!("$1", "$2", "$3", "$4");
 
 pub(super) struct Recorder {
     conn: PoolConnection<Postgres>,

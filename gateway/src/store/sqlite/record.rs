@@ -18,8 +18,7 @@ use std::sync::Arc;
 use tokio::sync::Mutex;
 use uuid::Uuid;
 
-pub(super) const WITHIN: &str =
-    recording::within!("?1", "?2", "?3", "?4", "x'00000000000000000000000000000000'");
+pub(super) const WITHIN: &str = recording::within!("?1", "?2", "?3", "?4");
 
 pub(super) struct Recorder {
     reader: PoolConnection<Db>,

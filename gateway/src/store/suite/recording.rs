@@ -234,15 +234,19 @@ async fn what_was_in_an_encounter_is_found_and_what_nobody_asked_that_of(place: 
         one(33, 1, Some(29)),
         one(34, 1, None),
         one(35, 2, None),
+        one(36, 2, Some(22)),
     ];
     record(&store, Recording { resources, ..Recording::default() }).await.unwrap();
-    let within = async |encounter: u128, kind: &str, limit: usize| -> Vec<u128> {
+    let within_of = async |encounter: u128, patient: u128, kind: &str, limit: usize| -> Vec<u128> {
         let leases = lanes(&store).await;
         let mut tx = store.begin_record(&leases).await.unwrap();
-        let found = tx.within(Uuid::from_u128(encounter), Uuid::from_u128(1), kind, limit).await.unwrap();
+        let (encounter, patient) = (Uuid::from_u128(encounter), Uuid::from_u128(patient));
+        let found = tx.within(encounter, patient, kind, limit).await.unwrap();
         found.iter().map(Uuid::as_u128).collect()
     };
+    let within = async |encounter: u128, kind: &str, limit: usize| within_of(encounter, 1, kind, limit).await;
     assert_eq!(within(22, "Patient", 9).await, [31, 32]);
+    assert_eq!(within_of(22, 2, "Patient", 9).await, [36], "another patient's");
     assert_eq!(within(22, "Patient", 1).await, [31]);
     assert_eq!(within(22, "Condition", 9).await, []);
     // As a version of before has left it: 34 is of the patient, 35 of somebody else.
@@ -251,6 +255,14 @@ async fn what_was_in_an_encounter_is_found_and_what_nobody_asked_that_of(place: 
     let changed = ResourceWrite { follows: 1, version: 2, ..one(31, 1, Some(29)) };
     record(&store, Recording { resources: vec![changed], ..Recording::default() }).await.unwrap();
     assert_eq!(within(22, "Patient", 9).await, [21, 32, 33, 34], "31 says that it was elsewhere");
+    // Those under whose numbers they came, too.
+    let patients = vec![
+        ResourceWrite { replaced_by: of(3), ..resource(1, 0, "a") },
+        one(37, 3, Some(22)),
+        resource(3, 0, "a"),
+    ];
+    record(&store, Recording { resources: patients, ..Recording::default() }).await.unwrap();
+    assert_eq!(within_of(22, 3, "Patient", 9).await, [21, 32, 33, 34, 37]);
 }
 
 async fn what_a_result_made_is_read_with_the_message_before(place: Place) {
