@@ -10,7 +10,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// The allocator's setting for how long freed memory stays with the process, in milliseconds, and what it should be. At the
 /// usual second a burst leaves the process a fifth larger.
-const FREED_STAYS: (&str, &str) = ("MIMALLOC_PURGE_DELAY", "100");
+const FREED_STAYS: (&str, &str) = ("MIMALLOC_PURGE_DELAY", "50");
 
 /// Has the allocator give freed memory back sooner. It reads its settings before anything of ours runs, so the program begins
 /// once more, as the same process with the same arguments; where that is not possible, the process only is larger.

@@ -4,7 +4,7 @@
 //! of the newest is withheld, earlier versions are too.
 
 use super::outcome::away;
-use super::read::{Shown, instant, lenient, page_size, received_at};
+use super::read::{Shown, instant, lenient, page_size, recorded_at};
 use super::{Answer, outcome};
 use crate::route::policy::{self, Decision};
 use crate::store::{Made, Store, StoredResource};
@@ -94,12 +94,12 @@ pub(super) async fn history(
             Some(version) => version,
             // The newest is kept whatever became of the result that made it.
             None if of_newest => {
-                Found { version: current, resource: held.id, message: held.changed_by, revision: 0 }
+                let (message, at) = (held.changed_by, recorded_at(&held));
+                Found { version: current, resource: held.id, message, revision: 0, at }
             }
             None => break,
         };
-        let at = received_at(version.message);
-        if asked.since.zip(at).is_some_and(|(since, at)| at < since) {
+        if asked.since.zip(version.at).is_some_and(|(since, at)| at < since) {
             continue;
         }
         let shown = match newest.is_redacted {
@@ -112,7 +112,7 @@ pub(super) async fn history(
                 shown
             }
         };
-        entries.push(entry(kind, &url, &version, at, shown));
+        entries.push(entry(kind, &url, &version, shown));
     }
     let link = |from: Option<(i64, MessageId)>| {
         let mut text = form_urlencoded::Serializer::new(String::new());
@@ -135,7 +135,7 @@ pub(super) async fn history(
 }
 
 /// The entry of a version, with what may be shown of it.
-fn entry(kind: &str, url: &str, version: &Found, at: Option<Timestamp>, shown: Option<Shown>) -> Value {
+fn entry(kind: &str, url: &str, version: &Found, shown: Option<Shown>) -> Value {
     let (method, path, status) = match version.version {
         1 => ("POST", kind.to_owned(), "201 Created"),
         _ => ("PUT", format!("{kind}/{}", version.resource), "200 OK"),
@@ -145,7 +145,7 @@ fn entry(kind: &str, url: &str, version: &Found, at: Option<Timestamp>, shown: O
         "request": {"method": method, "url": path},
         "response": {"status": status, "etag": format!("W/\"{}\"", version.version)},
     });
-    if let Some(at) = at {
+    if let Some(at) = version.at {
         entry["response"]["lastModified"] = at.to_string().into();
     }
     match shown {
@@ -222,6 +222,8 @@ struct Found {
     version: i64,
     message: MessageId,
     revision: u32,
+    /// When it was recorded, as far as that is known.
+    at: Option<Timestamp>,
 }
 
 /// The way from one version of a resource to the one before: each result knows which message made that.
@@ -242,10 +244,16 @@ impl Walk {
         self.steps += 1;
         let Some(message) = self.message.take() else { return Ok(None) };
         let made = store.made(message).await.map_err(away)?;
-        let mut all = made.iter().flat_map(|(revision, made)| made.iter().map(move |made| (*revision, made)));
+        let mut all = made.iter().flat_map(|by| by.made.iter().map(move |made| (by, made)));
         let is_it = |made: &Made| made.resource == self.resource && made.version == self.version;
-        let Some((revision, made)) = all.find(|(_, made)| is_it(made)) else { return Ok(None) };
-        let found = Found { resource: self.resource, version: self.version, message, revision };
+        let Some((by, made)) = all.find(|(_, made)| is_it(made)) else { return Ok(None) };
+        let found = Found {
+            resource: self.resource,
+            version: self.version,
+            message,
+            revision: by.revision,
+            at: Some(by.recorded_at),
+        };
         (self.version, self.message) = (self.version - 1, made.before);
         Ok(Some(found))
     }
@@ -270,7 +278,9 @@ async fn then(store: &dyn Store, version: &Found) -> Result<(Option<Shown>, usiz
         Decision::Suppress(why) => Shown::Withheld(why),
         Decision::Allow => {
             json["meta"]["versionId"] = version.version.to_string().into();
-            json["meta"]["lastUpdated"] = content.received_at.to_string().into();
+            if let Some(at) = version.at {
+                json["meta"]["lastUpdated"] = at.to_string().into();
+            }
             Shown::Resource(json)
         }
     });

@@ -15,7 +15,6 @@ use jiff::Timestamp;
 use mappings::resource::State;
 use schemas::fhir::r4;
 use schemas::fhir::search::{self, Query, Refused, parameter};
-use schemas::message::MessageId;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
@@ -185,17 +184,20 @@ impl Shown {
         }
         let mut json: Value = serde_json::from_str(&rendered.json).map_err(|_| bug())?;
         json["meta"]["versionId"] = stored.version.to_string().into();
-        if let Some(at) = received_at(held.changed_by) {
+        if let Some(at) = recorded_at(held) {
             json["meta"]["lastUpdated"] = at.to_string().into();
         }
         Ok(Shown::Resource(json))
     }
 }
 
-/// When a message was received: its id tells.
-pub(super) fn received_at(message: MessageId) -> Option<Timestamp> {
-    let (seconds, nanos) = message.0.get_timestamp()?.to_unix();
-    Timestamp::new(i64::try_from(seconds).ok()?, i32::try_from(nanos).ok()?).ok()
+/// When the newest version was recorded: whoever asks for what is new since then misses nothing that waited. Where that is not written
+/// down, its message was received then at the earliest, as its id tells.
+pub(super) fn recorded_at(held: &StoredResource) -> Option<Timestamp> {
+    held.recorded_at.or_else(|| {
+        let (seconds, nanos) = held.changed_by.0.get_timestamp()?.to_unix();
+        Timestamp::new(i64::try_from(seconds).ok()?, i32::try_from(nanos).ok()?).ok()
+    })
 }
 
 /// What a search asks for.

@@ -19,7 +19,7 @@ pub(super) const POSTGRES: &[Migration] = &[
     Migration { version: 4, sql: include_str!("migrations/postgres/0004_requested.sql") },
     Migration { version: 5, sql: include_str!("migrations/postgres/0005_channels.sql") },
     Migration { version: 6, sql: include_str!("migrations/postgres/0006_history.sql") },
-    Migration { version: 7, sql: include_str!("migrations/postgres/0007_whose.sql") },
+    Migration { version: 7, sql: include_str!("migrations/postgres/0007_whose_and_when.sql") },
 ];
 
 pub(super) const SQLITE: &[Migration] = &[
@@ -29,7 +29,7 @@ pub(super) const SQLITE: &[Migration] = &[
     Migration { version: 4, sql: include_str!("migrations/sqlite/0004_requested.sql") },
     Migration { version: 5, sql: include_str!("migrations/sqlite/0005_channels.sql") },
     Migration { version: 6, sql: include_str!("migrations/sqlite/0006_history.sql") },
-    Migration { version: 7, sql: include_str!("migrations/sqlite/0007_whose.sql") },
+    Migration { version: 7, sql: include_str!("migrations/sqlite/0007_whose_and_when.sql") },
 ];
 
 /// What is still to be applied, in order.

@@ -172,6 +172,8 @@ pub struct StoredResource {
     pub replaced_by: Option<Uuid>,
     /// The message that changed it last.
     pub changed_by: MessageId,
+    /// When that was recorded; `None` for what an earlier version of Pons wrote.
+    pub recorded_at: Option<Timestamp>,
 }
 
 /// A new current version of a resource.
@@ -195,6 +197,17 @@ pub struct ResourceWrite {
     pub encounter: Option<Uuid>,
     /// The message that made it.
     pub message: MessageId,
+}
+
+/// What one result of a message made.
+#[derive(Clone, Debug)]
+pub struct MadeBy {
+    /// The revision of the result.
+    pub revision: u32,
+    /// When it was recorded.
+    pub recorded_at: Timestamp,
+    /// The versions.
+    pub made: Vec<Made>,
 }
 
 /// A version of a resource that a result made: what it was then stands in that result's Bundle.
@@ -815,8 +828,8 @@ pub trait Store: Send + Sync + 'static {
         limit: usize,
     ) -> Result<Vec<StoredResource>, StoreError>;
 
-    /// What the results of a message made, by their revisions. Nothing of those that an earlier version of Pons recorded.
-    async fn made(&self, message: MessageId) -> Result<Vec<(u32, Vec<Made>)>, StoreError>;
+    /// What the results of a message made, in order of their revisions. Nothing of those that an earlier version of Pons recorded.
+    async fn made(&self, message: MessageId) -> Result<Vec<MadeBy>, StoreError>;
 
     /// Everything about one message.
     async fn timeline(&self, id: MessageId) -> Result<Option<Timeline>, StoreError>;

@@ -314,7 +314,7 @@ not_a_delivery! {
     seize(replica: Uuid, name: &str, ttl: Duration) -> Lease;
     keep_token(token: &SocketToken, now: Timestamp) -> ();
     token(hash: &[u8; 32]) -> Option<SocketToken>;
-    made(message: MessageId) -> Vec<(u32, Vec<Made>)>;
+    made(message: MessageId) -> Vec<MadeBy>;
     room() -> Option<u64>;
 }
 

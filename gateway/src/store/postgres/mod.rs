@@ -17,7 +17,7 @@ mod resources;
 use crate::store::migrate::{self, Applied};
 use crate::store::recent::Recent;
 use crate::store::{
-    Alias, Appended, Books, Changes, Content, DeadLetter, DeliveryChange, Lease, Made, NewMessage,
+    Alias, Appended, Books, Changes, Content, DeadLetter, DeliveryChange, Lease, MadeBy, NewMessage,
     OpenDelivery, OpenMessage, Query, RecordTx, Request, Requested, Retention, SocketToken, Store,
     StoreError, StoredResource, Summary, Timeline, UnmappedSeen,
 };
@@ -340,7 +340,7 @@ impl Store for Postgres {
         self.read_of_patient(patient, resource_type, after, limit).await
     }
 
-    async fn made(&self, message: MessageId) -> Result<Vec<(u32, Vec<Made>)>, StoreError> {
+    async fn made(&self, message: MessageId) -> Result<Vec<MadeBy>, StoreError> {
         self.read_made(message).await
     }
 

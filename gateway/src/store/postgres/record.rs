@@ -18,27 +18,27 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use uuid::Uuid;
 
-/// Closes messages that are open in the revision given.
-const CLOSE: &str = "
-DELETE FROM inbox USING unnest($1::bigint[], $2::integer[]) AS closed(seq, revision)
-WHERE inbox.seq = closed.seq AND inbox.revision = closed.revision
-RETURNING inbox.id, inbox.keys";
+/// Closes messages that are open in the revision given, and says when.
+const CLOSE: &str = concat!(
+    "DELETE FROM inbox USING unnest($1::bigint[], $2::integer[]) AS closed(seq, revision)
+     WHERE inbox.seq = closed.seq AND inbox.revision = closed.revision
+     RETURNING inbox.id, inbox.keys, ",
+    clock!()
+);
 
-/// The time of recording is the column's default: the database's clock.
-///
 /// Not COPY: its end follows its rows as a second small packet, which TCP holds back until the first is acknowledged, and the
 /// client does not set TCP_NODELAY. That costs some 40 ms each time.
 const WRITE_RESULTS: &str = "
-INSERT INTO result (seq, message, revision, mapping, quarantined, issues, bundle, beside, made)
-SELECT * FROM unnest($1::bigint[], $2::uuid[], $3::integer[], $4::text[], $5::text[], $6::text[], $7::bytea[], $8::bytea[], $9::bytea[])";
+INSERT INTO result (seq, message, revision, mapping, quarantined, issues, bundle, beside, made, recorded_us)
+SELECT *, $10 FROM unnest($1::bigint[], $2::uuid[], $3::integer[], $4::text[], $5::text[], $6::text[], $7::bytea[], $8::bytea[], $9::bytea[])";
 
 const WRITE_RESOURCES: &str = "
-INSERT INTO resource (id, resource_type, version, state, replaced_by, patient, message, encounter)
-SELECT * FROM unnest($1::uuid[], $2::text[], $3::bigint[], $4::bytea[], $5::uuid[], $6::uuid[], $7::uuid[], $8::uuid[])";
+INSERT INTO resource (id, resource_type, version, state, replaced_by, patient, message, encounter, recorded_us)
+SELECT *, $9 FROM unnest($1::uuid[], $2::text[], $3::bigint[], $4::bytea[], $5::uuid[], $6::uuid[], $7::uuid[], $8::uuid[])";
 
 const CHANGE_RESOURCES: &str = "
 UPDATE resource SET version = u.version, state = u.state, replaced_by = u.replaced_by, patient = u.patient, message = u.message,
-    encounter = u.encounter
+    encounter = u.encounter, recorded_us = $9
 FROM unnest($1::uuid[], $2::bigint[], $3::bytea[], $4::uuid[], $5::uuid[], $6::uuid[], $7::bigint[], $8::uuid[])
     AS u(id, version, state, replaced_by, patient, message, follows, encounter)
 WHERE resource.id = u.id AND resource.version = u.follows";
@@ -114,7 +114,7 @@ impl RecordTx for Recorder {
             return Ok(Vec::new());
         }
         let rows = sqlx::query(
-            "SELECT id, resource_type, version, state, replaced_by, message FROM resource WHERE id = ANY($1) ORDER BY id",
+            "SELECT id, resource_type, version, state, replaced_by, message, recorded_us FROM resource WHERE id = ANY($1) ORDER BY id",
         )
         .bind(ids)
         .fetch_all(&mut *self.conn)
@@ -174,9 +174,9 @@ impl RecordTx for Recorder {
         // Dropped without a commit, the transaction is rolled back.
         let mut tx = self.conn.begin().await?;
         leases::hold(&mut tx, &self.leases, true).await?;
-        close(&mut tx, &results, &packed).await?;
+        let recorded_us = close(&mut tx, &results, &packed).await?;
         super::codes::write(&mut tx, &results, &codes, codes_version).await?;
-        write_resources(&mut tx, &resources).await?;
+        write_resources(&mut tx, &resources, recorded_us).await?;
         write_aliases(&mut tx, &aliases).await?;
         let numbers = write_deliveries(&mut tx, &deliveries).await?;
         tx.commit().await?;
@@ -185,7 +185,7 @@ impl RecordTx for Recorder {
     }
 }
 
-/// A resource from the columns id, resource_type, version, state, replaced_by, message.
+/// A resource from the columns id, resource_type, version, state, replaced_by, message, recorded_us.
 pub(super) fn stored(row: &PgRow) -> Result<StoredResource, StoreError> {
     Ok(StoredResource {
         id: row.try_get(0)?,
@@ -194,6 +194,7 @@ pub(super) fn stored(row: &PgRow) -> Result<StoredResource, StoreError> {
         state: pack::expand(row.try_get(3)?)?.into(),
         replaced_by: row.try_get(4)?,
         changed_by: MessageId(row.try_get(5)?),
+        recorded_at: row.try_get::<Option<i64>, _>(6)?.map(pack::time).transpose()?,
     })
 }
 
@@ -206,13 +207,14 @@ pub(super) async fn named(
     rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect()
 }
 
+/// Closes the messages and writes their results. Answers when that was, by the database's clock; `None` if there are none.
 async fn close(
     conn: &mut PgConnection,
     results: &[MessageResult],
     packed: &[Vec<u8>],
-) -> Result<(), StoreError> {
+) -> Result<Option<i64>, StoreError> {
     if results.is_empty() {
-        return Ok(());
+        return Ok(None);
     }
     let closed = sqlx::query(CLOSE)
         .bind(results.iter().map(|result| result.seq.0).collect::<Vec<_>>())
@@ -222,6 +224,7 @@ async fn close(
     if closed.len() != results.len() {
         return Err(StoreError::Fenced);
     }
+    let recorded_us: i64 = closed.last().ok_or(StoreError::Fenced)?.try_get(2)?;
     let each = || results.iter();
     sqlx::query(WRITE_RESULTS)
         .bind(each().map(|result| result.seq.0).collect::<Vec<_>>())
@@ -233,9 +236,11 @@ async fn close(
         .bind(packed)
         .bind(each().map(|result| recording::beside_to(&result.beside)).collect::<Vec<_>>())
         .bind(each().map(|result| pack::made_to(&result.made)).collect::<Vec<_>>())
+        .bind(recorded_us)
         .execute(&mut *conn)
         .await?;
-    keep_quarantine(conn, results, &closed).await
+    keep_quarantine(conn, results, &closed).await?;
+    Ok(Some(recorded_us))
 }
 
 /// Writes down the keys of what is in quarantine now, and lets go of what was.
@@ -277,7 +282,11 @@ async fn keep_quarantine(
     Ok(())
 }
 
-async fn write_resources(conn: &mut PgConnection, rows: &[ResourceRow]) -> Result<(), StoreError> {
+async fn write_resources(
+    conn: &mut PgConnection,
+    rows: &[ResourceRow],
+    recorded_us: Option<i64>,
+) -> Result<(), StoreError> {
     let (new, changed): (Vec<_>, Vec<_>) = rows.iter().partition(|row| row.follows == 0);
     if !new.is_empty() {
         let each = || new.iter();
@@ -290,6 +299,7 @@ async fn write_resources(conn: &mut PgConnection, rows: &[ResourceRow]) -> Resul
             .bind(each().map(|row| row.patient).collect::<Vec<_>>())
             .bind(each().map(|row| row.message.0).collect::<Vec<_>>())
             .bind(each().map(|row| row.encounter).collect::<Vec<_>>())
+            .bind(recorded_us)
             .execute(&mut *conn)
             .await?;
     }
@@ -306,6 +316,7 @@ async fn write_resources(conn: &mut PgConnection, rows: &[ResourceRow]) -> Resul
         .bind(each().map(|row| row.message.0).collect::<Vec<_>>())
         .bind(each().map(|row| row.follows).collect::<Vec<_>>())
         .bind(each().map(|row| row.encounter).collect::<Vec<_>>())
+        .bind(recorded_us)
         .execute(conn)
         .await?
         .rows_affected();

@@ -68,8 +68,7 @@ impl RecordTx for Recorder {
     }
 
     async fn load(&mut self, ids: &[Uuid]) -> Result<Vec<StoredResource>, StoreError> {
-        let head =
-            "SELECT id, resource_type, version, state, replaced_by, message FROM resource WHERE id IN (";
+        let head = "SELECT id, resource_type, version, state, replaced_by, message, recorded_us FROM resource WHERE id IN (";
         let rows = Rows::new(ids).one_each(&mut self.reader, head, ")", |query, id| query.bind(id)).await?;
         let mut resources = rows.iter().map(stored).collect::<Result<Vec<_>, StoreError>>()?;
         resources.sort_by_key(|resource| resource.id);
@@ -126,9 +125,9 @@ impl RecordTx for Recorder {
         let packed: Vec<Vec<u8>> = results.iter().map(|result| pack::squeeze(&result.bundle)).collect();
         let mut tx = begin(&self.writer, &self.options).await?;
         hold(&mut tx.conn, &self.leases).await?;
-        close(&mut tx, &results, &packed).await?;
+        let recorded_us = close(&mut tx, &results, &packed).await?;
         super::codes::write(&mut tx.conn, &results, &codes, codes_version).await?;
-        write_resources(&mut tx, &resources).await?;
+        write_resources(&mut tx, &resources, recorded_us).await?;
         write_aliases(&mut tx, &aliases).await?;
         let numbers = write_deliveries(&mut tx, &deliveries).await?;
         tx.commit().await?;
@@ -137,7 +136,7 @@ impl RecordTx for Recorder {
     }
 }
 
-/// A resource from the columns id, resource_type, version, state, replaced_by, message.
+/// A resource from the columns id, resource_type, version, state, replaced_by, message, recorded_us.
 pub(super) fn stored(row: &SqliteRow) -> Result<StoredResource, StoreError> {
     Ok(StoredResource {
         id: row.try_get(0)?,
@@ -146,6 +145,7 @@ pub(super) fn stored(row: &SqliteRow) -> Result<StoredResource, StoreError> {
         state: pack::expand(row.try_get(3)?)?.into(),
         replaced_by: row.try_get(4)?,
         changed_by: MessageId(row.try_get(5)?),
+        recorded_at: row.try_get::<Option<i64>, _>(6)?.map(pack::time).transpose()?,
     })
 }
 
@@ -158,25 +158,27 @@ pub(super) async fn named(
     rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect()
 }
 
-/// Closes messages that are open in the revision given and writes their results.
-async fn close(tx: &mut Writing, results: &[MessageResult], packed: &[Vec<u8>]) -> Result<(), StoreError> {
+/// Closes messages that are open in the revision given and writes their results. Answers when that was; `None` if there are none.
+async fn close(
+    tx: &mut Writing,
+    results: &[MessageResult],
+    packed: &[Vec<u8>],
+) -> Result<Option<i64>, StoreError> {
     let conn = &mut tx.conn;
     let head = "DELETE FROM inbox WHERE (seq, revision) IN (VALUES ";
     let closed = Rows::new(results)
-        .tuples_found(conn, head, 2, ") RETURNING seq, keys", |query, result| {
+        .tuples_found(conn, head, 2, concat!(") RETURNING seq, keys, ", clock!()), |query, result| {
             query.bind(result.seq.0).bind(result.revision)
         })
         .await?;
     if closed.len() != results.len() {
         return Err(StoreError::Fenced);
     }
+    let recorded_us: Option<i64> = closed.last().map(|row| row.try_get(2)).transpose()?;
     let rows: Vec<(&MessageResult, &Vec<u8>)> = results.iter().zip(packed).collect();
-    let head =
-        "INSERT INTO result (seq, message, revision, mapping, quarantined, issues, bundle, beside, made, recorded_us)
-        SELECT u.*, clock.now FROM (VALUES ";
-    let tail = concat!(") AS u, (SELECT ", clock!(), " AS now) AS clock");
+    let head = "INSERT INTO result (seq, message, revision, mapping, quarantined, issues, bundle, beside, made, recorded_us) VALUES ";
     Rows::new(&rows)
-        .tuples(conn, head, 9, tail, |query, (result, packed)| {
+        .tuples(conn, head, 10, "", |query, (result, packed)| {
             query
                 .bind(result.seq.0)
                 .bind(result.id.0)
@@ -187,6 +189,7 @@ async fn close(tx: &mut Writing, results: &[MessageResult], packed: &[Vec<u8>]) 
                 .bind(packed.as_slice())
                 .bind(recording::beside_to(&result.beside))
                 .bind(pack::made_to(&result.made))
+                .bind(recorded_us)
         })
         .await?;
     let replayed: Vec<&MessageResult> = results.iter().filter(|result| result.revision > 0).collect();
@@ -210,14 +213,18 @@ async fn close(tx: &mut Writing, results: &[MessageResult], packed: &[Vec<u8>]) 
     Rows::new(&keys)
         .tuples(conn, head, 2, "", |query, (key, message)| query.bind(key.0).bind(message))
         .await?;
-    Ok(())
+    Ok(recorded_us)
 }
 
-async fn write_resources(tx: &mut Writing, rows: &[ResourceRow]) -> Result<(), StoreError> {
+async fn write_resources(
+    tx: &mut Writing,
+    rows: &[ResourceRow],
+    recorded_us: Option<i64>,
+) -> Result<(), StoreError> {
     let (new, changed): (Vec<_>, Vec<_>) = rows.iter().partition(|row| row.follows == 0);
-    let head = "INSERT INTO resource (id, resource_type, version, state, replaced_by, patient, message, encounter) VALUES ";
+    let head = "INSERT INTO resource (id, resource_type, version, state, replaced_by, patient, message, encounter, recorded_us) VALUES ";
     Rows::new(&new)
-        .tuples(&mut tx.conn, head, 8, "", |query, row| {
+        .tuples(&mut tx.conn, head, 9, "", |query, row| {
             query
                 .bind(row.id)
                 .bind(row.resource_type.as_str())
@@ -227,14 +234,15 @@ async fn write_resources(tx: &mut Writing, rows: &[ResourceRow]) -> Result<(), S
                 .bind(row.patient)
                 .bind(row.message.0)
                 .bind(row.encounter)
+                .bind(recorded_us)
         })
         .await?;
-    let head = "WITH u (id, follows, version, state, replaced_by, patient, message, encounter) AS (VALUES ";
+    let head = "WITH u (id, follows, version, state, replaced_by, patient, message, encounter, recorded_us) AS (VALUES ";
     let tail = ") UPDATE resource SET version = u.version, state = u.state, replaced_by = u.replaced_by, patient = u.patient, message = u.message,
-        encounter = u.encounter
+        encounter = u.encounter, recorded_us = u.recorded_us
         FROM u WHERE resource.id = u.id AND resource.version = u.follows";
     let written = Rows::new(&changed)
-        .tuples(&mut tx.conn, head, 8, tail, |query, row| {
+        .tuples(&mut tx.conn, head, 9, tail, |query, row| {
             query
                 .bind(row.id)
                 .bind(row.follows)
@@ -244,6 +252,7 @@ async fn write_resources(tx: &mut Writing, rows: &[ResourceRow]) -> Result<(), S
                 .bind(row.patient)
                 .bind(row.message.0)
                 .bind(row.encounter)
+                .bind(recorded_us)
         })
         .await?;
     if written == changed.len() as u64 { Ok(()) } else { Err(StoreError::Conflict) }

@@ -3,20 +3,20 @@
 use super::Sqlite;
 use super::record::{named, stored};
 use super::rows::Rows;
-use crate::store::{Alias, Made, StoreError, StoredResource, pack, recording};
+use crate::store::{Alias, MadeBy, StoreError, StoredResource, pack, recording};
 use schemas::message::MessageId;
 use sqlx::Row;
+use sqlx::sqlite::SqliteRow;
 use uuid::Uuid;
 
 const OF_PATIENT: &str = concat!(
     recording::same!("?1"),
-    " SELECT resource.id, resource_type, version, state, resource.replaced_by, message
+    " SELECT resource.id, resource_type, version, state, resource.replaced_by, message, recorded_us
      FROM same CROSS JOIN resource
      WHERE resource.patient = same.id AND (?2 IS NULL OR resource_type = ?2) AND (?3 IS NULL OR resource.id > ?3) ORDER BY resource.id LIMIT ?4"
 );
 
-const MADE: &str =
-    "SELECT revision, made FROM result WHERE message = ?1 AND made IS NOT NULL ORDER BY revision";
+const MADE: &str = "SELECT revision, recorded_us, made FROM result WHERE message = ?1 AND made IS NOT NULL ORDER BY revision";
 
 impl Sqlite {
     pub(super) async fn read_named(&self, aliases: &[Alias]) -> Result<Vec<Uuid>, StoreError> {
@@ -27,8 +27,7 @@ impl Sqlite {
 
     pub(super) async fn read_held(&self, ids: &[Uuid]) -> Result<Vec<StoredResource>, StoreError> {
         let mut conn = self.readers.acquire().await?;
-        let head =
-            "SELECT id, resource_type, version, state, replaced_by, message FROM resource WHERE id IN (";
+        let head = "SELECT id, resource_type, version, state, replaced_by, message, recorded_us FROM resource WHERE id IN (";
         let rows = Rows::new(ids).one_each(&mut conn, head, ")", |query, id| query.bind(id)).await?;
         let mut found = rows.iter().map(stored).collect::<Result<Vec<_>, _>>()?;
         found.sort_by_key(|held| held.id);
@@ -49,10 +48,17 @@ impl Sqlite {
         query.fetch_all(&mut *conn).await?.iter().map(stored).collect()
     }
 
-    pub(super) async fn read_made(&self, message: MessageId) -> Result<Vec<(u32, Vec<Made>)>, StoreError> {
+    pub(super) async fn read_made(&self, message: MessageId) -> Result<Vec<MadeBy>, StoreError> {
         let mut conn = self.readers.acquire().await?;
         let rows = sqlx::query(MADE).bind(message.0).fetch_all(&mut *conn).await?;
-        rows.iter().map(|row| Ok((row.try_get(0)?, pack::made_from(row.try_get(1)?)?))).collect()
+        let made = |row: &SqliteRow| {
+            Ok(MadeBy {
+                revision: row.try_get(0)?,
+                recorded_at: pack::time(row.try_get(1)?)?,
+                made: pack::made_from(row.try_get(2)?)?,
+            })
+        };
+        rows.iter().map(made).collect()
     }
 }
 

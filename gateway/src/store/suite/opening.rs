@@ -70,7 +70,9 @@ async fn a_database_of_a_version_before_history_is_brought_up_to_date() {
     append(&store, vec![message("C1", "P1")]).await;
     let open = all_open(&store).await;
     record(&store, Recording { results: vec![routed(&open[0])], ..Recording::default() }).await.unwrap();
-    assert_eq!(store.made(open[0].id).await.unwrap(), [(0, Vec::new())]);
+    let made = store.made(open[0].id).await.unwrap();
+    assert_eq!((made.len(), &made[0].made), (1, &Vec::new()));
+    assert_eq!(store.held(&[condition]).await.unwrap()[0].recorded_at, None, "nobody wrote down when");
     place.drop_database().await;
 }
 

@@ -284,13 +284,18 @@ async fn what_a_result_made_is_read_with_the_message_before(place: Place) {
     record(&store, Recording { results, resources, ..Recording::default() }).await.unwrap();
     assert_eq!(load(&store, &[1]).await, [(1, 2, "a".to_owned())]);
     assert_eq!(store.held(&[Uuid::from_u128(1)]).await.unwrap()[0].changed_by, open[1].id);
-    assert_eq!(store.made(open[0].id).await.unwrap(), [(0, first)]);
-    assert_eq!(store.made(open[1].id).await.unwrap(), [(0, second.clone())]);
+    let made = store.made(open[0].id).await.unwrap();
+    assert_eq!((made.len(), made[0].revision, &made[0].made), (1, 0, &first));
+    let held = store.held(&[Uuid::from_u128(2)]).await.unwrap();
+    assert_eq!(held[0].recorded_at, Some(made[0].recorded_at), "one time for all of a recording");
+    let ago = Timestamp::now().duration_since(made[0].recorded_at);
+    assert!(ago.abs() < jiff::SignedDuration::from_secs(60), "the database's clock: {ago:?}");
+    assert_eq!(store.made(open[1].id).await.unwrap()[0].made, second);
     assert_eq!(store.timeline(open[1].id).await.unwrap().unwrap().results[0].1.made, second);
-    assert_eq!(store.made(MessageId(Uuid::from_u128(7))).await.unwrap(), []);
+    assert!(store.made(MessageId(Uuid::from_u128(7))).await.unwrap().is_empty());
     // As a version of before has left it.
     place.run("UPDATE result SET made = NULL").await;
-    assert_eq!(store.made(open[0].id).await.unwrap(), []);
+    assert!(store.made(open[0].id).await.unwrap().is_empty());
     assert_eq!(store.timeline(open[1].id).await.unwrap().unwrap().results[0].1.made, []);
 }
 

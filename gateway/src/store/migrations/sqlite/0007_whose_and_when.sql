@@ -4,3 +4,6 @@ DROP INDEX resource_encounter;
 DROP INDEX resource_unasked;
 DROP INDEX resource_patient;
 CREATE INDEX resource_whose ON resource (patient, encounter, resource_type) WHERE patient IS NOT NULL;
+
+-- When this version was recorded; NULL for what was written before this was asked.
+ALTER TABLE resource ADD COLUMN recorded_us INTEGER;
