@@ -129,6 +129,15 @@ impl OwnServices {
         self.script(&["wipe"], Some(Part::Rabbitmq)).await
     }
 
+    /// Has PostgreSQL write what it holds back, so that what is measured next does not pay for what came before.
+    ///
+    /// # Errors
+    /// When it cannot be reached.
+    pub async fn settle(&self) -> Result<()> {
+        let client = connect(&self.urls.postgres).await?;
+        client.batch_execute("checkpoint").await.context("a checkpoint")
+    }
+
     /// The process that stands for one of them: the postmaster, or the shell that runs the broker.
     ///
     /// # Errors

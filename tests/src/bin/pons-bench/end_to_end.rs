@@ -52,6 +52,7 @@ pub(crate) async fn run(arguments: &Arguments) -> Result<()> {
     let services = OwnServices::start(folder.path()).await?;
     let full = (arguments.rate > 0.0).then_some(arguments.rate);
     let sustained = part(arguments, &services, folder.path(), full).await?;
+    services.settle().await?;
     part(arguments, &services, folder.path(), Some(sustained / 2.0)).await?;
     Ok(())
 }
