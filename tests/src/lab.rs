@@ -103,8 +103,8 @@ pub struct Report {
     pub broker_kills: u32,
     /// Times that the broker's data were thrown away.
     pub wipes: u32,
-    /// How often a gateway ended by itself and was started again, as a supervisor would.
-    pub gateway_exits: u32,
+    /// What a gateway logged last that ended by itself and was started again, as a supervisor would.
+    pub gateway_exits: Vec<String>,
     /// How long messages were sent for.
     pub sending: Duration,
     /// How long it took after the last fault and the last message until everything had arrived.
@@ -130,8 +130,15 @@ impl fmt::Display for Report {
         writeln!(
             f,
             "{kills} kills (gateway {}, PostgreSQL {}, RabbitMQ {}), broker wiped {} times, gateway ended by itself {} times",
-            self.gateway_kills, self.database_kills, self.broker_kills, self.wipes, self.gateway_exits
+            self.gateway_kills,
+            self.database_kills,
+            self.broker_kills,
+            self.wipes,
+            self.gateway_exits.len()
         )?;
+        for last in &self.gateway_exits {
+            writeln!(f, "  it had logged: {last}")?;
+        }
         let rate = self.verdict.acknowledged as f64 / self.sending.as_secs_f64();
         writeln!(
             f,
@@ -274,7 +281,7 @@ impl Scene {
             database_kills: 0,
             broker_kills: 0,
             wipes: 0,
-            gateway_exits: 0,
+            gateway_exits: Vec::new(),
             sending: Duration::ZERO,
             draining: Duration::ZERO,
             waited: [Duration::ZERO; 3],
@@ -342,7 +349,7 @@ impl Scene {
     async fn revive(&mut self) -> Result<()> {
         for gateway in &mut self.gateways {
             if gateway.ended()? {
-                self.report.gateway_exits += 1;
+                self.report.gateway_exits.push(gateway.log_end());
                 gateway.spawn().await?;
             }
         }
