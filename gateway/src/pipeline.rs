@@ -107,7 +107,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     let store = open_store(&config).await?;
     let namespace = match config.namespace {
         Some(namespace) => namespace,
-        None => store.namespace().await?,
+        None => once_there(async || store.namespace().await).await?,
     };
     let replica = Uuid::new_v4();
     let (bus, keys) = (open_bus(&config)?, open_keys(&config)?.map(Arc::new));
@@ -169,7 +169,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     let base = config.http.base_url.clone();
     let roster =
         Arc::new(Roster::new(store.clone(), config.subscriptions, ingest.senders().clone(), base, namespace));
-    roster.refresh().await?;
+    once_there(async || roster.refresh().await).await?;
     at_work.spawn(deliver::keep(deliverers.clone(), roster.clone(), work.clone()));
     if let Some(keys) = &keys {
         at_work.spawn(deliver::revoke(deliverers.clone(), roster.clone(), keys.clone(), work.clone()));
@@ -298,16 +298,20 @@ async fn open_store(config: &Config) -> Result<Arc<dyn Store>, StartError> {
             StartError::Folder(format!("data_dir: cannot make {}: {error}", config.data_dir.display()))
         })?;
     }
+    Ok(once_there(async || try_store(config.store.reveal()).await).await?)
+}
+
+/// What the store answers. One that is away while we start, as after a power cut, is waited for.
+async fn once_there<T>(ask: impl AsyncFn() -> Result<T, StoreError>) -> Result<T, StoreError> {
     let mut pause = Duration::from_millis(250);
     loop {
-        match try_store(config.store.reveal()).await {
-            // A database that starts after us, as after a power cut, is waited for.
+        match ask().await {
             Err(StoreError::Away(error)) => {
                 tracing::warn!(error = %crate::chain(&*error), "the store is away; trying again");
                 tokio::time::sleep(pause).await;
                 pause = (pause * 2).min(Duration::from_secs(5));
             }
-            opened => return Ok(opened?),
+            answered => return answered,
         }
     }
 }
@@ -418,4 +422,23 @@ async fn sources(
         running.sources.push((common.name, started.address));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::cell::Cell;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_store_that_goes_away_while_we_start_is_waited_for_and_one_at_fault_is_not() {
+        let asked = Cell::new(0);
+        let away = || Err(StoreError::Away("connection refused".into()));
+        let answered = once_there(async || {
+            asked.set(asked.get() + 1);
+            if asked.get() < 8 { away() } else { Ok("there") }
+        });
+        assert_eq!((answered.await.unwrap(), asked.get()), ("there", 8));
+        let refused: Result<(), _> = once_there(async || Err(StoreError::Schema("newer".to_owned()))).await;
+        assert!(matches!(refused, Err(StoreError::Schema(_))));
+    }
 }
