@@ -555,5 +555,5 @@ async fn the_process_that_was_started_is_the_one_that_runs_with_the_allocator_se
     let environment = std::fs::read(format!("/proc/{}/environ", gateway.pid().unwrap())).unwrap();
     let settings =
         environment.split(|byte| *byte == 0).filter(|one| one.starts_with(b"MIMALLOC_PURGE_DELAY="));
-    assert_eq!(settings.collect::<Vec<_>>(), [b"MIMALLOC_PURGE_DELAY=100"]);
+    assert_eq!(settings.collect::<Vec<_>>(), [b"MIMALLOC_PURGE_DELAY=50"]);
 }
