@@ -298,6 +298,20 @@ async fn a_write_that_depends_on_something_is_done_only_if_it_is_so() {
     let told = write(&put, None, &stolen).await.outcome(422);
     assert!(told.contains("name two resources"), "{told}");
     write(&put, Some(("if-match", "W/\"3\"")), &stolen).await.outcome(412);
+    // With its own number too, and in whatever way it is asked for: the other's number is not taken along.
+    let other_number = stolen["identifier"][0].clone();
+    stolen = with("C1", "N1");
+    stolen["id"] = json!(id);
+    stolen["identifier"].as_array_mut().unwrap().push(other_number);
+    for (target, condition) in [
+        (&*put, None),
+        (&put, Some(("if-match", "W/\"3\""))),
+        (&put, Some(("if-match", "*"))),
+        (by_number, None),
+    ] {
+        let told = write(target, condition, &stolen).await.outcome(422);
+        assert!(told.contains("name two resources"), "{target} {condition:?}: {told}");
+    }
     whoever["id"] = json!("nobody");
     let other = write(by_number, None, &whoever).await.outcome(400);
     assert!(other.contains("another id"), "{other}");
@@ -330,10 +344,10 @@ async fn a_write_that_depends_on_something_is_done_only_if_it_is_so() {
     let twice = json!({"resourceType": "Bundle", "type": "transaction", "entry": twice});
     let refused = post(&gateway, "POST /fhir", &twice).await;
     assert!(refused.outcome(412).contains("another write of the same transaction"));
-    // A person has to look at the one that named two, and at nothing else.
+    // A person has to look at those that named two, and at nothing else.
     let (_, quarantined) =
         gateway.pons(&["search", "--state", "quarantined", "--format", "json"]).await.unwrap();
-    assert_eq!(quarantined.lines().count(), 1, "{quarantined}");
+    assert_eq!(quarantined.lines().count(), 5, "{quarantined}");
     let log = gateway.log();
     assert!(!log.contains(NAME) && !log.contains("2.999.7"), "{log}");
 }

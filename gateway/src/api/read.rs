@@ -506,6 +506,23 @@ mod tests {
     }
 
     #[test]
+    fn a_version_is_as_old_as_its_recording_or_else_as_its_message() {
+        let message = "01a207b9-dc9e-7490-ac30-7a9f32740c6d".parse().expect("a UUIDv7");
+        let recorded = "2026-11-23T12:00:00.5Z".parse().ok();
+        let held = |recorded_at| StoredResource {
+            id: Uuid::nil(),
+            resource_type: "Patient".to_owned(),
+            version: 1,
+            state: Vec::new(),
+            replaced_by: None,
+            changed_by: message,
+            recorded_at,
+        };
+        assert_eq!(super::recorded_at(&held(recorded)), recorded);
+        assert_eq!(super::recorded_at(&held(None)), "2026-11-23T09:25:50.878Z".parse().ok());
+    }
+
+    #[test]
     fn whom_a_search_is_about_is_read_from_its_parameters() {
         let id = Uuid::from_u128(7);
         for value in [id.to_string(), format!("Patient/{id}"), format!("https://pons.test/fhir/Patient/{id}")]

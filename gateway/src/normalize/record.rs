@@ -316,14 +316,21 @@ impl<'r> Merge<'r> {
             .contributions()
             .map(|contribution| self.id_of(contribution, merged_away.contains(&contribution.id), &mut issues))
             .collect();
-        for (what, id) in facts.what.iter().zip(&ids) {
-            let is_alone = || ids.iter().filter(|other| *other == id).count() == 1;
-            if let What::Whole(whole) = what {
-                self.is_named_once(whole, *id)?;
-                if let Some(unmet) = self.unmet(whole, *id, is_alone) {
-                    return Err(NotTaken::Unmet(unmet));
-                }
+        let writes = || {
+            facts.what.iter().zip(&ids).filter_map(|(what, id)| match what {
+                What::Whole(whole) => Some((whole, *id)),
+                What::Slots(_) => None,
+            })
+        };
+        for (whole, id) in writes() {
+            let is_alone = || ids.iter().filter(|other| **other == id).count() == 1;
+            if let Some(unmet) = self.unmet(whole, id, is_alone) {
+                return Err(NotTaken::Unmet(unmet));
             }
+        }
+        // Only what would be taken needs a person to look at it.
+        for (whole, id) in writes() {
+            self.is_named_once(whole, id)?;
         }
         for (contribution, id) in facts.contributions().zip(&ids) {
             // Asked before anything is taken: a message in quarantine leaves no alias behind.
@@ -423,7 +430,7 @@ impl<'r> Merge<'r> {
     /// # Errors
     /// It goes into quarantine.
     fn is_named_once(&self, whole: &Whole, id: Uuid) -> Result<(), NotTaken> {
-        if whole.contribution.on_existing == Existing::Keep || whole.expects.is_conditional() {
+        if whole.contribution.on_existing == Existing::Keep {
             return Ok(());
         }
         let named = aliases_of(&whole.contribution).filter_map(|alias| self.aliases.get(&alias).copied());

@@ -194,4 +194,13 @@ async fn the_diagnoses_of_a_visit_go_along_with_its_end_and_those_of_other_visit
     let both = bench.say("adt", &adt("A03", "20260301140000", "C5", &same)).await;
     let beside = String::from_utf8_lossy(&both.beside);
     assert!(beside.contains("J18.9") && beside.contains("I10"), "{beside}");
+    // The patient gets another number, and the visit ends, before the store knows of either.
+    let renamed = JANE.replace("1001", "1002");
+    assert_ne!(renamed, JANE);
+    let merge = format!("{renamed}MRG|1001^^^GENHOSP^MR\n");
+    bench.store_one("adt", &adt("A40^ADT_A39", "20260301150000", "C6", &merge)).await;
+    bench.store_one("adt", &adt("A03", "20260301160000", "C7", &same.replace("1001", "1002"))).await;
+    let last = bench.work().await.pop().expect("recorded");
+    let beside = String::from_utf8_lossy(&last.beside);
+    assert!(beside.contains("J18.9") && beside.contains("I10"), "{beside}");
 }
