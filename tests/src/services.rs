@@ -129,6 +129,27 @@ impl OwnServices {
         self.script(&["wipe"], Some(Part::Rabbitmq)).await
     }
 
+    /// Gives PostgreSQL the log of a server that has run for a day: a new segment of it is 16 MB of zeros, written and
+    /// synchronized while every commit waits, and a server that has been through a few checkpoints takes used ones again.
+    /// Answers how many bytes of log there are.
+    ///
+    /// # Errors
+    /// When it cannot be reached.
+    pub async fn age(&self) -> Result<u64> {
+        let client = connect(&self.urls.postgres).await?;
+        // Each by itself: neither of the first two may be part of a transaction.
+        client.batch_execute("alter system set min_wal_size = '8GB'").await.context("min_wal_size")?;
+        client.batch_execute("select pg_reload_conf()").await.context("the settings, read anew")?;
+        for _ in 0..8 * 1024 / 16 {
+            let segment = "select pg_logical_emit_message(false, '', ''), pg_switch_wal()";
+            client.batch_execute(segment).await.context("a segment of the log")?;
+        }
+        self.settle().await?;
+        let held = "select sum(size)::bigint from pg_ls_waldir()";
+        let bytes: i64 = client.query_one(held, &[]).await.context("the size of the log")?.get(0);
+        Ok(bytes.unsigned_abs())
+    }
+
     /// Has PostgreSQL write what it holds back, so that what is measured next does not pay for what came before.
     ///
     /// # Errors

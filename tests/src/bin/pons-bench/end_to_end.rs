@@ -50,6 +50,8 @@ impl Arguments {
 pub(crate) async fn run(arguments: &Arguments) -> Result<()> {
     let folder = tempfile::tempdir()?;
     let services = OwnServices::start(folder.path()).await?;
+    let log = services.age().await?;
+    println!("PostgreSQL has {} MiB of log to use again, as a server has that runs for long", log >> 20);
     let full = (arguments.rate > 0.0).then_some(arguments.rate);
     let sustained = part(arguments, &services, folder.path(), full).await?;
     services.settle().await?;
