@@ -61,6 +61,16 @@ impl Services {
         let (server, _) = self.postgres.rsplit_once('/').context("a URL with a database")?;
         Ok(format!("{server}/{name}"))
     }
+
+    /// Drops a database of [`Services::new_database`], whoever is connected to it.
+    ///
+    /// # Errors
+    /// When PostgreSQL cannot be reached.
+    pub async fn drop_database(&self, url: &str) -> Result<()> {
+        let (_, name) = url.rsplit_once('/').context("a URL with a database")?;
+        let client = connect(&self.postgres).await?;
+        client.batch_execute(&format!("drop database {name} with (force)")).await.context("drop a database")
+    }
 }
 
 /// Connects to PostgreSQL.

@@ -8,7 +8,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
-use tests::lab::percentiles;
 
 /// One page, as a database writes its log.
 const PAGE: [u8; 8192] = [0x5A; 8192];
@@ -20,7 +19,7 @@ const EVERY: Duration = Duration::from_millis(50);
 /// Writes a page every now and then and has it synchronized, until it is asked for what that took.
 pub(crate) struct Disk {
     enough: Arc<AtomicBool>,
-    writing: JoinHandle<Result<Vec<Duration>>>,
+    writing: JoinHandle<Result<Vec<(Instant, Duration)>>>,
 }
 
 impl Disk {
@@ -42,7 +41,7 @@ impl Disk {
                 let began = Instant::now();
                 file.write_all_at(&PAGE, took.len() as u64 % PAGES * PAGE.len() as u64)?;
                 file.sync_data()?;
-                took.push(began.elapsed());
+                took.push((began, began.elapsed()));
                 std::thread::sleep(EVERY.saturating_sub(began.elapsed()));
             }
             Ok(took)
@@ -50,13 +49,12 @@ impl Disk {
         Ok(Disk { enough, writing })
     }
 
-    /// The median, the 99th percentile and the longest.
+    /// When each was begun, and what it took.
     ///
     /// # Errors
     /// When a write failed.
-    pub(crate) fn took(self) -> Result<[Duration; 3]> {
+    pub(crate) fn took(self) -> Result<Vec<(Instant, Duration)>> {
         self.enough.store(true, Ordering::Relaxed);
-        let took = self.writing.join().expect("the writing thread does not panic")?;
-        Ok(percentiles(took))
+        self.writing.join().expect("the writing thread does not panic")
     }
 }
