@@ -46,7 +46,7 @@ const TOKEN_TTL: Duration = Duration::from_secs(3_600);
 const BIND_MAX: Duration = Duration::from_secs(15);
 /// How long the other side may take to read what it is sent.
 const SEND_MAX: Duration = Duration::from_secs(60);
-/// How long the other side may take to be told that it is over.
+/// How long the other side may take to be told that it is over, and to agree.
 const CLOSE_MAX: Duration = Duration::from_secs(5);
 /// After how long without a word it is asked for one, and after how long it counts as gone.
 const QUIET: Duration = Duration::from_secs(15);
@@ -175,8 +175,16 @@ async fn serve(api: &Arc<Api>, upgraded: Upgraded, peer: SocketAddr) {
     let why = end.map(|(_, why)| why);
     if let Some((code, reason)) = end {
         let frame = CloseFrame { code, reason: Utf8Bytes::from_static(reason) };
+        let closing = async {
+            session.wire.close(Some(frame)).await?;
+            // Whoever is cut off while it still says something, a pong for one, never reads why.
+            while let Some(said) = session.wire.next().await {
+                said?;
+            }
+            Ok::<_, WireError>(())
+        };
         // It may be gone.
-        let _ = timeout(CLOSE_MAX, session.wire.close(Some(frame))).await;
+        let _ = timeout(CLOSE_MAX, closing).await;
     }
     tracing::info!(socket = number, why, "a WebSocket closed");
 }

@@ -204,6 +204,11 @@ async fn over_a_websocket_whoever_bound_last_is_told_everything_from_the_beginni
     while socket.next().await.unwrap().number() != Some(7) {}
     let gone = ask(&gateway, &format!("DELETE /fhir/Subscription/{id}"), None).await;
     assert_eq!(gone.status, 204);
+    // Whoever says something while it is told that it is over still reads why.
+    for _ in 0..3 {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        socket.0.send(Message::Pong(Bytes::new())).await.expect("it is heard until it agrees");
+    }
     let closed = loop {
         match socket.next().await {
             Ok(_) => {}
