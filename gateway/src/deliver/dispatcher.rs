@@ -347,15 +347,15 @@ impl<'a> Tenure<'a> {
         match self.stopping {
             None => {
                 self.connect(now);
-                self.read(now);
-                self.fetch(now);
-                self.publish(now);
                 // What lives on the bus takes nothing new before it has back what it lost.
                 if self.consumer.is_some() || self.settings.again_after_wipe.is_none() {
                     for trying in self.window.startable_now(now) {
                         self.attempt(trying);
                     }
                 }
+                self.read(now);
+                self.fetch(now);
+                self.publish(now);
             }
             Some(until) => {
                 let written = !self.writing && self.unwritten.is_none() && !self.window.has_changes();
@@ -428,7 +428,7 @@ impl<'a> Tenure<'a> {
         } else {
             let limit = self.window.room();
             let due = self.window.has_gap() || limit >= self.settings.window / 2;
-            if limit == 0 || !due {
+            if limit == 0 || !due || !self.window.is_hungry() {
                 return;
             }
             (self.window.cursor(), limit)

@@ -227,6 +227,16 @@ impl Window {
         self.settings.window.saturating_sub(self.entries.len())
     }
 
+    /// Whether more would be of use. Not while a slow destination has its hands full and as many again wait for it: what is read one by
+    /// one, as each makes room, is fetched, published and taken off the bus for nothing, and beside others who are in a hurry.
+    pub(super) fn is_hungry(&self) -> bool {
+        let at_once = self.settings.in_flight_max;
+        let is_busy = self.in_flight >= at_once && self.startable.len() >= at_once;
+        let is_half_empty =
+            self.room() >= self.settings.window / 2 && self.content_bytes <= self.settings.window_bytes / 2;
+        !is_busy || is_half_empty
+    }
+
     /// Whether any dead letter is known.
     pub(super) fn has_parked(&self) -> bool {
         !self.parked.is_empty()
@@ -522,6 +532,10 @@ impl Window {
             };
             let at_hand = entry.event.is_some() || entry.content.is_some();
             if !at_hand || (self.needs_original && entry.original.is_none()) {
+                // Whatever else was left in the store waits there for its turn.
+                if self.wanting.len() >= self.settings.in_flight_max.max(self.settings.batch) {
+                    break;
+                }
                 self.wanting.insert(number);
                 self.unstartable(number);
                 continue;
