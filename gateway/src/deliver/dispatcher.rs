@@ -422,16 +422,22 @@ impl<'a> Tenure<'a> {
         let rescan = now >= self.rescan_at;
         // Those of before this tenure, and whether a person has dealt with any.
         let parked = !self.taken_over || (rescan && self.window.has_parked());
+        let is_wanted = self.window.room() > 0 && self.window.is_hungry();
         let (after, limit) = if rescan {
             self.rescan_at = now + self.settings.rescan;
             (0, self.settings.window)
         } else {
             let limit = self.window.room();
             let due = self.window.has_gap() || limit >= self.settings.window / 2;
-            if limit == 0 || !due || !self.window.is_hungry() {
+            if !is_wanted || !due {
                 return;
             }
             (self.window.cursor(), limit)
+        };
+        // Who has enough looks again at what it knows, and for what a person has taken up again since.
+        let (until, limit) = match is_wanted {
+            true => (i64::MAX, limit),
+            false => (self.window.cursor(), limit.min(self.window.len() + self.settings.batch)),
         };
         self.reading = true;
         let (store, name) = (Arc::clone(&self.services.store), Arc::clone(&self.subscription.name));
@@ -441,7 +447,9 @@ impl<'a> Tenure<'a> {
                     true => Some(store.parked_deliveries(&name, PARKED_MAX).await?),
                     false => None,
                 };
-                Ok((store.open_deliveries(&name, after, limit).await?, parked))
+                let mut rows = store.open_deliveries(&name, after, limit).await?;
+                rows.retain(|row| row.number <= until);
+                Ok((rows, parked))
             };
             match read.await {
                 Ok((rows, parked)) => Done::Read { rows: Ok(rows), parked, limit },

@@ -219,6 +219,11 @@ impl Window {
         self.cursor
     }
 
+    /// How many deliveries it knows.
+    pub(super) fn len(&self) -> usize {
+        self.entries.len()
+    }
+
     /// How many more deliveries fit.
     pub(super) fn room(&self) -> usize {
         if self.content_bytes > self.settings.window_bytes {
