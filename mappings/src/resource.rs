@@ -38,6 +38,9 @@ pub struct Contribution {
     pub id: Uuid,
     /// The identifiers by which it is known, as (system, value), in order of preference.
     pub aliases: Vec<(String, String)>,
+    /// The id of the resource that it is counted within, where its place in there is all that it can be known by: it has no
+    /// aliases then, and is new where the other one is.
+    pub within: Option<Uuid>,
     /// How it meets what is known, where a slot does not say otherwise.
     pub on_existing: Existing,
     /// What it says, rule by rule.

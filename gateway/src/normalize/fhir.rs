@@ -285,7 +285,14 @@ impl Reader<'_> {
             None => id_of(self.namespace, kind, "urn:pons:message", &format!("{}#{index}", self.open.id)),
         });
         let on_existing = if write.asked.update { Existing::Merge } else { Existing::Keep };
-        Contribution { resource_type: kind.to_owned().into(), id, aliases, on_existing, slots: Vec::new() }
+        Contribution {
+            resource_type: kind.to_owned().into(),
+            id,
+            aliases,
+            within: None,
+            on_existing,
+            slots: Vec::new(),
+        }
     }
 
     /// What a client calls a resource, if it says so.

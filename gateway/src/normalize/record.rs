@@ -68,6 +68,16 @@ struct Current {
     is_changed: bool,
 }
 
+/// What recording reads of what is known before it begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Reads {
+    /// Not what is most probably new: most of a result is. Where that was wrong, the recording comes into conflict and is done
+    /// again with all of it.
+    Probable,
+    /// Whatever the batch may touch.
+    All,
+}
+
 /// Parts messages into the batches in which they may be recorded, in sequence.
 pub(super) fn batches(messages: Vec<Prepared>) -> Vec<Vec<Prepared>> {
     let mut batches: Vec<Vec<Prepared>> = Vec::new();
@@ -92,8 +102,9 @@ pub(super) async fn record(
     tx: Box<dyn RecordTx>,
     batch: &mut Vec<Prepared>,
     router: &Router,
+    reads: Reads,
 ) -> Result<Vec<Recorded>, StoreError> {
-    let recording = AssertUnwindSafe(try_record(tx, batch, router)).catch_unwind();
+    let recording = AssertUnwindSafe(try_record(tx, batch, router, reads)).catch_unwind();
     recording.await.unwrap_or_else(|_| Err(StoreError::Bug("recording broke off".into())))
 }
 
@@ -101,8 +112,9 @@ async fn try_record(
     mut tx: Box<dyn RecordTx>,
     batch: &mut Vec<Prepared>,
     router: &Router,
+    reads: Reads,
 ) -> Result<Vec<Recorded>, StoreError> {
-    let mut merge = Merge::open(&mut *tx, batch, router).await?;
+    let mut merge = Merge::open(&mut *tx, batch, router, reads).await?;
     let mut recording = Recording::default();
     let mut recorded = Vec::with_capacity(batch.len());
     for prepared in batch.iter() {
@@ -159,6 +171,9 @@ async fn try_record(
         wait_for_codes(&mut recording, prepared);
         recorded.push((done, deliveries, result.bundle.clone(), result.beside.clone(), merging, routing));
         recording.results.push(result);
+    }
+    if merge.is_in_doubt {
+        return Err(StoreError::Conflict);
     }
     recording.aliases = std::mem::take(&mut merge.new_aliases);
     recording.resources = merge.writes();
@@ -219,12 +234,48 @@ fn traced(prepared: &mut Prepared, done: &Done, deliveries: usize, routing: Opti
     Some(routing.traceparent())
 }
 
+/// What a batch says of resources that nobody has heard of, as far as their identifiers tell: none of them is known, or they have none
+/// and are counted within a resource of which that is so.
+fn probably_new(batch: &[Prepared], aliases: &HashMap<Alias, Uuid>) -> HashSet<Uuid> {
+    let mut within: HashMap<Uuid, Option<Uuid>> = HashMap::new();
+    let mut to_read: HashSet<Uuid> = HashSet::new();
+    for prepared in batch {
+        let Ok(facts) = &prepared.facts else { continue };
+        let is_first_time = prepared.open.revision == 0 && !prepared.moves();
+        for what in &facts.what {
+            let contribution = what.contribution();
+            let is_named = !contribution.aliases.is_empty() || contribution.within.is_some();
+            let is_known = aliases_of(contribution).any(|alias| aliases.contains_key(&alias));
+            if is_first_time && matches!(what, What::Slots(_)) && is_named && !is_known {
+                within.insert(contribution.id, contribution.within);
+            } else {
+                to_read.insert(contribution.id);
+            }
+        }
+    }
+    let is_new = |id: &Uuid| {
+        let mut at = *id;
+        loop {
+            match within.get(&at).filter(|_| !to_read.contains(&at)) {
+                Some(Some(outer)) => at = *outer,
+                Some(None) => return true,
+                None => return false,
+            }
+        }
+    };
+    within.keys().copied().filter(is_new).collect()
+}
+
 /// What is known, as the batch changes it.
 struct Merge<'r> {
     router: &'r Router,
     aliases: HashMap<Alias, Uuid>,
     new_aliases: Vec<(Alias, Uuid)>,
     resources: HashMap<Uuid, Current>,
+    /// What was not read, because it is most probably new.
+    new: HashSet<Uuid>,
+    /// Something of it is not written either, so that the commit does not find out whether it is new.
+    is_in_doubt: bool,
     changes: Changes,
     moves: Vec<Moving>,
 }
@@ -265,15 +316,25 @@ struct Taken {
 }
 
 impl<'r> Merge<'r> {
-    /// Reads everything that the batch may touch.
-    async fn open(tx: &mut dyn RecordTx, batch: &[Prepared], router: &'r Router) -> Result<Self, StoreError> {
+    /// Reads what the batch may touch.
+    async fn open(
+        tx: &mut dyn RecordTx,
+        batch: &[Prepared],
+        router: &'r Router,
+        reads: Reads,
+    ) -> Result<Self, StoreError> {
         let facts = || batch.iter().filter_map(|prepared| prepared.facts.as_ref().ok());
         let mut wanted: Vec<Alias> =
             facts().flat_map(|facts| facts.contributions().flat_map(aliases_of)).collect();
         wanted.sort();
         wanted.dedup();
         let aliases = tx.resolve(&wanted).await?;
+        let new = match reads {
+            Reads::Probable => probably_new(batch, &aliases),
+            Reads::All => HashSet::new(),
+        };
         let computed = facts().flat_map(|facts| facts.contributions().map(|contribution| contribution.id));
+        let computed = computed.filter(|id| !new.contains(id));
         let mut missing: Vec<Uuid> = computed.chain(aliases.values().copied()).collect();
         let mut resources = HashMap::new();
         for _ in 0..MERGES_MAX {
@@ -298,6 +359,8 @@ impl<'r> Merge<'r> {
             aliases,
             new_aliases: Vec::new(),
             resources,
+            new,
+            is_in_doubt: false,
             changes: Changes::default(),
             moves: Vec::new(),
         };
@@ -376,6 +439,8 @@ impl<'r> Merge<'r> {
         };
         for (what, id) in facts.what.iter().zip(&ids) {
             self.apply(prepared, facts, what, *id, &moved, &mut taken);
+            let is_written = self.resources.get(id).is_some_and(|current| current.is_changed);
+            self.is_in_doubt |= !is_written && self.new.contains(id);
         }
         for (from, into) in merges(&facts.effects) {
             self.merge(final_id(&moved, from), final_id(&moved, into), &mut taken.issues);

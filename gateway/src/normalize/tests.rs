@@ -4,13 +4,15 @@ mod along;
 mod moving;
 
 use super::lanes::Held;
+use super::record::Reads;
 use super::{Mapper, Normalizer, Prepared, Recorded, record};
 use crate::ingest::keys::of_hl7v2;
 use crate::ingest::senders::Senders;
 use crate::route::Router;
 use crate::route::roster::Roster;
 use crate::store::{
-    self, Alias, Format, Lease, NewMessage, RecordTx, Recording, Role, Store, StoreError, StoredResource,
+    self, Alias, Format, Lease, NewMessage, RecordTx, Recording, ResourceWrite, Role, Store, StoreError,
+    StoredResource,
 };
 use crate::telemetry::metrics::Metrics;
 use async_trait::async_trait;
@@ -92,7 +94,9 @@ impl Bench {
         let mut recorded = Vec::new();
         for mut batch in record::batches(self.prepared().await) {
             let tx = self.store.begin_record(&self.held.leases).await.expect("begun");
-            recorded.extend(record::record(tx, &mut batch, &self.router).await.expect("recorded"));
+            recorded.extend(
+                record::record(tx, &mut batch, &self.router, Reads::Probable).await.expect("recorded"),
+            );
         }
         recorded
     }
@@ -511,11 +515,55 @@ async fn recording_that_breaks_off_leaves_the_batch_whole_and_does_not_say_what_
     let bench = Bench::new().await;
     bench.store_one("adt", &adt("A01", "20260301100000", "C1", RICH)).await;
     let mut batch = bench.prepared().await;
-    let refused = record::record(Box::new(Broken), &mut batch, &bench.router).await;
+    let refused = record::record(Box::new(Broken), &mut batch, &bench.router, Reads::All).await;
     let Err(error @ StoreError::Bug(_)) = refused else { panic!("it broke off: {refused:?}") };
     assert_eq!(crate::chain(&error).to_string(), "the store refused a statement: recording broke off");
     assert_eq!(batch.len(), 1);
     let tx = bench.store.begin_record(&bench.held.leases).await.expect("begun");
-    let recorded = record::record(tx, &mut batch, &bench.router).await.expect("recorded");
+    let recorded = record::record(tx, &mut batch, &bench.router, Reads::All).await.expect("recorded");
     assert_eq!((recorded.len(), batch.len()), (1, 0));
+}
+
+#[tokio::test]
+async fn what_seemed_new_and_is_known_is_read_after_all() {
+    let bench = Bench::new().await;
+    let told = |control: &str| {
+        let rest = format!("PID|1||{control}^^^GENHOSP^MR||TEST^JANE\n");
+        adt("A08", "20260301100000", control, &rest)
+    };
+    // Somebody is known under the id that follows from the identifier, which names nobody.
+    bench.store_one("adt", &told("P1")).await;
+    let mut batch = bench.prepared().await;
+    let Ok(facts) = &batch[0].facts else { panic!("mapped") };
+    let patient = facts.contributions().find(|one| one.resource_type == "Patient").expect("a patient").id;
+    let known = ResourceWrite {
+        id: patient,
+        resource_type: "Patient".to_owned(),
+        follows: 0,
+        version: 1,
+        state: State::default().encode(),
+        replaced_by: None,
+        patient: None,
+        encounter: None,
+        message: MessageId(Uuid::nil()),
+    };
+    let tx = bench.store.begin_record(&bench.held.leases).await.expect("begun");
+    tx.commit(Recording { resources: vec![known], ..Recording::default() }).await.expect("written");
+    let begin = async || bench.store.begin_record(&bench.held.leases).await.expect("begun");
+    let hasty = record::record(begin().await, &mut batch, &bench.router, Reads::Probable).await;
+    assert!(matches!(hasty, Err(StoreError::Conflict)), "{hasty:?}");
+    assert_eq!(batch.len(), 1, "nothing of it is lost");
+    let (normalizer, mut recorded) = bench.normalizer();
+    let (wake, woken) = watch::channel(Seq(i64::MIN));
+    let (_lanes, ours) = watch::channel(bench.held.clone());
+    let stop = CancellationToken::new();
+    let work = tokio::spawn(normalizer.run(woken, ours, stop.clone()));
+    wake.send_replace(Seq(i64::MAX));
+    assert_eq!(recorded.recv().await, Some(batch[0].open.id));
+    stop.cancel();
+    work.await.expect("it ends");
+    let named = bench.named("Patient", "GENHOSP", "P1").await.expect("named by now");
+    assert_eq!(named["id"], patient.to_string());
+    let mut tx = begin().await;
+    assert_eq!(tx.load(&[patient]).await.expect("loaded")[0].version, 2);
 }

@@ -6,6 +6,7 @@
 use super::courtesy::{self, Courtesy};
 use super::lanes::Held;
 use super::plan::{Keyed, Plan, plan};
+use super::record::Reads;
 use super::waiters::{UNMET, Waiters};
 use super::{Judged, Mapper, Prepared, Recorded, record};
 use crate::ingest::pressure::Pressure;
@@ -370,7 +371,8 @@ impl Normalizer {
         let error = loop {
             let began = Instant::now();
             let (tx, enrolled) = self.begin(&leases).await?;
-            let error = match record::record(tx, &mut batch, &enrolled.router).await {
+            let reads = if conflicts == 0 { Reads::Probable } else { Reads::All };
+            let error = match record::record(tx, &mut batch, &enrolled.router, reads).await {
                 Ok(recorded) => {
                     self.tell(recorded, began.elapsed());
                     return Ok(());
@@ -392,7 +394,7 @@ impl Normalizer {
             let mut conflicts = 0;
             let recorded = loop {
                 let (tx, enrolled) = self.begin(&leases).await?;
-                match record::record(tx, &mut alone, &enrolled.router).await {
+                match record::record(tx, &mut alone, &enrolled.router, Reads::All).await {
                     // Alone it conflicts with others for a moment at most; with itself it would for ever.
                     Err(StoreError::Conflict) if conflicts < CONFLICTS_ALONE_MAX => {
                         conflicts += 1;
@@ -408,7 +410,7 @@ impl Normalizer {
                         prepared.facts = Err("it could not be recorded: a defect of Pons".to_owned());
                     }
                     let (tx, enrolled) = self.begin(&leases).await?;
-                    record::record(tx, &mut alone, &enrolled.router).await?
+                    record::record(tx, &mut alone, &enrolled.router, Reads::All).await?
                 }
                 recorded => recorded?,
             };

@@ -27,7 +27,14 @@ fn cleared(name: &str, order: u32) -> SlotWrite {
 }
 
 fn patient(on_existing: Existing, slots: Vec<SlotWrite>) -> Contribution {
-    Contribution { resource_type: "Patient".into(), id: Uuid::nil(), aliases: Vec::new(), on_existing, slots }
+    Contribution {
+        resource_type: "Patient".into(),
+        id: Uuid::nil(),
+        aliases: Vec::new(),
+        within: None,
+        on_existing,
+        slots,
+    }
 }
 
 fn message(n: u128) -> Uuid {

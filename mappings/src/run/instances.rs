@@ -76,7 +76,7 @@ impl<'r> Run<'r> {
         if !present || resource.when.is_some_and(|when| !self.holds(&frame, when)) {
             return Ok(());
         }
-        let Keys { list: keys, dependent } = self.keys(&frame, &resource.identity, resource.kind)?;
+        let Keys { list: keys, within } = self.keys(&frame, &resource.identity, resource.kind)?;
         let place = || {
             let segment = anchor.map_or(String::new(), |anchor| self.path_of_segment(anchor));
             format!("{}|{segment}", self.groups.path(group))
@@ -103,8 +103,8 @@ impl<'r> Run<'r> {
             },
         };
         let index = self.instances.len();
-        let aliases = if dependent { Vec::new() } else { keys };
-        self.instances.push(Instance { def, group, anchor, id, aliases, left_out: false });
+        let aliases = if within.is_some() { Vec::new() } else { keys };
+        self.instances.push(Instance { def, group, anchor, id, aliases, within, left_out: false });
         let around = &mut self.around[def];
         if around.is_empty() {
             around.resize(self.groups.instances().count(), SmallVec::new());
@@ -219,12 +219,13 @@ impl<'r> Run<'r> {
         let instance = &mut self.instances[index];
         let (group, anchor) = (instance.group, instance.anchor);
         let resource = &mapping.resources[instance.def];
-        let (id, aliases) = (instance.id, std::mem::take(&mut instance.aliases));
+        let (id, within, aliases) = (instance.id, instance.within, std::mem::take(&mut instance.aliases));
         let on_existing = self.existing(&resource.existing);
         let (entry, fresh) = self.entry(Contribution {
             resource_type: Cow::Borrowed(resource.kind),
             id,
             aliases,
+            within,
             on_existing,
             slots: Vec::with_capacity(32),
         })?;

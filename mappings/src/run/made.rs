@@ -200,7 +200,7 @@ impl<'r> Run<'r> {
         out: &mut String,
     ) -> Result<Option<Option<Uuid>>, Halt> {
         let identity_frame = if make.outer_identity { outer } else { inner };
-        let Keys { list: mut keys, dependent } = self.keys(identity_frame, &make.identity, make.kind)?;
+        let Keys { list: mut keys, within } = self.keys(identity_frame, &make.identity, make.kind)?;
         let display = make.display.and_then(|display| self.text_of(inner, display)).map(Cow::into_owned);
         let id = match keys.first() {
             Some((system, value)) => crate::identity::id_of(self.context.namespace, make.kind, system, value),
@@ -242,12 +242,13 @@ impl<'r> Run<'r> {
             },
         };
         keys.dedup();
-        let keys = if dependent { Vec::new() } else { keys };
+        let keys = if within.is_some() { Vec::new() } else { keys };
         let made = self.made.len();
         self.made.push(Arc::new(Contribution {
             resource_type: Cow::Borrowed(make.kind),
             id,
             aliases: keys,
+            within,
             on_existing: make.existing,
             slots: Vec::with_capacity(make.slots.len() + 1),
         }));
@@ -322,7 +323,7 @@ impl<'r> Run<'r> {
         self.quiet += 1;
         let causes = self.causes();
         let mut keys: Vec<(String, String)> = Vec::new();
-        let mut dependent = false;
+        let mut within = None;
         for key in &identity.keys {
             self.step()?;
             if key.fallback && !keys.is_empty() {
@@ -333,11 +334,11 @@ impl<'r> Run<'r> {
                 continue;
             }
             let mut found = |run: &mut Self, frame: &Frame<'r, '_>| {
-                let Some(found) = run.key(frame, key, kind) else { return };
+                let Some((found, owner)) = run.key(frame, key, kind) else { return };
                 if !keys.contains(&found) {
                     keys.push(found);
-                    dependent =
-                        key.of.is_some() && key.each.is_none() && (key.fallback || identity.keys.len() == 1);
+                    let is_alone = key.each.is_none() && (key.fallback || identity.keys.len() == 1);
+                    within = owner.filter(|_| is_alone);
                 }
             };
             let Some(each) = key.each else {
@@ -358,11 +359,16 @@ impl<'r> Run<'r> {
         }
         self.quiet -= 1;
         self.uncause(causes);
-        Ok(Keys { dependent: dependent && keys.len() == 1, list: keys })
+        Ok(Keys { within: within.filter(|_| keys.len() == 1), list: keys })
     }
 
-    /// One key as (system, value), if there is one.
-    fn key(&mut self, frame: &Frame<'r, '_>, key: &'r Key, kind: &str) -> Option<(String, String)> {
+    /// One key as (system, value), if there is one, and the resource that it is counted within.
+    fn key(
+        &mut self,
+        frame: &Frame<'r, '_>,
+        key: &'r Key,
+        kind: &str,
+    ) -> Option<((String, String), Option<Uuid>)> {
         let mut values = key.value.iter();
         // The first part says who; without it the others would name whoever has them, too.
         let named = self.text_of(frame, *values.next()?).filter(|text| !text.trim().is_empty())?;
@@ -407,16 +413,16 @@ impl<'r> Run<'r> {
                 more => crate::identity::composite(&mut value, &more.to_string(), false),
             }
         }
-        Some((system, value))
+        Some(((system, value), owner.map(|index| self.instances[index].id)))
     }
 }
 
 /// The keys of a resource, as (system, value), the preferred one first.
 pub(super) struct Keys {
     pub(super) list: Vec<(String, String)>,
-    /// Whether there is one, it is counted within another resource, and it never stands beside others: the id that follows
-    /// from it is all that anybody can know the resource by, so it need not be kept as an alias.
-    pub(super) dependent: bool,
+    /// The resource that the only one is counted within, where it never stands beside others: the id that follows from it is all
+    /// that anybody can know the resource by, so it need not be kept as an alias.
+    pub(super) within: Option<Uuid>,
 }
 
 fn write_reference(out: &mut String, kind: &str, id: Uuid, display: Option<&str>) {

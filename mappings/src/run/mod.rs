@@ -273,6 +273,7 @@ struct Instance {
     anchor: Option<u32>,
     id: Uuid,
     aliases: Vec<(String, String)>,
+    within: Option<Uuid>,
     /// Its resource was left out; references to it are, too.
     left_out: bool,
 }
