@@ -29,7 +29,7 @@ const WINDOW_BYTES: usize = 8 << 20;
 /// How many messages are recorded in one transaction.
 const BATCH: usize = 128;
 /// How many bytes of messages are recorded in one transaction, beyond the first; their resources take many times as much memory.
-const BATCH_BYTES: usize = 96 << 10;
+const BATCH_BYTES: usize = 160 << 10;
 /// How many batches are under way at a time: while one is mapped or merged, another waits for the store.
 const UNDER_WAY: usize = 3;
 /// How often a batch is recorded again after another wrote the same shared resource, such as a ward, before it.
