@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 fn main() {
     let root = PathBuf::from(std::env::var("CARGO_MANIFEST_DIR").expect("cargo sets it"));
     let mut files = Vec::new();
-    for folder in ["hl7v2", "fhir", "table", "site"] {
+    for folder in ["hl7v2", "fhir", "device", "table", "site"] {
         println!("cargo::rerun-if-changed={folder}");
         gather(&root.join(folder), &mut files);
     }

@@ -7,6 +7,8 @@
 #[cfg(test)]
 mod authority;
 mod connect;
+mod documents;
+pub mod http;
 mod http_client;
 pub mod mllp;
 pub mod rest_hook;
@@ -27,7 +29,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 /// Every adapter. One row makes it exist: the configuration, `pons check` and the documentation derive from it.
-pub const ADAPTERS: &[AdapterSpec] = &[mllp::SPEC, rest_hook::SPEC];
+pub const ADAPTERS: &[AdapterSpec] = &[http::SPEC, mllp::SPEC, rest_hook::SPEC];
 
 /// One kind of outside system.
 #[derive(Debug)]
@@ -50,6 +52,8 @@ pub struct SourceSpec {
     /// Reads them. Every mistake goes to `fields`; `None` if there was one. The caller has taken the common keys and calls
     /// [`Fields::finish`] afterwards. Opens no socket.
     pub read: fn(&mut Fields, &SourceContext) -> Option<Box<dyn Source>>,
+    /// Whether it hands over documents, JSON or CSV, that a mapping named by the source reads; else HL7 v2, which says itself what it is.
+    pub reads_documents: bool,
     /// The smallest configuration that works, in YAML, without the common keys.
     pub example: &'static str,
 }
@@ -92,6 +96,63 @@ pub trait Source: Send + Sync + std::fmt::Debug {
         intake: Arc<dyn Intake>,
         stop: CancellationToken,
     ) -> std::io::Result<RunningSource>;
+
+    /// The side that reads what is posted to the gateway's own HTTP port at `/feeds/NAME`, if the source is such a one.
+    fn feed(&self) -> Option<Arc<dyn Feed>> {
+        None
+    }
+}
+
+/// The side of a source that reads requests. The gateway has them from its HTTP port, bounded, and makes durable what is in them.
+pub trait Feed: Send + Sync + std::fmt::Debug {
+    /// Who sends, if requests prove it by a signature over their body and not by a token or certificate.
+    fn signer(&self) -> Option<&Arc<str>>;
+
+    /// Whether the head of a request can be taken at all; its body is not read before.
+    ///
+    /// # Errors
+    /// [`Unopened::Unsigned`], [`Unopened::Media`].
+    fn admits(&self, head: &hyper::http::request::Parts) -> Result<(), Unopened>;
+
+    /// Takes a request apart.
+    ///
+    /// # Errors
+    /// [`Unopened`] when nothing of it can be taken.
+    fn open(
+        &self,
+        head: &hyper::http::request::Parts,
+        body: &bytes::Bytes,
+    ) -> Result<Vec<Document>, Unopened>;
+}
+
+/// One document of a feed: a message.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Document {
+    /// As it came; a record of CSV with the header of its file before it.
+    pub bytes: bytes::Bytes,
+    /// Whether it is CSV, and not JSON.
+    pub is_csv: bool,
+    /// The patient that it names: who assigned the identifier, and the identifier.
+    pub patient: Option<(Option<Arc<str>>, String)>,
+    /// Why it is no document at all: it is refused, the others of its request are not.
+    pub fault: Option<String>,
+}
+
+/// Why a request was not taken apart. No value of it is told.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Unopened {
+    /// Nothing proves its sender.
+    #[error("a valid signature is required")]
+    Unsigned,
+    /// It is none of the media types that are taken.
+    #[error("expected Content-Type: application/json, application/x-ndjson or text/csv")]
+    Media,
+    /// It is not written as its media type says; where, is told.
+    #[error("{0}")]
+    Malformed(String),
+    /// It holds more documents than are taken at once.
+    #[error("{0}")]
+    TooMany(String),
 }
 
 /// A source at work.

@@ -150,6 +150,12 @@ pub const SOURCE: &[Setting] = &[
         "the IANA zone of times without an offset; UTC and flagged if left out",
     ),
     row("production", Kind::Flag, Fallback::Value("true"), "true takes MSH-11 `P`, false takes `T` and `D`"),
+    row(
+        "mapping",
+        Kind::Text,
+        Fallback::Absent,
+        "of what is no HL7 v2: the mapping that reads its documents, such as dexcom_egvs; HL7 v2 says itself what it is",
+    ),
 ];
 
 /// The keys of every sender.
@@ -362,6 +368,8 @@ pub struct SourceConfig {
     pub zone: Option<Zone>,
     /// Whether MSH-11 should be `P` (else `T` or `D`).
     pub production: bool,
+    /// The mapping that reads its documents, if it hands over such.
+    pub mapping: Option<String>,
 }
 
 /// An IANA time zone by name.
@@ -494,8 +502,11 @@ fn read(root: &Node, folder: &Path, mistakes: &mut Vec<Mistake>) -> Config {
     let base = root.get("http").and_then(|http| http.get("base_url")).and_then(Node::text);
     let sources: Vec<ConfiguredSource> =
         each(&mut fields, "sources", |node, path, out| source(node, path, folder, out));
+    let signed =
+        |source: &Node| source.get("signature").and_then(|signature| signature.get("sender")).cloned();
+    let signers: Vec<Node> = root.get("sources").map_or(&[][..], items).iter().filter_map(signed).collect();
     let senders: Vec<Sender> =
-        each(&mut fields, "senders", |node, path, out| sender(node, path, folder, out));
+        each(&mut fields, "senders", |node, path, out| sender(node, path, folder, &signers, out));
     let subscriptions: Vec<Subscription> =
         each(&mut fields, "subscriptions", |node, path, out| subscription(node, path, folder, base, out));
     let source_names: Vec<&str> = sources.iter().map(|s| &*s.common.name).collect();
@@ -503,6 +514,9 @@ fn read(root: &Node, folder: &Path, mistakes: &mut Vec<Mistake>) -> Config {
     known_names(&mut fields, root, ("senders", "sources"), "source", &source_names);
     known_names(&mut fields, root, ("subscriptions", "senders"), "sender", &sender_names);
     known_names(&mut fields, root, ("subscriptions", "owner"), "sender", &sender_names);
+    for signer in &signers {
+        listed_names(&mut fields, Some(signer), ("sources", "sender"), &sender_names);
+    }
     for sender in root.get("senders").map_or(&[][..], items) {
         let Some(node) = sender.get("subscribes") else { continue };
         listed_names(&mut fields, node.get("senders"), ("senders", "sender"), &sender_names);
@@ -620,6 +634,7 @@ fn source(node: &Node, path: &str, folder: &Path, mistakes: &mut Vec<Mistake>) -
     let name: Arc<str> = reader.text("name").unwrap_or_default().into();
     let adapter = reader.text("adapter");
     let production = reader.flag("production");
+    let mapping = reader.text("mapping");
     plain_name(&mut fields, &name);
     let zone = zone(&mut fields);
     let spec = adapter.and_then(|adapter| {
@@ -629,9 +644,19 @@ fn source(node: &Node, path: &str, folder: &Path, mistakes: &mut Vec<Mistake>) -
     });
     let context = SourceContext { name: name.clone(), folder: folder.into() };
     // Without a known adapter nobody can say which of the other keys are right.
-    let source = (spec?.read)(&mut fields, &context);
+    let spec = spec?;
+    let source = (spec.read)(&mut fields, &context);
+    match node.get("mapping") {
+        None if spec.reads_documents => {
+            fields.wrong(node.place, "mapping", "is missing: which mapping reads its documents");
+        }
+        Some(given) if !spec.reads_documents => {
+            fields.wrong(given.place, "mapping", "this adapter takes HL7 v2, which says itself what it is");
+        }
+        _ => {}
+    }
     fields.finish();
-    Some(ConfiguredSource { common: SourceConfig { name, zone, production }, source: source? })
+    Some(ConfiguredSource { common: SourceConfig { name, zone, production, mapping }, source: source? })
 }
 
 /// A map from assigning authorities to URIs.
@@ -652,7 +677,13 @@ fn systems(fields: &mut Fields<'_, '_>) -> Vec<(String, String)> {
     systems
 }
 
-fn sender(node: &Node, path: &str, folder: &Path, mistakes: &mut Vec<Mistake>) -> Option<Sender> {
+fn sender(
+    node: &Node,
+    path: &str,
+    folder: &Path,
+    signers: &[Node],
+    mistakes: &mut Vec<Mistake>,
+) -> Option<Sender> {
     let mut fields = Fields::new(node, path, mistakes);
     let owned = |texts: Vec<&str>| texts.into_iter().map(str::to_owned).collect::<Vec<_>>();
     let mut reader = SettingsReader::new(&mut fields, SENDER, folder);
@@ -678,12 +709,13 @@ fn sender(node: &Node, path: &str, folder: &Path, mistakes: &mut Vec<Mistake>) -
         systems,
     };
     let known_by = [&sender.applications, &sender.facilities, &sender.certificates];
-    if known_by.iter().all(|list| list.is_empty()) && fields.take("token").is_none() {
+    let signs = signers.iter().any(|signer| signer.text() == Some(&*sender.name));
+    if known_by.iter().all(|list| list.is_empty()) && fields.take("token").is_none() && !signs {
         let place = fields.place();
         fields.wrong(
             place,
             "application",
-            "say how this sender is known: application, facility, certificate or token",
+            "say how this sender is known: application, facility, certificate or token, or the `signature` of a source",
         );
     }
     fields.finish();

@@ -14,7 +14,7 @@
 
 use crate::api::{self, Api};
 use crate::bus::{Bus, Embedded, Keys, RabbitMq, RabbitMqSettings};
-use crate::config::{Config, ConfiguredSource};
+use crate::config::{Config, ConfiguredSource, SourceConfig};
 use crate::deliver::{self, Deliverers, Routed, Sockets};
 use crate::ingest::commit::Committer;
 use crate::ingest::pressure::Pressure;
@@ -26,9 +26,10 @@ use crate::store::{self, Content, Role, Store, StoreError};
 use crate::telemetry::{TelemetryError, health::Health, metrics::Metrics};
 use crate::upkeep;
 use adapters::Intake;
-use mappings::{Catalog, FileMistake};
+use mappings::{Catalog, FileMistake, Program};
 use schemas::hl7v2::Limits;
 use schemas::message::Seq;
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
@@ -51,9 +52,9 @@ pub enum StartError {
     /// A mapping is wrong.
     #[error("{}", lines(.0))]
     Mappings(Vec<FileMistake>),
-    /// A subscription wants messages written by a mapping that there is not.
+    /// The configuration names a mapping that there is not, or that is for something else.
     #[error("{0}")]
-    Written(String),
+    NoMapping(String),
     /// What is configured for telemetry cannot work.
     #[error(transparent)]
     Telemetry(#[from] TelemetryError),
@@ -198,6 +199,8 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     at_work.spawn(upkeep::run(store.clone(), keep, health.clone(), metrics.clone(), wake, work.clone()));
 
     // the doors open last
+    let feeds =
+        config.sources.iter().filter_map(|of| Some((of.common.name.clone(), of.source.feed()?))).collect();
     let mut running = Running {
         http: None,
         sources: Vec::new(),
@@ -212,7 +215,9 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         shutdown_wait: config.shutdown_wait,
     };
     let opened =
-        match listen(config.http, &ingest, waiters, (roster, sockets, keys), &bus, &mut running).await {
+        match listen((config.http, feeds), &ingest, waiters, (roster, sockets, keys), &bus, &mut running)
+            .await
+        {
             Ok(()) => sources(config.sources, &ingest, &mut running).await,
             Err(error) => Err(error),
         };
@@ -259,19 +264,34 @@ pub fn catalog_for(config: &Config, folder: Option<&Path>) -> Result<Catalog, St
         .iter()
         .filter_map(|one| Some(("sender", &one.name, one.subscribes.as_ref()?.mllp.as_ref()?)));
     for (what, of, writes) in configured.chain(requested) {
-        let missing = writes.missing(&catalog);
-        if let Some(name) = missing.first() {
-            let known = catalog.programs().iter().filter(|program| program.writes_messages());
-            let known: Vec<&str> = known.map(|program| program.name()).collect();
-            let hint = schemas::yaml::nearest(name, known.iter().copied()).map_or_else(
-                || format!("known: {}", known.join(", ")),
-                |near| format!("did you mean `{near}`?"),
-            );
+        if let Some(name) = writes.missing(&catalog).first() {
+            let hint = hint(&catalog, name, Program::writes_messages);
             let text = format!("{what} {of}: write: no mapping `{name}` writes messages; {hint}");
-            return Err(StartError::Written(text));
+            return Err(StartError::NoMapping(text));
+        }
+    }
+    for SourceConfig { name: of, mapping, .. } in config.sources.iter().map(|source| &source.common) {
+        let Some(name) = mapping else { continue };
+        if !catalog.program("", name).is_some_and(reads_documents) {
+            let hint = hint(&catalog, name, reads_documents);
+            let text = format!("source {of}: mapping: no mapping `{name}` reads documents; {hint}");
+            return Err(StartError::NoMapping(text));
         }
     }
     Ok(catalog)
+}
+
+/// Whether a mapping is for the documents of feeds.
+fn reads_documents(program: &Program) -> bool {
+    program.takes_records() && !program.writes_messages()
+}
+
+/// The mapping that was meant, among those that would do.
+fn hint(catalog: &Catalog, name: &str, would_do: fn(&Program) -> bool) -> String {
+    let known = catalog.programs().iter().filter(|program| would_do(program));
+    let known: Vec<&str> = known.map(Program::name).collect();
+    schemas::yaml::nearest(name, known.iter().copied())
+        .map_or_else(|| format!("known: {}", known.join(", ")), |near| format!("did you mean `{near}`?"))
 }
 
 /// The built-in mappings and those of a folder.
@@ -374,7 +394,7 @@ fn hand_on(deliverers: &Deliverers, recorded: Vec<Recorded>) {
 }
 
 async fn listen(
-    http: crate::config::Http,
+    (http, feeds): (crate::config::Http, HashMap<Arc<str>, Arc<dyn adapters::Feed>>),
     ingest: &Arc<Ingest>,
     waiters: Arc<Waiters>,
     (roster, sockets, keys): (Arc<Roster>, Arc<Sockets>, Option<Arc<Keys>>),
@@ -394,6 +414,7 @@ async fn listen(
         roster,
         sockets,
         keys,
+        feeds,
         socket_places: Arc::new(tokio::sync::Semaphore::new(api::websocket::SOCKETS_MAX)),
         http,
         metrics: Box::new(move || metrics.text()),

@@ -30,6 +30,7 @@ pub const SPEC: AdapterSpec = AdapterSpec {
             let config = SourceConfig::read(&mut settings)?;
             Some(Box::new(source::MllpSource { context: context.clone(), config }))
         },
+        reads_documents: false,
         example: "listen: 127.0.0.1:2575",
     }),
     destination: Some(DestinationSpec {

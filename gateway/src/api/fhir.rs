@@ -341,7 +341,8 @@ async fn one(
     }
 }
 
-fn later(text: &str) -> Answer {
+/// 503: the same may be asked again soon.
+pub(super) fn later(text: &str) -> Answer {
     let mut answer = outcome::answer(StatusCode::SERVICE_UNAVAILABLE, "transient", text);
     answer.headers_mut().insert(header::RETRY_AFTER, header::HeaderValue::from_static("5"));
     answer

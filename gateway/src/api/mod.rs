@@ -1,9 +1,10 @@
-//! The HTTP listener: FHIR in and out, metrics and health. Pure HTTP here; what a request means lies below.
+//! The HTTP listener: FHIR in and out, feeds in, metrics and health. Pure HTTP here; what a request means lies below.
 //!
 //! Invariant: who asks is decided from the head alone, before a byte of any body is read, in one place ([`auth`]).
 
 pub mod auth;
 mod everything;
+pub mod feeds;
 pub mod fhir;
 pub mod history;
 pub mod outcome;
@@ -27,6 +28,7 @@ use hyper::http::request::Parts;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode, header};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -55,6 +57,8 @@ pub struct Api {
     pub sockets: Arc<Sockets>,
     /// One permit a WebSocket: [`websocket::SOCKETS_MAX`].
     pub socket_places: Arc<tokio::sync::Semaphore>,
+    /// The sources that take requests, by name.
+    pub feeds: HashMap<Arc<str>, Arc<dyn adapters::Feed>>,
     /// Settings.
     pub http: Http,
     /// The text of `/metrics`.
@@ -163,6 +167,9 @@ async fn answer(
         }
         (&Method::GET, "/fhir/metadata") => return fhir::metadata(api.http.base_url.as_deref()),
         (&Method::GET, websocket::PATH) => return websocket::open(api, &mut head, peer),
+        (_, path) if path.starts_with(feeds::PATH) => {
+            return feeds::answer(api, &head, body, peer, &names).await;
+        }
         _ => {}
     }
     let client = match auth::client(api.ingest.senders(), &head, peer, &names) {
@@ -231,7 +238,7 @@ async fn answer(
             };
             fhir::write(api, &client, &head, interaction, &request, body, peer).await
         }
-        _ => text(StatusCode::NOT_FOUND, "nothing is here; FHIR lies at /fhir\n"),
+        _ => text(StatusCode::NOT_FOUND, "nothing is here; FHIR lies at /fhir, feeds at /feeds/NAME\n"),
     }
 }
 

@@ -43,7 +43,7 @@ impl From<StartError> for Failure {
         let exit = match &error {
             StartError::Store(error) => return Failure::from_store(error),
             StartError::Mappings(_)
-            | StartError::Written(_)
+            | StartError::NoMapping(_)
             | StartError::Bus(_)
             | StartError::Telemetry(_)
             | StartError::Folder(_) => Exit::Configuration,

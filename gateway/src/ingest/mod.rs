@@ -13,9 +13,10 @@ use crate::normalize::waiters::{Changed, Done, UNMET, Waiters};
 use crate::store::{self, Appended, Format, MessageResult, NewMessage, Refused, Store};
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::trace::{self, Verb};
-use adapters::{Intake, Outcome, Received, Rejection, RejectionKind, Stored, Verdict};
+use adapters::{Document, Intake, Outcome, Received, Rejection, RejectionKind, Stored, Verdict};
 use async_trait::async_trait;
 use commit::Committer;
+use keys::Keys;
 use schemas::hl7v2::{Answer, Header, Limits, Message, Unreadable, charset};
 use schemas::message::MessageId;
 use senders::{Known, Senders};
@@ -31,6 +32,17 @@ use uuid::Uuid;
 pub trait Takes: Send + Sync {
     /// `Ok`, or the code of table 0357 (200 type, 201 event, 203 version) that says what is not taken.
     fn takes(&self, code: &str, trigger: &str, structure: &str, version: &str) -> Result<(), u16>;
+}
+
+/// By which way documents come in.
+#[derive(Clone, Copy, Debug)]
+pub struct Feeding<'f> {
+    /// The source.
+    pub source: &'f str,
+    /// The mapping that will read them.
+    pub mapping: &'f str,
+    /// Who sends them.
+    pub sender: &'f Known,
 }
 
 /// The intake of one gateway.
@@ -168,6 +180,50 @@ impl Ingest {
             Ok(Some(timeline)) => fhir::asked_in(&timeline.context) == *request,
             Ok(None) | Err(_) => true,
         }
+    }
+
+    /// Accepts one document of a feed; what is no document at all is kept as refused. `key` is what its sender calls it, empty if
+    /// nothing; `traceparent` that of its request.
+    pub async fn feed(
+        &self,
+        feeding: &Feeding<'_>,
+        document: Document,
+        key: String,
+        traceparent: &str,
+    ) -> Verdict {
+        let Feeding { source, mapping, sender } = feeding;
+        let context = sender.context_on(source);
+        let context = match trace::read(traceparent) {
+            Some(_) => trace::into_context(&context, traceparent),
+            None => context,
+        };
+        let mut keys = Keys { order: Vec::new(), patients: Vec::new() };
+        if let Some((assigner, value)) = &document.patient {
+            keys.add(assigner.as_deref().unwrap_or(&sender.name), value);
+        }
+        let keys = keys.or_sender(&sender.name);
+        let kept = if document.fault.is_some() { KEPT_MAX } else { usize::MAX };
+        let message = NewMessage {
+            id: MessageId(Uuid::now_v7()),
+            received_at: store::now(),
+            sender: sender.name.clone(),
+            source: (*source).into(),
+            format: if document.is_csv { Format::Csv } else { Format::Json },
+            control_id: bounded(&key),
+            message_type: bounded(mapping),
+            version: String::new(),
+            bytes: document.bytes.slice(..document.bytes.len().min(kept)),
+            keys: keys.order,
+            patient_hashes: keys.patients,
+            rejected: document.fault.map(|text| Refused {
+                answer: "HTTP 400".to_owned(),
+                code: 0,
+                location: String::new(),
+                text,
+            }),
+            context,
+        };
+        self.keep(message).await
     }
 
     async fn accept_hl7v2(&self, received: Received) -> Verdict {
@@ -397,9 +453,12 @@ fn message_type(header: &Header<'_>) -> String {
     }
 }
 
-/// A header field as it goes into a row: 199 characters are the standard's bound for a control id.
+/// How many characters of a control id or of what stands in its place are kept: the standard's bound.
+pub const KEY_MAX: usize = 199;
+
+/// A header field as it goes into a row.
 fn bounded(text: &str) -> String {
-    text.chars().take(199).collect()
+    text.chars().take(KEY_MAX).collect()
 }
 
 impl Refused {

@@ -5,6 +5,9 @@ use adapters::Received;
 use std::sync::Arc;
 use subtle::ConstantTimeEq;
 
+/// The member of a message's context that names the source of a document.
+pub const SOURCE: &str = "source";
+
 /// The senders and sources of the configuration, ready to be asked.
 #[derive(Debug, Clone)]
 pub struct Senders {
@@ -153,6 +156,29 @@ impl Senders {
             .map(Known::of)
     }
 
+    /// A sender by its name.
+    pub fn named(&self, name: &str) -> Option<Known> {
+        self.senders.iter().find(|sender| *sender.name == *name).map(Known::of)
+    }
+
+    /// A client on a source, in the zone of the source where it has none of its own. `None` if it may not use it.
+    pub fn on(&self, client: Known, source: &str) -> Option<Known> {
+        let may_use =
+            |sender: &Sender| sender.sources.is_empty() || sender.sources.iter().any(|name| name == source);
+        let configured = self.senders.iter().find(|sender| sender.name == client.name);
+        if !configured.is_none_or(may_use) {
+            return None;
+        }
+        let zone =
+            self.sources.iter().find(|known| *known.name == *source).and_then(|known| known.zone.clone());
+        Some(Known { zone: client.zone.or(zone), ..client })
+    }
+
+    /// The mapping that reads what a source hands over, if it hands over documents.
+    pub fn mapping_of(&self, source: &str) -> Option<&str> {
+        self.sources.iter().find(|known| *known.name == *source)?.mapping.as_deref()
+    }
+
     /// Whether anybody is configured.
     pub fn is_empty(&self) -> bool {
         self.senders.is_empty()
@@ -199,6 +225,14 @@ impl Known {
         match &self.zone {
             Some(zone) => serde_json::json!({ "zone": zone.name }).to_string(),
             None => "{}".to_owned(),
+        }
+    }
+
+    /// The same for a document, whose source says how it is read.
+    pub fn context_on(&self, source: &str) -> String {
+        match &self.zone {
+            Some(zone) => serde_json::json!({ "zone": zone.name, SOURCE: source }).to_string(),
+            None => serde_json::json!({ SOURCE: source }).to_string(),
         }
     }
 }

@@ -21,13 +21,15 @@ pub use record::Recorded;
 pub use worker::Normalizer;
 
 use crate::ingest::Takes;
+use crate::ingest::senders::SOURCE;
 use crate::store::{Format, OpenMessage, Store, StoreError};
 use crate::telemetry::trace::{self, Verb};
 use mappings::resource::{Contributed, Contribution, Stamp};
-use mappings::{Catalog, Context, Effect, SiteCodes, UnmappedCode};
+use mappings::{Catalog, Context, Effect, Given, Program, SiteCodes, UnmappedCode};
 use schemas::hl7v2::time::Zone;
 use schemas::hl7v2::{Limits, Message, charset};
 use schemas::issue::{Issue, Severity};
+use schemas::records;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::SystemTime;
@@ -236,43 +238,60 @@ impl Mapper {
         let mapped = catch_unwind(AssertUnwindSafe(|| match open.format {
             Format::Hl7v2 => self.map_hl7v2(&open),
             Format::FhirJson => fhir::facts(&open, self.namespace),
+            Format::Json | Format::Csv => self.map_document(&open),
         }));
         mapped
-            .unwrap_or_else(|_| Mapped {
-                event: None,
-                mapping: String::new(),
-                issues: Vec::new(),
-                unmapped: Unmapped::default(),
-                facts: Err("the mapping broke off: a defect of Pons".to_owned()),
+            .unwrap_or_else(|_| {
+                Mapped::quarantined("the mapping broke off: a defect of Pons".to_owned(), Vec::new())
             })
             .of(open, verb)
     }
 
     fn map_hl7v2(&self, open: &OpenMessage) -> Mapped {
-        let quarantine = |why: String, issues| Mapped {
-            event: None,
-            mapping: String::new(),
-            issues,
-            unmapped: Unmapped::default(),
-            facts: Err(why),
-        };
         let decoded = charset::decode(&open.bytes, None);
         let mut issues = decoded.issues;
         let message = match Message::parse(&decoded.text, &self.limits) {
             Ok(message) => message,
-            Err(error) => return quarantine(error.to_string(), issues),
+            Err(error) => return Mapped::quarantined(error.to_string(), issues),
         };
         issues.extend_from_slice(message.issues());
         // A part of a message must not pass for the whole.
         if let Some(issue) = message.issues().iter().find(|issue| issue.severity == Severity::Error) {
-            return quarantine(issue.text.clone(), issues);
+            return Mapped::quarantined(issue.text.clone(), issues);
         }
         let trigger = message.header().trigger().unwrap_or_default().into_owned();
         let catalog = self.catalog();
-        let codes = self.codes();
         let Some(program) = catalog.program_of(&open.sender, &message) else {
-            return quarantine("there is no mapping for its type (MSH-9)".to_owned(), issues);
+            return Mapped::quarantined("there is no mapping for its type (MSH-9)".to_owned(), issues);
         };
+        Mapped { event: Some(trigger), ..self.run(open, program, (&message).into(), issues) }
+    }
+
+    /// A document of a feed, by the mapping that its source names now: a replay after the configuration was put right is read by the
+    /// right one.
+    fn map_document(&self, open: &OpenMessage) -> Mapped {
+        let (text, doubt) = records::decode(&open.bytes);
+        let issues: Vec<Issue> = doubt.into_iter().collect();
+        let context: serde_json::Value = serde_json::from_str(&open.context).unwrap_or_default();
+        let source = context[SOURCE].as_str().unwrap_or_default();
+        let Some(name) = self.systems.mapping_of(source) else {
+            let why = format!("no source `{source}` with a mapping is configured");
+            return Mapped::quarantined(why, issues);
+        };
+        let catalog = self.catalog();
+        let program = catalog.program(&open.sender, name);
+        let read =
+            program.and_then(|program| Some((program, program.read(&text, &records::Limits::default())?)));
+        match read {
+            None => Mapped::quarantined(format!("there is no mapping `{name}` for documents"), issues),
+            Some((_, Err(unreadable))) => Mapped::quarantined(unreadable.to_string(), issues),
+            Some((program, Ok(records))) => self.run(open, program, Given::Records(&records, &text), issues),
+        }
+    }
+
+    /// Maps what was read.
+    fn run(&self, open: &OpenMessage, program: &Program, given: Given<'_>, mut issues: Vec<Issue>) -> Mapped {
+        let codes = self.codes();
         let context = Context {
             message_id: open.id.0,
             received_at: open.received_at,
@@ -287,9 +306,9 @@ impl Mapper {
             parties: mappings::Parties::default(),
         };
         let mapping = program.stamp().to_owned();
-        let event = Some(trigger);
+        let event = None;
         let unmapped = |all| Unmapped { version: codes.version(), codes: all };
-        match program.run(&message, &context) {
+        match program.run(given, &context) {
             Ok(mapped) => {
                 issues.extend(mapped.issues);
                 let what = mapped.contributions.into_iter().map(What::Slots).collect();
@@ -325,6 +344,11 @@ pub struct Unmapped {
 }
 
 impl Mapped {
+    fn quarantined(why: String, issues: Vec<Issue>) -> Mapped {
+        let unmapped = Unmapped::default();
+        Mapped { event: None, mapping: String::new(), issues, unmapped, facts: Err(why) }
+    }
+
     fn of(self, open: OpenMessage, verb: Option<Verb>) -> Prepared {
         let Mapped { event, mapping, issues, unmapped, facts } = self;
         Prepared { open, event, mapping, issues, unmapped, facts, verb }

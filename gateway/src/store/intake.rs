@@ -191,6 +191,8 @@ pub(super) fn format_to(format: Format) -> i16 {
     match format {
         Format::Hl7v2 => 1,
         Format::FhirJson => 2,
+        Format::Json => 3,
+        Format::Csv => 4,
     }
 }
 
@@ -198,6 +200,8 @@ pub(super) fn format_from(stored: i16) -> Result<Format, StoreError> {
     match stored {
         1 => Ok(Format::Hl7v2),
         2 => Ok(Format::FhirJson),
+        3 => Ok(Format::Json),
+        4 => Ok(Format::Csv),
         _ => Err(pack::damaged("message format")),
     }
 }

@@ -44,6 +44,10 @@ pub enum Format {
     Hl7v2,
     /// A FHIR R4 resource or Bundle in JSON.
     FhirJson,
+    /// A document of a feed in JSON.
+    Json,
+    /// Records of a feed in CSV.
+    Csv,
 }
 
 /// A message on its way into the store. Bounded by the limits of its source.
@@ -61,7 +65,8 @@ pub struct NewMessage {
     pub format: Format,
     /// MSH-10, or what a request named as its idempotency key; empty if none was given.
     pub control_id: String,
-    /// MSH-9.1 and MSH-9.2 as `ADT^A01`; for FHIR `Bundle transaction` or `PUT Patient`; empty if unreadable.
+    /// MSH-9.1 and MSH-9.2 as `ADT^A01`; for FHIR `Bundle transaction` or `PUT Patient`; for a feed the mapping that reads it; empty
+    /// if unreadable.
     pub message_type: String,
     /// MSH-12, such as `2.5.1`.
     pub version: String,
