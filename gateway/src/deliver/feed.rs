@@ -11,7 +11,7 @@ const WAITING_MAX: usize = 256;
 /// How many came before their time at most.
 const AHEAD_MAX: usize = 500;
 /// How many bytes of content either holds at most. One delivery may exceed it.
-const BYTES_MAX: usize = 4 << 20;
+const BYTES_MAX: usize = 2 << 20;
 
 /// The end that hands over.
 #[derive(Clone, Debug)]

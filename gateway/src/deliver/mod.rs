@@ -55,7 +55,7 @@ pub enum OnParked {
 pub struct Settings {
     /// Deliveries in memory at most: 2,000.
     pub window: usize,
-    /// Bytes of content in memory beyond which no more deliveries are taken up: 8 MiB. One may exceed it.
+    /// Bytes of content in memory beyond which no more deliveries are taken up: 6 MiB. One may exceed it.
     pub window_bytes: usize,
     /// Attempts at once, each of another key: 64.
     pub in_flight_max: usize,
@@ -96,7 +96,7 @@ impl Default for Settings {
     fn default() -> Self {
         Settings {
             window: 2_000,
-            window_bytes: 8 << 20,
+            window_bytes: 6 << 20,
             in_flight_max: 64,
             batch: 128,
             retry: RetryPolicy::default(),

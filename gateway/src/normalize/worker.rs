@@ -25,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 /// How many open messages are looked at, at most.
 const WINDOW: usize = 1024;
 /// How many bytes of them are held, beyond the first.
-const WINDOW_BYTES: usize = 8 << 20;
+const WINDOW_BYTES: usize = 6 << 20;
 /// How many messages are recorded in one transaction.
 const BATCH: usize = 128;
 /// How many bytes of messages are recorded in one transaction, beyond the first; their resources take many times as much memory.

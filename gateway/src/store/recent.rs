@@ -11,7 +11,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// How many bytes are kept at most.
-const BYTES_MAX: usize = 6 << 20;
+const BYTES_MAX: usize = 5 << 20;
 /// What an entry costs beside its bytes, about.
 const OVERHEAD_BYTES: usize = 400;
 
