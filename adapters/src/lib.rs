@@ -108,13 +108,13 @@ pub trait Feed: Send + Sync + std::fmt::Debug {
     /// Who sends, if requests prove it by a signature over their body and not by a token or certificate.
     fn signer(&self) -> Option<&Arc<str>>;
 
-    /// Whether the head of a request can be taken at all; its body is not read before.
+    /// Whether the head of a request can be taken for a mapping at all; its body is not read before.
     ///
     /// # Errors
-    /// [`Unopened::Unsigned`], [`Unopened::Media`].
-    fn admits(&self, head: &hyper::http::request::Parts) -> Result<(), Unopened>;
+    /// [`Unopened::Unsigned`], [`Unopened::Media`], [`Unopened::Encoded`].
+    fn admits(&self, head: &hyper::http::request::Parts, reads: Reads) -> Result<(), Unopened>;
 
-    /// Takes a request apart.
+    /// Takes a request apart for a mapping that reads what is written so.
     ///
     /// # Errors
     /// [`Unopened`] when nothing of it can be taken.
@@ -122,7 +122,17 @@ pub trait Feed: Send + Sync + std::fmt::Debug {
         &self,
         head: &hyper::http::request::Parts,
         body: &bytes::Bytes,
+        reads: Reads,
     ) -> Result<Vec<Document>, Unopened>;
+}
+
+/// What a mapping reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reads {
+    /// JSON.
+    Json,
+    /// Records of CSV, written in this way.
+    Csv(schemas::records::Csv),
 }
 
 /// One document of a feed: a message.
@@ -144,9 +154,12 @@ pub enum Unopened {
     /// Nothing proves its sender.
     #[error("a valid signature is required")]
     Unsigned,
-    /// It is none of the media types that are taken.
-    #[error("expected Content-Type: application/json, application/x-ndjson or text/csv")]
-    Media,
+    /// It is of none of these media types, which are what its mapping reads.
+    #[error("expected Content-Type: {0}")]
+    Media(&'static str),
+    /// Its body is compressed.
+    #[error("a body without Content-Encoding is expected")]
+    Encoded,
     /// It is not written as its media type says; where, is told.
     #[error("{0}")]
     Malformed(String),

@@ -170,7 +170,7 @@ pub const SENDER: &[Setting] = &[
         "types",
         Kind::Text,
         Fallback::Absent,
-        "the message types it may send, such as ADT or ADT^A01; any that has a mapping if left out",
+        "the message types it may send, such as ADT or ADT^A01, and to feeds the mappings that read them; any that has a mapping if left out",
     ),
     row(
         "zone",
@@ -561,6 +561,12 @@ fn read(root: &Node, folder: &Path, mistakes: &mut Vec<Mistake>) -> Config {
         namespace
     });
     let http = reader.map("http", |reader| Some(http(reader)));
+    if let Some(at) = sources.iter().position(|source| source.source.feed().is_some())
+        && http.as_ref().is_some_and(|http| http.listen.is_none())
+    {
+        let text = format!("source {} is posted to, and HTTP is switched off", sources[at].common.name);
+        reader.wrong("http", text);
+    }
     let (retention_days, reserve_bytes) = reader
         .map("storage", |reader| {
             let days = reader.count("retention_days") as u32;
@@ -654,6 +660,9 @@ fn source(node: &Node, path: &str, folder: &Path, mistakes: &mut Vec<Mistake>) -
             fields.wrong(given.place, "mapping", "this adapter takes HL7 v2, which says itself what it is");
         }
         _ => {}
+    }
+    if let Some(given) = node.get("production").filter(|_| spec.reads_documents) {
+        fields.wrong(given.place, "production", "is about MSH-11, and documents have none");
     }
     fields.finish();
     Some(ConfiguredSource { common: SourceConfig { name, zone, production, mapping }, source: source? })

@@ -283,7 +283,7 @@ pub fn catalog_for(config: &Config, folder: Option<&Path>) -> Result<Catalog, St
 
 /// Whether a mapping is for the documents of feeds.
 fn reads_documents(program: &Program) -> bool {
-    program.takes_records() && !program.writes_messages()
+    !program.writes_messages() && (program.takes_json() || program.takes_csv().is_some())
 }
 
 /// The mapping that was meant, among those that would do.

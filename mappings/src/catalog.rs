@@ -379,6 +379,19 @@ impl Program {
         self.mapping.records.is_some()
     }
 
+    /// Whether what it takes is JSON, and is not read as FHIR.
+    pub fn takes_json(&self) -> bool {
+        self.mapping.records.as_ref().is_some_and(|records| matches!(records.form, Form::Json))
+    }
+
+    /// How CSV is written that it takes.
+    pub fn takes_csv(&self) -> Option<records::Csv> {
+        match self.mapping.records.as_ref()?.form {
+            Form::Csv(csv) => Some(csv),
+            Form::Json | Form::Fhir => None,
+        }
+    }
+
     /// Whether it writes messages of HL7 v2, not resources.
     pub fn writes_messages(&self) -> bool {
         self.mapping.writes.is_some()

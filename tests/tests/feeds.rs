@@ -22,7 +22,8 @@ const SECRET: &str = "s3cret-of-the-cloud";
 const SOURCES: &str = "sources:
   - {name: sensors, adapter: http, mapping: dexcom_egvs, patient: {at: /userId}, documents_max: 3}
   - {name: cloud, adapter: http, mapping: dexcom_egvs, signature: {sender: cloudco, secret: {file: cloud.secret}, prefix: 'sha256='}}
-  - {name: scales, adapter: http, mapping: scales, zone: Europe/Berlin, patient: {at: mrn, assigner: GENHOSP}, csv: {separator: ';'}}
+  - {name: scales, adapter: http, mapping: scales, zone: Europe/Berlin, patient: {at: mrn, assigner: GENHOSP}}
+  - {name: bulk, adapter: http, mapping: dexcom_egvs, patient: {at: userId}}
 ";
 const SENDERS: &str = "senders:
   - {name: app, token: {file: app.token}, reads: [Patient, Observation, Device]}
@@ -203,11 +204,46 @@ async fn each_document_has_its_own_outcome_and_none_blocks_the_others() {
     until(&gateway, &["--state", "rejected"], 2).await;
     post(&gateway, "sensors", &[JSON], "[{},{},{},{}]").await.outcome(413);
     post(&gateway, "sensors", &[("content-type", "text/html")], "{}").await.outcome(415);
+    post(&gateway, "sensors", &[("content-type", "text/csv")], "a\n1\n").await.outcome(415);
+    post(&gateway, "sensors", &[JSON, ("content-encoding", "gzip")], "{}").await.outcome(415);
     assert_eq!(documents(&post(&gateway, "sensors", &[JSON], "[]").await, 202), [Value::Null; 0]);
     assert_eq!(documents(&post(&gateway, "sensors", &[LINES], "no\n").await, 400).len(), 1);
     let told = until(&gateway, &[], 5).await;
     assert_eq!(told.len(), 5);
     assert!(!gateway.log().contains(WEARER));
+}
+
+#[tokio::test]
+async fn many_documents_of_one_request_are_taken_in_their_order_and_a_key_belongs_to_its_feed() {
+    let gateway = start(&Setup::default()).await;
+    let lines: Vec<String> = (0..700)
+        .map(|value| readings(WEARER, &[("r1", "2026-03-01T07:30:00Z", 41.0 + f64::from(value % 300))]))
+        .collect();
+    let keyed = [LINES, ("idempotency-key", "B1")];
+    let results = documents(&post(&gateway, "bulk", &keyed, &lines.join("\n")).await, 202);
+    assert_eq!(results.len(), 700);
+    let (first, last) = (&results[0]["message"], &results[699]["message"]);
+    let began = Instant::now();
+    while found(&gateway, &["--state", "routed", "--limit", "1000"]).await.len() < 700 {
+        assert!(began.elapsed() < WAIT * 3, "all are recorded");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    let newest_first = found(&gateway, &["--limit", "1000"]).await;
+    let order: Vec<&Value> = newest_first.iter().rev().map(|one| &one["id"]).collect();
+    let given: Vec<&Value> = results.iter().map(|one| &one["message"]).collect();
+    assert_eq!(order, given);
+    assert_ne!(first, last);
+    let authorization = format!("Bearer {TOKEN}");
+    let headers = [("authorization", authorization.as_str())];
+    let search = format!("GET /fhir/Observation?patient.identifier=urn:pons:sender:app%7C{WEARER}");
+    let bundle = ask(&gateway, &search, &headers, "").await.json();
+    let value = bundle["entry"][0]["resource"]["valueQuantity"]["value"].to_string();
+    assert_eq!(value, "140.0", "the last one says what holds");
+    let again =
+        documents(&post(&gateway, "sensors", &[LINES, ("idempotency-key", "B1")], &lines[0]).await, 202);
+    assert_eq!(again[0].get("repeat"), None, "at another feed it is another request");
+    let long = "k".repeat(199);
+    post(&gateway, "bulk", &[LINES, ("idempotency-key", &long)], &lines[0]).await.outcome(400);
 }
 
 #[tokio::test]
@@ -230,6 +266,8 @@ async fn whoever_may_not_is_refused_and_a_signature_proves_the_sender() {
     assert_eq!(documents(&ask(&gateway, "POST /feeds/cloud", &signed, &body).await, 202).len(), 1);
     ask(&gateway, "POST /feeds/cloud", &signed, &body.replace("119", "219")).await.outcome(401);
     ask(&gateway, "POST /feeds/cloud", &[JSON], &body).await.outcome(401);
+    let long = " ".repeat((1 << 20) + 1);
+    ask(&gateway, "POST /feeds/cloud", &signed, &long).await.outcome(413);
     let with_token = [JSON, ("authorization", authorization.as_str())];
     ask(&gateway, "POST /feeds/cloud", &with_token, &body).await.outcome(401);
     let found = until(&gateway, &[], 1).await;
@@ -283,6 +321,12 @@ async fn a_source_names_a_mapping_that_can_read_it() {
         ("mapping: dexcom_egvs, patient", "patient", "mapping: is missing"),
         ("sender: cloudco", "sender: cloudo", "there is no sender `cloudo`"),
         ("adapter: mllp,", "adapter: mllp, mapping: dexcom_egvs,", "says itself what it is"),
+        (
+            "mapping: dexcom_egvs, patient",
+            "production: false, mapping: dexcom_egvs, patient",
+            "documents have none",
+        ),
+        ("http: {", "http: {enabled: false, ", "HTTP is switched off"),
     ] {
         let gateway = Gateway::configure(&Setup::default()).unwrap();
         let yaml = std::fs::read_to_string(gateway.config()).unwrap();

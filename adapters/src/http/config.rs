@@ -1,6 +1,5 @@
 //! What a posted feed can be told.
 
-use crate::documents::Csv;
 use crate::settings::{Fallback, Kind, Secret, Setting, SettingsReader};
 use hyper::header::HeaderName;
 use std::sync::Arc;
@@ -20,12 +19,6 @@ pub(super) const SETTINGS: &[Setting] = &[
         help: "Where a document names its patient, so that what is about one stays in order and is found; else the sender's all stay in order.",
     },
     Setting {
-        key: "csv",
-        kind: Kind::Map(CSV),
-        default: Fallback::Absent,
-        help: "How CSV is written; its mapping says the same.",
-    },
-    Setting {
         key: "signature",
         kind: Kind::Map(SIGNATURE),
         default: Fallback::Absent,
@@ -38,28 +31,13 @@ const PATIENT: &[Setting] = &[
         key: "at",
         kind: Kind::Text,
         default: Fallback::Required,
-        help: "The place of the identifier: a JSON pointer such as `/user/id`, or the name of a column (without a header its number).",
+        help: "The place of the identifier: a JSON pointer such as `/user/id`, the name of a member or of a column (without a header its number).",
     },
     Setting {
         key: "assigner",
         kind: Kind::Text,
         default: Fallback::Absent,
         help: "Who assigned it, as the messages of others name that authority (PID-3.4); the sender itself if left out.",
-    },
-];
-
-const CSV: &[Setting] = &[
-    Setting {
-        key: "separator",
-        kind: Kind::Text,
-        default: Fallback::Value(","),
-        help: "What stands between values: one character, or `tab`.",
-    },
-    Setting {
-        key: "header",
-        kind: Kind::Flag,
-        default: Fallback::Value("true"),
-        help: "Whether the first line names the columns.",
     },
 ];
 
@@ -101,7 +79,6 @@ const SIGNATURE: &[Setting] = &[
 pub(super) struct HttpConfig {
     pub(super) documents_max: usize,
     pub(super) patient: Option<PatientAt>,
-    pub(super) csv: Csv,
     pub(super) signature: Option<Signature>,
 }
 
@@ -130,25 +107,11 @@ impl HttpConfig {
             let assigner = settings.text("assigner").map(Into::into);
             Some(PatientAt { at: settings.text("at")?, assigner })
         });
-        let csv = settings.map("csv", |settings| {
-            let separator = match settings.text("separator")?.as_str() {
-                "tab" => b'\t',
-                text => match text.as_bytes() {
-                    [one] if one.is_ascii() && !one.is_ascii_alphanumeric() && *one != b'"' => *one,
-                    _ => {
-                        settings.wrong("separator", "expected one character such as `;`, or `tab`");
-                        return None;
-                    }
-                },
-            };
-            Some(Csv { separator, header: settings.flag("header") })
-        });
         let signature = settings.map("signature", signature);
         if settings.failed() {
             return None;
         }
-        let csv = csv.unwrap_or(Csv { separator: b',', header: true });
-        Some(HttpConfig { documents_max, patient, csv, signature })
+        Some(HttpConfig { documents_max, patient, signature })
     }
 }
 

@@ -1,10 +1,11 @@
 //! Requests of every kind, taken apart or refused.
 
 use super::SPEC;
-use crate::{Document, Feed, SourceContext, Unopened};
+use crate::{Document, Feed, Reads, SourceContext, Unopened};
 use bytes::Bytes;
 use hyper::Request;
 use hyper::http::request::Parts;
+use schemas::records::Csv;
 use schemas::yaml::{self, Fields, Mistake};
 use std::path::Path;
 use std::sync::Arc;
@@ -33,9 +34,18 @@ fn head(headers: &[(&str, &str)]) -> Parts {
 const JSON: (&str, &str) = ("content-type", "application/json; charset=utf-8");
 
 fn documents(feed: &dyn Feed, headers: &[(&str, &str)], body: &str) -> Result<Vec<Document>, Unopened> {
+    read(feed, headers, body, Reads::Json)
+}
+
+fn read(
+    feed: &dyn Feed,
+    headers: &[(&str, &str)],
+    body: &str,
+    reads: Reads,
+) -> Result<Vec<Document>, Unopened> {
     let head = head(headers);
-    feed.admits(&head)?;
-    feed.open(&head, &Bytes::copy_from_slice(body.as_bytes()))
+    feed.admits(&head, reads)?;
+    feed.open(&head, &Bytes::copy_from_slice(body.as_bytes()), reads)
 }
 
 #[test]
@@ -54,14 +64,21 @@ fn each_document_is_a_message_with_its_patient() {
 }
 
 #[test]
-fn csv_is_read_as_it_is_configured() {
-    let config = "{patient: {at: mrn}, csv: {separator: tab}}";
-    let feed = feed(config, Path::new(".")).expect("configured");
-    let found =
-        documents(&*feed, &[("content-type", "text/csv")], "mrn\tv\n7\t1\n8\t2\n").expect("taken apart");
+fn csv_is_read_as_its_mapping_has_it() {
+    let feed = feed("patient: {at: mrn}", Path::new(".")).expect("configured");
+    let tabs = Reads::Csv(Csv { separator: b'\t', header: true });
+    let csv = [("content-type", "text/csv")];
+    let found = read(&*feed, &csv, "mrn\tv\n7\t1\n8\t2\n", tabs).expect("taken apart");
     assert_eq!(&found[1].bytes[..], b"mrn\tv\n8\t2");
     assert!(found.iter().all(|one| one.is_csv));
     assert_eq!(found[1].patient, Some((None, "8".to_owned())));
+    assert_eq!(
+        read(&*feed, &csv, "", Reads::Json),
+        Err(Unopened::Media("application/json or application/x-ndjson"))
+    );
+    assert_eq!(read(&*feed, &[JSON], "{}", tabs), Err(Unopened::Media("text/csv")));
+    let packed = [JSON, ("content-encoding", "gzip")];
+    assert_eq!(read(&*feed, &packed, "{}", Reads::Json), Err(Unopened::Encoded));
 }
 
 #[test]
@@ -71,8 +88,9 @@ fn what_cannot_be_taken_apart_is_refused_by_what_is_wrong_with_it() {
         |headers: &[(&str, &str)], body: &str| documents(&*feed, headers, body).expect_err("refused");
     assert_eq!(refused(&[JSON], "{"), Unopened::Malformed("not JSON: line 1, column 1".to_owned()));
     assert_eq!(refused(&[JSON], "[1,2,3]"), Unopened::TooMany("more than 2 documents".to_owned()));
-    assert_eq!(refused(&[], "{}"), Unopened::Media);
-    assert_eq!(refused(&[("content-type", "text/html")], "{}"), Unopened::Media);
+    for headers in [&[][..], &[("content-type", "text/html")]] {
+        assert!(matches!(refused(headers, "{}"), Unopened::Media(_)));
+    }
 }
 
 #[test]
@@ -95,7 +113,11 @@ fn a_signature_proves_the_sender_and_nothing_less_does() {
     {
         assert_eq!(signed(value), Unopened::Unsigned, "{value}");
     }
-    assert_eq!(feed.admits(&head(&[JSON])), Err(Unopened::Unsigned), "known before the body is read");
+    assert_eq!(
+        feed.admits(&head(&[JSON]), Reads::Json),
+        Err(Unopened::Unsigned),
+        "known before the body is read"
+    );
     std::fs::write(folder.path().join("secret"), "other").expect("written");
     assert_eq!(signed(&format!("sha256={HEX}")), Unopened::Unsigned, "the secret is read anew");
 }
@@ -116,8 +138,6 @@ fn every_mistake_of_a_configuration_is_told() {
     for (config, expected) in [
         ("signature: {sender: cloud}", "secret: is missing"),
         ("patient: {assigner: X}", "at: "),
-        ("csv: {separator: ab}", "separator: expected one character"),
-        ("csv: {separator: '\"'}", "separator: expected one character"),
         ("documents_max: 0", "documents_max: expected a whole number"),
         ("document_max: 3", "document_max"),
     ] {

@@ -1,10 +1,9 @@
 //! Feeds in: what others post to `/feeds/NAME` is taken apart, made durable and answered at once; nobody waits for its mapping.
 
 use super::{Answer, Api, auth, fhir, outcome, whole};
-use crate::ingest::{self, Feeding};
-use adapters::{Document, Unopened, Verdict};
+use crate::ingest::Feeding;
+use adapters::{Document, Reads, Unopened, Verdict};
 use bytes::Bytes;
-use futures_util::future::join_all;
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::http::request::Parts;
@@ -14,6 +13,8 @@ use std::net::SocketAddr;
 
 /// Where feeds lie; the name of the source follows.
 pub const PATH: &str = "/feeds/";
+/// The largest body of a request that has still to prove whose it is, in bytes.
+const UNPROVEN_MAX: usize = 1 << 20;
 
 /// Takes one request.
 pub async fn answer(
@@ -39,7 +40,8 @@ async fn try_answer(
     let feed = api.feeds.get(name);
     let senders = api.ingest.senders();
     // Who is known by a signature shows no token; whether it is right is seen once the body is there.
-    let client = match feed.and_then(|feed| feed.signer()) {
+    let signer = feed.and_then(|feed| feed.signer());
+    let client = match signer {
         Some(signer) => senders.named(signer).ok_or_else(|| refused(&Unopened::Unsigned))?,
         None => auth::client(senders, head, peer, certificate_names)?,
     };
@@ -57,67 +59,61 @@ async fn try_answer(
     let client = client.ok_or_else(|| {
         outcome::answer(StatusCode::FORBIDDEN, "forbidden", "this sender may not use this source")
     })?;
-    feed.admits(head).map_err(|why| refused(&why))?;
-    let body = whole(api, body).await?;
-    let feeding = Feeding { source: name, mapping, sender: &client };
-    let documents = match feed.open(head, &body) {
+    let reads = api.ingest.reads(&client.name, mapping);
+    let reads = reads.ok_or_else(|| fhir::later("the mapping of this source is not there now"))?;
+    feed.admits(head, reads).map_err(|why| refused(&why))?;
+    let key = key(head, Feeding::key_max(name))?;
+    let body_max = if signer.is_some() { UNPROVEN_MAX.min(api.http.body_max) } else { api.http.body_max };
+    let body = whole(api, body, body_max).await?;
+    let told = |name| head.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let feeding = Feeding { source: name, mapping, sender: &client, key, traceparent: told("traceparent") };
+    let documents = match feed.open(head, &body, reads) {
         Ok(documents) => documents,
         Err(why) => {
             tracing::warn!(source = name, reason = %why, "a request to a feed was refused");
             if let Unopened::Malformed(text) = &why {
-                keep_refused(api, &feeding, head, body, text).await;
+                keep_refused(api, &feeding, reads, body, text).await;
             }
             return Err(refused(&why));
         }
     };
-    taken(api, &feeding, head, documents).await
+    taken(api, &feeding, documents).await
+}
+
+/// What the sender calls its request.
+fn key(head: &Parts, max: usize) -> Result<&str, Answer> {
+    let Some(key) = head.headers.get("idempotency-key") else { return Ok("") };
+    key.to_str().ok().filter(|key| key.len() <= max).ok_or_else(|| {
+        let text = format!("an Idempotency-Key has at most {max} characters, all of them ASCII");
+        outcome::answer(StatusCode::BAD_REQUEST, "invalid", &text)
+    })
 }
 
 /// Makes documents durable and says what became of each.
-async fn taken(
-    api: &Api,
-    feeding: &Feeding<'_>,
-    head: &Parts,
-    documents: Vec<Document>,
-) -> Result<Answer, Answer> {
-    let told = |name| head.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    let (key, traceparent) = (told("idempotency-key"), told("traceparent"));
-    let of_many = documents.len() > 1;
+async fn taken(api: &Api, feeding: &Feeding<'_>, documents: Vec<Document>) -> Result<Answer, Answer> {
     let faults: Vec<Option<String>> = documents.iter().map(|document| document.fault.clone()).collect();
-    let kept = documents.into_iter().enumerate().map(|(index, document)| {
-        // The same key with the same documents is the same request.
-        let key = match (key, of_many) {
-            ("", _) => String::new(),
-            (key, false) => key.to_owned(),
-            (key, true) => format!("{}#{index}", key.chars().take(ingest::KEY_MAX - 8).collect::<String>()),
-        };
-        api.ingest.feed(feeding, document, key, traceparent)
-    });
-    let verdicts = join_all(kept).await;
-    let mut durable = 0;
-    let results: Vec<Value> = verdicts
-        .iter()
-        .zip(&faults)
-        .map(|(verdict, fault)| {
-            durable += usize::from(matches!(verdict, Verdict::Stored(_)) || fault.is_some());
-            match (verdict, fault) {
-                (_, Some(fault)) => json!({"refused": fault}),
-                (Verdict::Stored(stored), None) if stored.repeat => {
-                    json!({"message": stored.message.to_string(), "repeat": true})
-                }
-                (Verdict::Stored(stored), None) => json!({"message": stored.message.to_string()}),
-                (Verdict::Rejected(rejection), None) => json!({"refused": rejection.text}),
-                (Verdict::Unavailable { .. } | Verdict::Unreadable { .. }, None) => json!(null),
-            }
-        })
-        .collect();
-    if results.iter().any(Value::is_null) {
+    let verdicts = api.ingest.feed(feeding, documents).await;
+    let is_kept = |verdict: &Verdict| !matches!(verdict, Verdict::Unavailable { .. });
+    let durable = verdicts.iter().filter(|verdict| is_kept(verdict)).count();
+    if durable < verdicts.len() {
         let text = format!(
-            "{durable} of {} documents are durable, the store cannot take the others now: post all of them again, with the same Idempotency-Key",
-            results.len()
+            "{durable} of {} documents are kept, the store cannot take the others now: post all of them again, with the same Idempotency-Key",
+            verdicts.len()
         );
         return Err(fhir::later(&text));
     }
+    let result = |(verdict, fault): (&Verdict, &Option<String>)| match (verdict, fault) {
+        (_, Some(fault)) => json!({"refused": fault}),
+        (Verdict::Stored(stored), None) => match stored.repeat {
+            true => json!({"message": stored.message.to_string(), "repeat": true}),
+            false => json!({"message": stored.message.to_string()}),
+        },
+        (Verdict::Rejected(rejection), None) => json!({"refused": rejection.text}),
+        (Verdict::Unavailable { reason } | Verdict::Unreadable { reason }, None) => {
+            json!({"refused": reason})
+        }
+    };
+    let results: Vec<Value> = verdicts.iter().zip(&faults).map(result).collect();
     let is_refused = |result: &Value| result.get("refused").is_some();
     let status = match (results.iter().any(is_refused), results.iter().all(is_refused)) {
         (true, true) => StatusCode::BAD_REQUEST,
@@ -133,21 +129,30 @@ async fn taken(
 }
 
 /// Keeps a body that could not be taken apart as a final row, for the operator.
-async fn keep_refused(api: &Api, feeding: &Feeding<'_>, head: &Parts, body: Bytes, text: &str) {
-    let is_csv =
-        head.headers.get(header::CONTENT_TYPE).is_some_and(|value| value.as_bytes().starts_with(b"text/"));
+async fn keep_refused(api: &Api, feeding: &Feeding<'_>, reads: Reads, body: Bytes, text: &str) {
+    let is_csv = matches!(reads, Reads::Csv(_));
     let whole = Document { bytes: body, is_csv, patient: None, fault: Some(text.to_owned()) };
-    if let Verdict::Unavailable { reason } = api.ingest.feed(feeding, whole, String::new(), "").await {
-        tracing::error!(error = %reason, "a refused request could not be kept");
+    let unnamed = Feeding { key: "", ..*feeding };
+    for verdict in api.ingest.feed(&unnamed, vec![whole]).await {
+        if let Verdict::Unavailable { reason } = verdict {
+            tracing::error!(error = %reason, "a refused request could not be kept");
+        }
     }
 }
 
 fn refused(why: &Unopened) -> Answer {
     let (status, code) = match why {
         Unopened::Unsigned => (StatusCode::UNAUTHORIZED, "login"),
-        Unopened::Media => (StatusCode::UNSUPPORTED_MEDIA_TYPE, "not-supported"),
+        Unopened::Media(_) | Unopened::Encoded => (StatusCode::UNSUPPORTED_MEDIA_TYPE, "not-supported"),
         Unopened::Malformed(_) => (StatusCode::BAD_REQUEST, "structure"),
         Unopened::TooMany(_) => (StatusCode::PAYLOAD_TOO_LARGE, "too-costly"),
     };
-    outcome::answer(status, code, &why.to_string())
+    let mut answer = outcome::answer(status, code, &why.to_string());
+    if *why == Unopened::Unsigned {
+        let scheme = header::HeaderValue::from_static("Signature realm=\"pons\"");
+        answer.headers_mut().insert(header::WWW_AUTHENTICATE, scheme);
+        // The body was not read, mostly: the connection cannot be used again.
+        answer.headers_mut().insert(header::CONNECTION, header::HeaderValue::from_static("close"));
+    }
+    answer
 }

@@ -1,6 +1,7 @@
 //! The HTTP listener: FHIR in and out, feeds in, metrics and health. Pure HTTP here; what a request means lies below.
 //!
-//! Invariant: who asks is decided from the head alone, before a byte of any body is read, in one place ([`auth`]).
+//! Invariant: who asks is decided from the head alone, before a byte of any body is read, in one place ([`auth`]). Only what proves its
+//! sender by a signature over its body is read before that is known, and no more than a little of it ([`feeds`]).
 
 pub mod auth;
 mod everything;
@@ -180,7 +181,7 @@ async fn answer(
         (&Method::GET, "/metrics") => text(StatusCode::OK, &(api.metrics)()),
         (_, path) if path == "/fhir" || path.starts_with("/fhir/") => {
             if let Some(ask) = subscriptions::ask(&head.method, path) {
-                let body = match whole(api, body).await {
+                let body = match whole(api, body, api.http.body_max).await {
                     Ok(body) => body,
                     Err(refused) => return refused,
                 };
@@ -192,7 +193,7 @@ async fn answer(
                     _ => fhir::acceptable(&head),
                 };
                 let body = match acceptable {
-                    Ok(()) => whole(api, body).await,
+                    Ok(()) => whole(api, body, api.http.body_max).await,
                     Err(refused) => Err(refused),
                 };
                 let body = match body {
@@ -203,7 +204,9 @@ async fn answer(
             }
             if let Some(ask) = read::ask(&head.method, path) {
                 if head.method == Method::POST {
-                    let read = whole(api, body).await.and_then(|form| read::into_query(&mut head, &form));
+                    let read = whole(api, body, api.http.body_max)
+                        .await
+                        .and_then(|form| read::into_query(&mut head, &form));
                     if let Err(refused) = read {
                         return refused;
                     }
@@ -232,7 +235,7 @@ async fn answer(
             if let Err(refused) = fhir::acceptable(&head) {
                 return refused;
             }
-            let body = match whole(api, body).await {
+            let body = match whole(api, body, api.http.body_max).await {
                 Ok(body) => body,
                 Err(refused) => return refused,
             };
@@ -252,18 +255,18 @@ fn base(api: &Api, head: &Parts) -> String {
     api.http.base_url.clone().unwrap_or_else(asked)
 }
 
-/// The whole body of a request.
+/// The whole body of a request, if it has at most so many bytes.
 ///
 /// # Errors
 /// The answer to give: it is too large, ended early, or took too long.
-async fn whole(api: &Api, body: Incoming) -> Result<Bytes, Answer> {
-    let read = Limited::new(body, api.http.body_max).collect();
+async fn whole(api: &Api, body: Incoming, bytes_max: usize) -> Result<Bytes, Answer> {
+    let read = Limited::new(body, bytes_max).collect();
     match tokio::time::timeout(api.http.timeout, read).await {
         Ok(Ok(body)) => Ok(body.to_bytes()),
         Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => Err(outcome::answer(
             StatusCode::PAYLOAD_TOO_LARGE,
             "too-long",
-            &format!("the body is larger than {} bytes", api.http.body_max),
+            &format!("the body is larger than {bytes_max} bytes"),
         )),
         Ok(Err(_)) => Err(outcome::answer(StatusCode::BAD_REQUEST, "incomplete", "the body ended early")),
         Err(_) => Err(outcome::answer(StatusCode::REQUEST_TIMEOUT, "timeout", "the body took too long")),

@@ -17,6 +17,9 @@ const BATCH_BYTES: usize = 8 << 20;
 /// How many messages may wait for their transaction; senders beyond that wait unread.
 const WAITING_MAX: usize = 1024;
 
+/// How many messages of one request are handed in together; others come in between.
+const AT_A_TIME: usize = BATCH_MESSAGES;
+
 /// How far apart transactions begin while more than one message gathers in that time: a transaction costs more than a message.
 const APART: Duration = Duration::from_millis(5);
 /// So many are enough to begin without waiting.
@@ -59,11 +62,39 @@ impl Committer {
     /// Writes one message; returns once it is durable, or once it is known that it is not.
     pub async fn write(&self, message: NewMessage) -> Written {
         let (answer, written) = oneshot::channel();
-        let gone = || "the gateway is stopping".to_owned();
+        let gone = || GONE.to_owned();
         self.queue.send(Waiting { message, since: Instant::now(), answer }).await.map_err(|_| gone())?;
         written.await.map_err(|_| gone())?
     }
+
+    /// Writes the messages of one request in their order. When one was not taken, nothing after it is handed in.
+    pub async fn write_all(&self, messages: Vec<NewMessage>) -> Vec<Written> {
+        let mut written: Vec<Written> = Vec::with_capacity(messages.len());
+        let mut messages = messages.into_iter();
+        while messages.len() > 0 && written.iter().all(Result::is_ok) {
+            // Their places are next to each other, so that what refuses one refuses those after it.
+            let Ok(places) = self.queue.reserve_many(messages.len().min(AT_A_TIME)).await else { break };
+            let handed_in: Vec<_> = places
+                .zip(&mut messages)
+                .map(|(place, message)| {
+                    let (answer, written) = oneshot::channel();
+                    place.send(Waiting { message, since: Instant::now(), answer });
+                    written
+                })
+                .collect();
+            for one in handed_in {
+                written.push(one.await.unwrap_or_else(|_| Err(GONE.to_owned())));
+            }
+        }
+        let reason =
+            written.iter().find_map(|one| one.as_ref().err().cloned()).unwrap_or_else(|| GONE.to_owned());
+        written.extend(messages.map(|_| Err(reason.clone())));
+        written
+    }
 }
+
+/// Why nothing is written any more.
+const GONE: &str = "the gateway is stopping";
 
 /// What a batch needs.
 struct Batches {

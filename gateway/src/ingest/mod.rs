@@ -13,9 +13,9 @@ use crate::normalize::waiters::{Changed, Done, UNMET, Waiters};
 use crate::store::{self, Appended, Format, MessageResult, NewMessage, Refused, Store};
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::trace::{self, Verb};
-use adapters::{Document, Intake, Outcome, Received, Rejection, RejectionKind, Stored, Verdict};
+use adapters::{Document, Intake, Outcome, Reads, Received, Rejection, RejectionKind, Stored, Verdict};
 use async_trait::async_trait;
-use commit::Committer;
+use commit::{Committer, Written};
 use keys::Keys;
 use schemas::hl7v2::{Answer, Header, Limits, Message, Unreadable, charset};
 use schemas::message::MessageId;
@@ -32,6 +32,62 @@ use uuid::Uuid;
 pub trait Takes: Send + Sync {
     /// `Ok`, or the code of table 0357 (200 type, 201 event, 203 version) that says what is not taken.
     fn takes(&self, code: &str, trigger: &str, structure: &str, version: &str) -> Result<(), u16>;
+
+    /// How a mapping reads documents, as a sender has it; `None` if there is no such mapping now.
+    fn reads(&self, sender: &str, mapping: &str) -> Option<Reads>;
+}
+
+/// A message that is being written.
+struct Begun {
+    id: MessageId,
+    received_at: jiff::Timestamp,
+    /// While somebody traces.
+    verb: Option<Verb>,
+}
+
+impl Begun {
+    fn of(message: &mut NewMessage) -> Begun {
+        let (id, received_at) = (message.id, message.received_at);
+        let mut verb = Verb::begin("ingest", trace::in_context(&message.context), received_at);
+        if let Some(verb) = &mut verb {
+            message.context = trace::into_context(&message.context, &verb.traceparent());
+            verb.note("message_id", id.to_string());
+            verb.note("source", message.source.clone());
+        }
+        Begun { id, received_at, verb }
+    }
+
+    /// What became of it.
+    fn ended(self, written: Written) -> Verdict {
+        let Begun { id, received_at, verb } = self;
+        let verdict = match written {
+            Ok(Appended::New { control_id_reused, .. }) => {
+                if control_id_reused {
+                    tracing::warn!(message_id = %id, "a control id came again with other content; taken as a new message");
+                }
+                Verdict::Stored(Stored { message: id, received_at, repeat: false })
+            }
+            Ok(Appended::Repeat { id, received_at, rejected: None }) => {
+                tracing::info!(message_id = %id, "a repeat; its first answer is given again");
+                Verdict::Stored(Stored { message: id, received_at, repeat: true })
+            }
+            Ok(Appended::Repeat { rejected: Some(refused), received_at, .. }) => {
+                Verdict::Rejected(Rejection { received_at: Some(received_at), ..refused.into_rejection() })
+            }
+            Err(reason) => Verdict::Unavailable { reason },
+        };
+        let Some(mut verb) = verb else { return verdict };
+        match &verdict {
+            Verdict::Stored(stored) => {
+                verb.note("message_id", stored.message.to_string());
+                verb.note("repeat", stored.repeat);
+            }
+            Verdict::Rejected(rejection) => verb.note("code", i64::from(rejection.code)),
+            Verdict::Unavailable { .. } => verb.fail("not stored"),
+            Verdict::Unreadable { .. } => verb.fail("unreadable"),
+        }
+        verdict
+    }
 }
 
 /// By which way documents come in.
@@ -43,6 +99,51 @@ pub struct Feeding<'f> {
     pub mapping: &'f str,
     /// Who sends them.
     pub sender: &'f Known,
+    /// What the sender calls its request; empty if nothing.
+    pub key: &'f str,
+    /// The trace of the request.
+    pub traceparent: &'f str,
+}
+
+impl Feeding<'_> {
+    /// The longest key: with the source and a number it is the control id of a message.
+    pub fn key_max(source: &str) -> usize {
+        CONTROL_ID_MAX.saturating_sub(source.chars().count() + 8)
+    }
+
+    fn message(&self, source: &Arc<str>, context: &str, index: usize, document: Document) -> NewMessage {
+        let mut keys = Keys { order: Vec::new(), patients: Vec::new() };
+        if let Some((assigner, value)) = &document.patient {
+            keys.add(assigner.as_deref().unwrap_or(&self.sender.name), value);
+        }
+        let keys = keys.or_sender(&self.sender.name);
+        let kept = if document.fault.is_some() { KEPT_MAX } else { usize::MAX };
+        // The same key at another source is another request.
+        let control_id = match self.key {
+            "" => String::new(),
+            key => format!("{source}/{key}#{index}"),
+        };
+        NewMessage {
+            id: MessageId(Uuid::now_v7()),
+            received_at: store::now(),
+            sender: self.sender.name.clone(),
+            source: source.clone(),
+            format: if document.is_csv { Format::Csv } else { Format::Json },
+            control_id: bounded(&control_id),
+            message_type: bounded(self.mapping),
+            version: String::new(),
+            bytes: document.bytes.slice(..document.bytes.len().min(kept)),
+            keys: keys.order,
+            patient_hashes: keys.patients,
+            rejected: document.fault.map(|text| Refused {
+                answer: "HTTP 400".to_owned(),
+                code: 0,
+                location: String::new(),
+                text,
+            }),
+            context: context.to_owned(),
+        }
+    }
 }
 
 /// The intake of one gateway.
@@ -86,45 +187,31 @@ impl Ingest {
         verdict
     }
 
-    async fn write(&self, mut message: NewMessage) -> Verdict {
-        let since = message.received_at;
-        let Some(mut verb) = Verb::begin("ingest", trace::in_context(&message.context), since) else {
-            return self.write_untraced(message).await;
-        };
-        message.context = trace::into_context(&message.context, &verb.traceparent());
-        verb.note("message_id", message.id.to_string());
-        verb.note("source", message.source.clone());
-        let verdict = self.write_untraced(message).await;
-        match &verdict {
-            Verdict::Stored(stored) => {
-                verb.note("message_id", stored.message.to_string());
-                verb.note("repeat", stored.repeat);
+    /// The same for the messages of one request, in their order. When one cannot be written, none after it is.
+    async fn keep_all(&self, messages: Vec<NewMessage>) -> Vec<Verdict> {
+        let mut begun = Vec::with_capacity(messages.len());
+        let messages: Vec<NewMessage> = messages
+            .into_iter()
+            .map(|mut message| {
+                begun.push((Begun::of(&mut message), message.source.clone(), message.rejected.is_some()));
+                message
+            })
+            .collect();
+        let written = self.committer.write_all(messages).await;
+        let told = written.into_iter().zip(begun).map(|(written, (begun, source, refused))| {
+            let verdict = begun.ended(written);
+            match &verdict {
+                Verdict::Stored(_) if refused => self.metrics.refused(&source),
+                verdict => self.metrics.ingested(&source, verdict),
             }
-            Verdict::Rejected(rejection) => verb.note("code", i64::from(rejection.code)),
-            Verdict::Unavailable { .. } => verb.fail("not stored"),
-            Verdict::Unreadable { .. } => verb.fail("unreadable"),
-        }
-        verdict
+            verdict
+        });
+        told.collect()
     }
 
-    async fn write_untraced(&self, message: NewMessage) -> Verdict {
-        let (id, received_at) = (message.id, message.received_at);
-        match self.committer.write(message).await {
-            Ok(Appended::New { control_id_reused, .. }) => {
-                if control_id_reused {
-                    tracing::warn!(message_id = %id, "a control id came again with other content; taken as a new message");
-                }
-                Verdict::Stored(Stored { message: id, received_at, repeat: false })
-            }
-            Ok(Appended::Repeat { id, received_at, rejected: None }) => {
-                tracing::info!(message_id = %id, "a repeat; its first answer is given again");
-                Verdict::Stored(Stored { message: id, received_at, repeat: true })
-            }
-            Ok(Appended::Repeat { rejected: Some(refused), received_at, .. }) => {
-                Verdict::Rejected(Rejection { received_at: Some(received_at), ..refused.into_rejection() })
-            }
-            Err(reason) => Verdict::Unavailable { reason },
-        }
+    async fn write(&self, mut message: NewMessage) -> Verdict {
+        let begun = Begun::of(&mut message);
+        begun.ended(self.committer.write(message).await)
     }
 
     /// Waits until a stored message has been normalized; the caller bounds its wait. `None` if it is not known here.
@@ -182,48 +269,23 @@ impl Ingest {
         }
     }
 
-    /// Accepts one document of a feed; what is no document at all is kept as refused. `key` is what its sender calls it, empty if
-    /// nothing; `traceparent` that of its request.
-    pub async fn feed(
-        &self,
-        feeding: &Feeding<'_>,
-        document: Document,
-        key: String,
-        traceparent: &str,
-    ) -> Verdict {
-        let Feeding { source, mapping, sender } = feeding;
-        let context = sender.context_on(source);
-        let context = match trace::read(traceparent) {
-            Some(_) => trace::into_context(&context, traceparent),
+    /// Accepts the documents of one request to a feed, in their order; what is no document at all is kept as refused. Nothing is stored
+    /// behind one that could not be.
+    pub async fn feed(&self, feeding: &Feeding<'_>, documents: Vec<Document>) -> Vec<Verdict> {
+        let context = feeding.sender.context_on(feeding.source);
+        let context = match trace::read(feeding.traceparent) {
+            Some(_) => trace::into_context(&context, feeding.traceparent),
             None => context,
         };
-        let mut keys = Keys { order: Vec::new(), patients: Vec::new() };
-        if let Some((assigner, value)) = &document.patient {
-            keys.add(assigner.as_deref().unwrap_or(&sender.name), value);
-        }
-        let keys = keys.or_sender(&sender.name);
-        let kept = if document.fault.is_some() { KEPT_MAX } else { usize::MAX };
-        let message = NewMessage {
-            id: MessageId(Uuid::now_v7()),
-            received_at: store::now(),
-            sender: sender.name.clone(),
-            source: (*source).into(),
-            format: if document.is_csv { Format::Csv } else { Format::Json },
-            control_id: bounded(&key),
-            message_type: bounded(mapping),
-            version: String::new(),
-            bytes: document.bytes.slice(..document.bytes.len().min(kept)),
-            keys: keys.order,
-            patient_hashes: keys.patients,
-            rejected: document.fault.map(|text| Refused {
-                answer: "HTTP 400".to_owned(),
-                code: 0,
-                location: String::new(),
-                text,
-            }),
-            context,
-        };
-        self.keep(message).await
+        let source: Arc<str> = feeding.source.into();
+        let documents = documents.into_iter().enumerate();
+        let messages = documents.map(|(index, document)| feeding.message(&source, &context, index, document));
+        self.keep_all(messages.collect()).await
+    }
+
+    /// How a mapping reads documents, while there is such a one.
+    pub fn reads(&self, sender: &str, mapping: &str) -> Option<Reads> {
+        self.takes.reads(sender, mapping)
     }
 
     async fn accept_hl7v2(&self, received: Received) -> Verdict {
@@ -454,11 +516,11 @@ fn message_type(header: &Header<'_>) -> String {
 }
 
 /// How many characters of a control id or of what stands in its place are kept: the standard's bound.
-pub const KEY_MAX: usize = 199;
+const CONTROL_ID_MAX: usize = 199;
 
 /// A header field as it goes into a row.
 fn bounded(text: &str) -> String {
-    text.chars().take(KEY_MAX).collect()
+    text.chars().take(CONTROL_ID_MAX).collect()
 }
 
 impl Refused {

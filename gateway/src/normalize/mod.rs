@@ -24,6 +24,7 @@ use crate::ingest::Takes;
 use crate::ingest::senders::SOURCE;
 use crate::store::{Format, OpenMessage, Store, StoreError};
 use crate::telemetry::trace::{self, Verb};
+use adapters::Reads;
 use mappings::resource::{Contributed, Contribution, Stamp};
 use mappings::{Catalog, Context, Effect, Given, Program, SiteCodes, UnmappedCode};
 use schemas::hl7v2::time::Zone;
@@ -185,6 +186,15 @@ impl Takes for Mapper {
             () if of_type().any(|program| program.takes().1.iter().any(|event| event == trigger)) => 203,
             () => 201,
         })
+    }
+
+    fn reads(&self, sender: &str, mapping: &str) -> Option<Reads> {
+        let catalog = self.catalog();
+        let program = catalog.program(sender, mapping)?;
+        match program.takes_csv() {
+            Some(csv) => Some(Reads::Csv(csv)),
+            None => program.takes_json().then_some(Reads::Json),
+        }
     }
 }
 

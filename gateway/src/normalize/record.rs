@@ -119,6 +119,10 @@ async fn try_record(
     let mut recorded = Vec::with_capacity(batch.len());
     for prepared in batch.iter() {
         let outcome = merge.take(prepared);
+        // Judged by what was not read: nothing of it is written that would find that out.
+        let unread = |facts: &Facts| facts.contributions().any(|one| merge.is_unread(one.id));
+        let is_judged = outcome.is_err() && prepared.facts.as_ref().is_ok_and(unread);
+        merge.is_in_doubt |= is_judged;
         let mut result = MessageResult {
             seq: prepared.open.seq,
             id: prepared.open.id,
@@ -368,6 +372,11 @@ impl<'r> Merge<'r> {
             merge.find_moves(tx, prepared).await?;
         }
         Ok(merge)
+    }
+
+    /// Whether it was held to be new and nothing has been made of it yet.
+    fn is_unread(&self, id: Uuid) -> bool {
+        self.new.contains(&id) && !self.resources.contains_key(&id)
     }
 
     /// Takes one message, or nothing of it.
