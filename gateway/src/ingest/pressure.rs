@@ -8,8 +8,9 @@ use std::time::{Duration, Instant};
 const WINDOW: Duration = Duration::from_millis(50);
 /// A judgement holds this long; without messages none follows it.
 const HOLDS: Duration = Duration::from_millis(100);
-/// The least share of the window, as 1/n, in which a transaction was under way.
-const BUSY_SHARE: u32 = 2;
+/// The least share of the window, in hundredths, in which a transaction was under way. Senders that wait for each answer keep
+/// it higher than this; one whose messages come at their own pace leaves pauses for as long as intake keeps up.
+const BUSY_SHARE: u32 = 75;
 /// The least number of messages in a transaction, on average: fewer do not wait for one another.
 const CROWD: u32 = 8;
 
@@ -49,7 +50,7 @@ impl Pressure {
         if window < WINDOW {
             return;
         }
-        let high = inner.busy * BUSY_SHARE >= window && inner.messages / inner.transactions >= CROWD;
+        let high = inner.busy * 100 >= window * BUSY_SHARE && inner.messages / inner.transactions >= CROWD;
         let high_until = high.then(|| now + HOLDS);
         *inner = Inner { since: now, busy: Duration::ZERO, transactions: 0, messages: 0, high_until };
     }
@@ -93,7 +94,9 @@ mod tests {
 
     #[test]
     fn large_transactions_with_pauses_are_none() {
-        let (pressure, now) = after(64, MILLISECOND, MILLISECOND * 5);
-        assert!(!pressure.is_high(now));
+        for every in [MILLISECOND * 2, MILLISECOND * 5] {
+            let (pressure, now) = after(64, MILLISECOND, every);
+            assert!(!pressure.is_high(now), "every {every:?}");
+        }
     }
 }

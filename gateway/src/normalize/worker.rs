@@ -28,6 +28,9 @@ const WINDOW: usize = 1024;
 const WINDOW_BYTES: usize = 6 << 20;
 /// How many messages are recorded in one transaction.
 const BATCH: usize = 128;
+/// So many open messages are a backlog. No more than a batch of them: where senders wait for each answer, normalizing that takes
+/// its full share of the processor holds them back just so far that it keeps up with them, and no larger backlog ever comes.
+const BACKLOG: usize = BATCH;
 /// How many bytes of messages are recorded in one transaction, beyond the first; their resources take many times as much memory.
 const BATCH_BYTES: usize = 160 << 10;
 /// How many batches are under way at a time: while one is mapped or merged, another waits for the store.
@@ -259,7 +262,7 @@ impl Normalizer {
         }
         // Somebody who waits for a result must not wait for others' acknowledgements.
         let pressed = self.pressure.is_high(std::time::Instant::now()) && !self.waiters.anybody();
-        if courtesy.gives_way(desk.open.len() >= WINDOW / 2, pressed) {
+        if courtesy.gives_way(desk.open.len() >= BACKLOG, pressed) {
             return Ok(Turn::GaveWay);
         }
         let busy = desk.busy();
