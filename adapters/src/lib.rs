@@ -11,6 +11,7 @@ mod documents;
 pub mod http;
 mod http_client;
 pub mod mllp;
+pub mod mqtt;
 pub mod rest_hook;
 pub mod settings;
 #[cfg(test)]
@@ -29,7 +30,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 /// Every adapter. One row makes it exist: the configuration, `pons check` and the documentation derive from it.
-pub const ADAPTERS: &[AdapterSpec] = &[http::SPEC, mllp::SPEC, rest_hook::SPEC];
+pub const ADAPTERS: &[AdapterSpec] = &[http::SPEC, mllp::SPEC, mqtt::SPEC, rest_hook::SPEC];
 
 /// One kind of outside system.
 #[derive(Debug)]
@@ -51,9 +52,11 @@ pub struct SourceSpec {
     pub settings: &'static [Setting],
     /// Reads them. Every mistake goes to `fields`; `None` if there was one. The caller has taken the common keys and calls
     /// [`Fields::finish`] afterwards. Opens no socket.
-    pub read: fn(&mut Fields, &SourceContext) -> Option<Box<dyn Source>>,
+    pub read: fn(&mut Fields, &SourceContext) -> Option<Arc<dyn Source>>,
     /// Whether it hands over documents, JSON or CSV, that a mapping named by the source reads; else HL7 v2, which says itself what it is.
     pub reads_documents: bool,
+    /// Whether it fetches what it hands over, so that the configuration says whose it is, and one replica does so at a time.
+    pub fetches: bool,
     /// The smallest configuration that works, in YAML, without the common keys.
     pub example: &'static str,
 }
@@ -87,12 +90,12 @@ pub fn adapter(name: &str) -> Option<&'static AdapterSpec> {
 #[async_trait]
 pub trait Source: Send + Sync + std::fmt::Debug {
     /// Takes its address and begins to hand messages to `intake`. When `stop` is cancelled it takes nothing new, answers
-    /// what it has handed over, closes, and its task ends.
+    /// what it has handed over, closes, and its task ends. One that fetches may be started again then.
     ///
     /// # Errors
     /// When the address cannot be had, such as a port in use.
     async fn start(
-        self: Box<Self>,
+        self: Arc<Self>,
         intake: Arc<dyn Intake>,
         stop: CancellationToken,
     ) -> std::io::Result<RunningSource>;
@@ -136,7 +139,7 @@ pub enum Reads {
 }
 
 /// One document of a feed: a message.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Document {
     /// As it came; a record of CSV with the header of its file before it.
     pub bytes: bytes::Bytes,
@@ -144,8 +147,23 @@ pub struct Document {
     pub is_csv: bool,
     /// The patient that it names: who assigned the identifier, and the identifier.
     pub patient: Option<(Option<Arc<str>>, String)>,
+    /// The device that it names: what is from one device stays in order.
+    pub device: Option<String>,
+    /// What the wire said beside it, by name, such as a level of its topic; its mapping reads it as `wire.NAME`.
+    pub wire: Vec<(Arc<str>, String)>,
+    /// How a wire that hands over again what was not acknowledged tells it from what is new.
+    pub handed: Option<Handed>,
     /// Why it is no document at all: it is refused, the others of its request are not.
     pub fault: Option<String>,
+}
+
+/// The number under which a wire hands a document over. Acknowledged, it is given to another one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Handed {
+    /// The number, within its source.
+    pub number: String,
+    /// Whether it may have been handed over before; else it is new, whatever it holds.
+    pub again: bool,
 }
 
 /// Why a request was not taken apart. No value of it is told.
@@ -274,6 +292,19 @@ pub trait Intake: Send + Sync {
 
     /// Waits until a stored message has been normalized or quarantined. The caller bounds its own wait.
     async fn outcome(&self, message: MessageId) -> Outcome;
+
+    /// How the mapping of a source reads documents; `None` while there is no such mapping, as where none are taken at all.
+    fn reads(&self, _source: &str) -> Option<Reads> {
+        None
+    }
+
+    /// Accepts what a source has fetched, in its order: behind one that answers [`Verdict::Unavailable`] nothing is stored.
+    async fn accept_documents(&self, _source: &str, documents: Vec<Document>) -> Vec<Verdict> {
+        vec![Verdict::Unavailable { reason: "no documents are taken here".to_owned() }; documents.len()]
+    }
+
+    /// Takes notice that a source which fetches has reached the other side, or not any more.
+    fn reaches(&self, _source: &str, _is_reached: bool) {}
 
     /// Keeps what never became a message (a frame over its limit, bytes outside of any frame) for the operator.
     /// `head` is at most its first 64 KiB.

@@ -54,6 +54,8 @@ pub enum Kind {
     HostPort,
     /// An `http:` or `https:` URL.
     Url,
+    /// Texts, one or a list.
+    Texts,
     /// Networks in CIDR notation.
     Networks,
     /// One byte in hexadecimal, such as `0x0B`.
@@ -81,6 +83,7 @@ impl Kind {
             Kind::Listen => "an address and a port, such as 127.0.0.1:2575".to_owned(),
             Kind::HostPort => "a host and a port, such as lab.example:2575".to_owned(),
             Kind::Url => "an http: or https: URL".to_owned(),
+            Kind::Texts => "a text or a list of texts".to_owned(),
             Kind::Networks => "networks such as 10.1.0.0/16".to_owned(),
             Kind::Byte => "a byte such as 0x0B".to_owned(),
             Kind::Choice(words) => format!("one of {}", words.join(", ")),
@@ -329,6 +332,14 @@ impl<'f, 'n, 'm> SettingsReader<'f, 'n, 'm> {
                 && uri.authority().is_some_and(|authority| !authority.as_str().contains('@'))
         };
         self.parsed(key, |text| text.parse().ok().filter(usable))
+    }
+
+    /// Texts, one or a list; none if the key is left out.
+    pub fn texts(&mut self, key: &'static str) -> Vec<String> {
+        if self.setting(key).default == Fallback::Required {
+            self.fields.take_required(key);
+        }
+        self.fields.take_texts(key).into_iter().map(str::to_owned).collect()
     }
 
     /// Networks; none if the key is left out.

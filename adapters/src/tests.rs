@@ -42,7 +42,7 @@ pub(crate) fn destination(
     read(config, |fields| (spec.read)(fields, folder))
 }
 
-fn source(name: &str, config: &str) -> Result<Box<dyn Source>, Vec<Mistake>> {
+fn source(name: &str, config: &str) -> Result<Arc<dyn Source>, Vec<Mistake>> {
     let spec = adapter(name).and_then(|spec| spec.source.as_ref()).expect("a row");
     let context = SourceContext { name: "test".into(), folder: Path::new(".").into() };
     read(config, |fields| (spec.read)(fields, &context))

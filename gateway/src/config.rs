@@ -156,6 +156,12 @@ pub const SOURCE: &[Setting] = &[
         Fallback::Absent,
         "of what is no HL7 v2: the mapping that reads its documents, such as dexcom_egvs; HL7 v2 says itself what it is",
     ),
+    row(
+        "sender",
+        Kind::Text,
+        Fallback::Absent,
+        "of what is fetched and not sent to the gateway: whose it is, the name of a sender",
+    ),
 ];
 
 /// The keys of every sender.
@@ -356,7 +362,7 @@ pub struct ConfiguredSource {
     /// What the gateway knows.
     pub common: SourceConfig,
     /// The adapter's side, not listening yet.
-    pub source: Box<dyn Source>,
+    pub source: Arc<dyn Source>,
 }
 
 /// What the gateway knows of a source.
@@ -370,6 +376,10 @@ pub struct SourceConfig {
     pub production: bool,
     /// The mapping that reads its documents, if it hands over such.
     pub mapping: Option<String>,
+    /// Whose they are, if it fetches them.
+    pub sender: Option<Arc<str>>,
+    /// Whether it fetches what it hands over: one replica at a time does so.
+    pub fetches: bool,
 }
 
 /// An IANA time zone by name.
@@ -502,8 +512,10 @@ fn read(root: &Node, folder: &Path, mistakes: &mut Vec<Mistake>) -> Config {
     let base = root.get("http").and_then(|http| http.get("base_url")).and_then(Node::text);
     let sources: Vec<ConfiguredSource> =
         each(&mut fields, "sources", |node, path, out| source(node, path, folder, out));
-    let signed =
-        |source: &Node| source.get("signature").and_then(|signature| signature.get("sender")).cloned();
+    let signed = |source: &Node| {
+        let signature = source.get("signature").and_then(|signature| signature.get("sender"));
+        signature.or(source.get("sender")).cloned()
+    };
     let signers: Vec<Node> = root.get("sources").map_or(&[][..], items).iter().filter_map(signed).collect();
     let senders: Vec<Sender> =
         each(&mut fields, "senders", |node, path, out| sender(node, path, folder, &signers, out));
@@ -641,6 +653,7 @@ fn source(node: &Node, path: &str, folder: &Path, mistakes: &mut Vec<Mistake>) -
     let adapter = reader.text("adapter");
     let production = reader.flag("production");
     let mapping = reader.text("mapping");
+    let sender: Option<Arc<str>> = reader.text("sender").map(Into::into);
     plain_name(&mut fields, &name);
     let zone = zone(&mut fields);
     let spec = adapter.and_then(|adapter| {
@@ -661,11 +674,19 @@ fn source(node: &Node, path: &str, folder: &Path, mistakes: &mut Vec<Mistake>) -
         }
         _ => {}
     }
+    match node.get("sender") {
+        None if spec.fetches => fields.wrong(node.place, "sender", "is missing: whose its documents are"),
+        Some(given) if !spec.fetches => {
+            fields.wrong(given.place, "sender", "here each request or message says itself whose it is");
+        }
+        _ => {}
+    }
     if let Some(given) = node.get("production").filter(|_| spec.reads_documents) {
         fields.wrong(given.place, "production", "is about MSH-11, and documents have none");
     }
     fields.finish();
-    Some(ConfiguredSource { common: SourceConfig { name, zone, production, mapping }, source: source? })
+    let common = SourceConfig { name, zone, production, mapping, sender, fetches: spec.fetches };
+    Some(ConfiguredSource { common, source: source? })
 }
 
 /// A map from assigning authorities to URIs.
@@ -724,7 +745,7 @@ fn sender(
         fields.wrong(
             place,
             "application",
-            "say how this sender is known: application, facility, certificate or token, or the `signature` of a source",
+            "say how this sender is known: application, facility, certificate or token, or as the `sender` of a source or of its `signature`",
         );
     }
     fields.finish();

@@ -19,6 +19,7 @@ use crate::deliver::{self, Deliverers, Routed, Sockets};
 use crate::ingest::commit::Committer;
 use crate::ingest::pressure::Pressure;
 use crate::ingest::senders::Senders;
+use crate::ingest::turns::Turn;
 use crate::ingest::{Ingest, Takes};
 use crate::normalize::{Mapper, Normalizer, Recorded, lanes, reload, waiters::Waiters};
 use crate::route::{publish::EpochWatch, roster::Roster};
@@ -218,7 +219,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         match listen((config.http, feeds), &ingest, waiters, (roster, sockets, keys), &bus, &mut running)
             .await
         {
-            Ok(()) => sources(config.sources, &ingest, &mut running).await,
+            Ok(()) => sources(config.sources, &ingest, replica, &mut running).await,
             Err(error) => Err(error),
         };
     if let Err(error) = opened {
@@ -427,10 +428,18 @@ async fn listen(
 async fn sources(
     sources: Vec<ConfiguredSource>,
     ingest: &Arc<Ingest>,
+    replica: Uuid,
     running: &mut Running,
 ) -> Result<(), StartError> {
     for ConfiguredSource { common, source } in sources {
         let intake: Arc<dyn Intake> = ingest.clone();
+        if common.fetches {
+            let turn =
+                Turn { name: common.name.clone(), source, intake, store: running.store.clone(), replica };
+            running.sources_at_work.spawn(turn.run(running.intake.clone()));
+            running.sources.push((common.name, None));
+            continue;
+        }
         let started = source
             .start(intake, running.intake.clone())
             .await

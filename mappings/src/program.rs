@@ -86,6 +86,8 @@ pub(crate) enum Op {
     MessageText,
     /// The mapping and its version.
     MappingName,
+    /// What the wire said beside the message, by its name.
+    Wire(Box<str>),
     LevelKind,
     LevelId,
     Text(Box<str>),

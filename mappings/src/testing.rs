@@ -89,6 +89,7 @@ pub(crate) fn context(test: &Test) -> Context<'_> {
         namespace: Uuid::nil(),
         systems: &test.systems,
         options: &test.options,
+        wire: &test.wire,
         codes: None,
         parties: crate::Parties::default(),
     }

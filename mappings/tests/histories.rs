@@ -67,6 +67,7 @@ fn context(number: usize, sender: &str) -> Context<'static> {
         namespace: Uuid::nil(),
         systems: &[],
         options: &[],
+        wire: &[],
         codes: None,
         parties: mappings::Parties::default(),
     }

@@ -40,6 +40,7 @@ fn map(catalog: &Catalog, text: &str, sender: &str, number: u128) -> Option<Resu
         namespace: Uuid::from_u128(1),
         systems: &systems,
         options: &[],
+        wire: &[],
         codes: None,
         parties: mappings::Parties::default(),
     };

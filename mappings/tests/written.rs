@@ -53,6 +53,7 @@ fn context() -> Context<'static> {
         namespace: Uuid::from_u128(1),
         systems: &[],
         options: &[],
+        wire: &[],
         codes: None,
         parties: mappings::Parties::default(),
     }

@@ -11,6 +11,7 @@ pub mod disk;
 pub mod gateway;
 pub mod generate;
 pub mod lab;
+pub mod mqtt;
 pub mod proxy;
 pub mod receiver;
 pub mod requested;

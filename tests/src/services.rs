@@ -1,4 +1,4 @@
-//! PostgreSQL and RabbitMQ as the tests have them: those that `tests/run` started, or a pair of one's own to kill.
+//! PostgreSQL, RabbitMQ and Mosquitto as the tests have them: those that `tests/run` started, or some of one's own to kill.
 
 use anyhow::{Context, Result, bail};
 use std::collections::HashMap;
@@ -6,13 +6,15 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use tokio::process::Command;
 
-/// Which of the two.
+/// Which of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Part {
     /// The database.
     Postgres,
     /// The broker.
     Rabbitmq,
+    /// The broker of MQTT.
+    Mosquitto,
 }
 
 impl Part {
@@ -20,11 +22,12 @@ impl Part {
         match self {
             Part::Postgres => "postgres",
             Part::Rabbitmq => "rabbitmq",
+            Part::Mosquitto => "mosquitto",
         }
     }
 }
 
-/// The two servers, by their URLs.
+/// The servers, by their URLs.
 #[derive(Clone, Debug, Default)]
 pub struct Services {
     /// A URL of a PostgreSQL where databases may be created.
@@ -33,13 +36,15 @@ pub struct Services {
     pub amqp: String,
     /// A URL of its management API.
     pub management: String,
+    /// Where a Mosquitto listens, `HOST:PORT`.
+    pub mqtt: String,
 }
 
 impl Services {
     /// Those that `tests/run` started.
     ///
     /// # Errors
-    /// When `PONS_TEST_POSTGRES`, `PONS_TEST_AMQP` or `PONS_TEST_MANAGEMENT` is not set.
+    /// When one of `PONS_TEST_POSTGRES`, `PONS_TEST_AMQP`, `PONS_TEST_MANAGEMENT` and `PONS_TEST_MQTT` is not set.
     pub fn from_environment() -> Result<Services> {
         let read =
             |name: &str| std::env::var(name).with_context(|| format!("{name} is not set: tests/run sets it"));
@@ -47,6 +52,7 @@ impl Services {
             postgres: read("PONS_TEST_POSTGRES")?,
             amqp: read("PONS_TEST_AMQP")?,
             management: read("PONS_TEST_MANAGEMENT")?,
+            mqtt: read("PONS_TEST_MQTT")?,
         })
     }
 
@@ -87,7 +93,7 @@ pub async fn connect(url: &str) -> Result<tokio_postgres::Client> {
     Ok(client)
 }
 
-/// A PostgreSQL and a RabbitMQ of one's own, to be killed, wiped and started again. They end with this value.
+/// A PostgreSQL, a RabbitMQ and a Mosquitto of one's own, to be killed, wiped and started again. They end with this value.
 #[derive(Debug)]
 pub struct OwnServices {
     folder: PathBuf,
@@ -96,7 +102,7 @@ pub struct OwnServices {
 }
 
 impl OwnServices {
-    /// Starts both in a folder, which `tests/services` makes if it is not there.
+    /// Starts them in a folder, which `tests/services` makes if it is not there.
     ///
     /// # Errors
     /// When one does not start, most likely because it is not installed.
@@ -111,6 +117,7 @@ impl OwnServices {
             postgres: take("PONS_TEST_POSTGRES")?,
             amqp: take("PONS_TEST_AMQP")?,
             management: take("PONS_TEST_MANAGEMENT")?,
+            mqtt: take("PONS_TEST_MQTT")?,
         };
         Ok(started)
     }

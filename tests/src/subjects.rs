@@ -47,6 +47,7 @@ impl Default for Mapper {
                 namespace: uuid::Uuid::from_u128(2),
                 systems: &[],
                 options: &[],
+                wire: &[],
                 codes: None,
                 parties: mappings::Parties::default(),
             },

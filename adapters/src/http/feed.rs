@@ -30,7 +30,7 @@ impl Posted {
 #[async_trait]
 impl Source for Posted {
     async fn start(
-        self: Box<Self>,
+        self: Arc<Self>,
         _intake: Arc<dyn Intake>,
         stop: CancellationToken,
     ) -> std::io::Result<RunningSource> {
@@ -72,6 +72,7 @@ impl Feed for Posted {
                 is_csv: matches!(form, Form::Csv(_)),
                 patient: named.map(|value| (assigner, value)),
                 fault: part.fault,
+                ..Document::default()
             }
         });
         Ok(documents.collect())

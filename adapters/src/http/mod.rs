@@ -12,6 +12,7 @@ mod tests;
 use crate::settings::SettingsReader;
 use crate::{AdapterSpec, Source, SourceSpec};
 use config::HttpConfig;
+use std::sync::Arc;
 
 /// The row of this adapter.
 pub const SPEC: AdapterSpec = AdapterSpec {
@@ -21,9 +22,10 @@ pub const SPEC: AdapterSpec = AdapterSpec {
         settings: config::SETTINGS,
         read: |fields, context| {
             let mut settings = SettingsReader::new(fields, config::SETTINGS, &context.folder);
-            Some(Box::new(feed::Posted::new(HttpConfig::read(&mut settings)?)) as Box<dyn Source>)
+            Some(Arc::new(feed::Posted::new(HttpConfig::read(&mut settings)?)) as Arc<dyn Source>)
         },
         reads_documents: true,
+        fetches: false,
         example: "documents_max: 1000",
     }),
     destination: None,

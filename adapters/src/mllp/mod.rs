@@ -28,9 +28,10 @@ pub const SPEC: AdapterSpec = AdapterSpec {
         read: |fields, context| {
             let mut settings = SettingsReader::new(fields, config::SOURCE_SETTINGS, &context.folder);
             let config = SourceConfig::read(&mut settings)?;
-            Some(Box::new(source::MllpSource { context: context.clone(), config }))
+            Some(Arc::new(source::MllpSource { context: context.clone(), config }))
         },
         reads_documents: false,
+        fetches: false,
         example: "listen: 127.0.0.1:2575",
     }),
     destination: Some(DestinationSpec {

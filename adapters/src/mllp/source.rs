@@ -33,7 +33,7 @@ const KEPT_PER_SECOND: f64 = 1.0;
 pub(super) const MEMORY_UNIT: usize = 64 * 1024;
 
 /// An MLLP source that does not listen yet.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct MllpSource {
     pub(super) context: SourceContext,
     pub(super) config: SourceConfig,
@@ -56,21 +56,22 @@ pub(super) struct Shared {
 #[async_trait]
 impl Source for MllpSource {
     async fn start(
-        self: Box<Self>,
+        self: Arc<Self>,
         intake: Arc<dyn Intake>,
         stop: CancellationToken,
     ) -> io::Result<RunningSource> {
-        let listener = listen(self.config.listen)?;
+        let MllpSource { context, config } = Arc::unwrap_or_clone(self);
+        let listener = listen(config.listen)?;
         let address = listener.local_addr()?;
-        let name = self.context.name;
-        if let Some(why) = &self.config.plain_text_waiver {
+        let name = context.name;
+        if let Some(why) = &config.plain_text_waiver {
             tracing::warn!(source = %name, %address, why, "messages travel without TLS here, as the configuration says");
         }
-        tracing::info!(source = %name, %address, tls = self.config.tls.is_some(), "MLLP source listens");
+        tracing::info!(source = %name, %address, tls = config.tls.is_some(), "MLLP source listens");
         let shared = Arc::new(Shared {
-            memory: Arc::new(Semaphore::new(self.config.buffered_max / MEMORY_UNIT)),
+            memory: Arc::new(Semaphore::new(config.buffered_max / MEMORY_UNIT)),
             name,
-            config: self.config,
+            config,
             intake,
             stop,
             keeping: TaskTracker::new(),

@@ -59,14 +59,16 @@ async fn try_answer(
     let client = client.ok_or_else(|| {
         outcome::answer(StatusCode::FORBIDDEN, "forbidden", "this sender may not use this source")
     })?;
-    let reads = api.ingest.reads(&client.name, mapping);
+    let reads = api.ingest.mapping_reads(&client.name, mapping);
     let reads = reads.ok_or_else(|| fhir::later("the mapping of this source is not there now"))?;
     feed.admits(head, reads).map_err(|why| refused(&why))?;
     let key = key(head, Feeding::key_max(name))?;
     let body_max = if signer.is_some() { UNPROVEN_MAX.min(api.http.body_max) } else { api.http.body_max };
     let body = whole(api, body, body_max).await?;
     let told = |name| head.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    let feeding = Feeding { source: name, mapping, sender: &client, key, traceparent: told("traceparent") };
+    let traceparent = told("traceparent");
+    let refusal = "HTTP 400";
+    let feeding = Feeding { source: name, mapping, sender: &client, key, traceparent, refusal };
     let documents = match feed.open(head, &body, reads) {
         Ok(documents) => documents,
         Err(why) => {
@@ -131,7 +133,7 @@ async fn taken(api: &Api, feeding: &Feeding<'_>, documents: Vec<Document>) -> Re
 /// Keeps a body that could not be taken apart as a final row, for the operator.
 async fn keep_refused(api: &Api, feeding: &Feeding<'_>, reads: Reads, body: Bytes, text: &str) {
     let is_csv = matches!(reads, Reads::Csv(_));
-    let whole = Document { bytes: body, is_csv, patient: None, fault: Some(text.to_owned()) };
+    let whole = Document { bytes: body, is_csv, fault: Some(text.to_owned()), ..Document::default() };
     let unnamed = Feeding { key: "", ..*feeding };
     for verdict in api.ingest.feed(&unnamed, vec![whole]).await {
         if let Verdict::Unavailable { reason } = verdict {

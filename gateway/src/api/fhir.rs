@@ -403,6 +403,7 @@ fn new_message(client: &Known, key: &str, label: String, bytes: Bytes) -> NewMes
         source: "http".into(),
         format: Format::FhirJson,
         control_id: key.chars().take(199).collect(),
+        handed_again: None,
         message_type: label,
         version: "4.0.1".to_owned(),
         bytes,

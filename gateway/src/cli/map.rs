@@ -257,6 +257,7 @@ impl Mapper<'_> {
             namespace: NAMESPACE,
             systems: &[],
             options: &[],
+            wire: &[],
             codes: None,
             parties: mappings::Parties::default(),
         }

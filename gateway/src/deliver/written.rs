@@ -61,6 +61,7 @@ impl Written {
             namespace: Uuid::nil(),
             systems: &self.writes.systems,
             options: &[],
+            wire: &[],
             codes: None,
             parties: self.writes.parties.clone(),
         };

@@ -57,7 +57,15 @@ impl Keys {
         }
     }
 
-    /// The same, ordered by its sender if no patient is named.
+    /// Adds a device: what is from one stays in order.
+    pub fn add_device(&mut self, scope: &str, device: &str) {
+        let key = OrderKey::of(&["device", scope, device]);
+        if self.order.len() < KEYS_MAX && !self.order.contains(&key) {
+            self.order.push(key);
+        }
+    }
+
+    /// The same, ordered by its sender if neither a patient nor a device is named.
     #[must_use]
     pub fn or_sender(mut self, sender: &str) -> Self {
         if self.order.is_empty() {

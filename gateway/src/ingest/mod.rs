@@ -7,6 +7,7 @@ pub mod commit;
 pub mod keys;
 pub mod pressure;
 pub mod senders;
+pub mod turns;
 
 use crate::normalize::fhir;
 use crate::normalize::waiters::{Changed, Done, UNMET, Waiters};
@@ -103,6 +104,8 @@ pub struct Feeding<'f> {
     pub key: &'f str,
     /// The trace of the request.
     pub traceparent: &'f str,
+    /// What the sender is told of what is refused and kept.
+    pub refusal: &'static str,
 }
 
 impl Feeding<'_> {
@@ -116,12 +119,16 @@ impl Feeding<'_> {
         if let Some((assigner, value)) = &document.patient {
             keys.add(assigner.as_deref().unwrap_or(&self.sender.name), value);
         }
+        if let Some(device) = &document.device {
+            keys.add_device(&self.sender.name, device);
+        }
         let keys = keys.or_sender(&self.sender.name);
         let kept = if document.fault.is_some() { KEPT_MAX } else { usize::MAX };
         // The same key at another source is another request.
-        let control_id = match self.key {
-            "" => String::new(),
-            key => format!("{source}/{key}#{index}"),
+        let control_id = match (&document.handed, self.key) {
+            (Some(handed), _) => format!("{source}/{}", handed.number),
+            (None, "") => String::new(),
+            (None, key) => format!("{source}/{key}#{index}"),
         };
         NewMessage {
             id: MessageId(Uuid::now_v7()),
@@ -130,18 +137,19 @@ impl Feeding<'_> {
             source: source.clone(),
             format: if document.is_csv { Format::Csv } else { Format::Json },
             control_id: bounded(&control_id),
+            handed_again: document.handed.as_ref().map(|handed| handed.again),
             message_type: bounded(self.mapping),
             version: String::new(),
             bytes: document.bytes.slice(..document.bytes.len().min(kept)),
             keys: keys.order,
             patient_hashes: keys.patients,
             rejected: document.fault.map(|text| Refused {
-                answer: "HTTP 400".to_owned(),
+                answer: self.refusal.to_owned(),
                 code: 0,
                 location: String::new(),
                 text,
             }),
-            context: context.to_owned(),
+            context: senders::with_wire(context, &document.wire),
         }
     }
 }
@@ -283,9 +291,15 @@ impl Ingest {
         self.keep_all(messages.collect()).await
     }
 
-    /// How a mapping reads documents, while there is such a one.
-    pub fn reads(&self, sender: &str, mapping: &str) -> Option<Reads> {
+    /// How a mapping reads documents of a sender, while there is such a one.
+    pub fn mapping_reads(&self, sender: &str, mapping: &str) -> Option<Reads> {
         self.takes.reads(sender, mapping)
+    }
+
+    /// Whose documents a source fetches, and which mapping reads them.
+    fn fetched(&self, source: &str) -> Option<(Known, &str)> {
+        let sender = self.senders.named(self.senders.sender_of(source)?)?;
+        Some((self.senders.on(sender, source)?, self.senders.mapping_of(source)?))
     }
 
     async fn accept_hl7v2(&self, received: Received) -> Verdict {
@@ -374,6 +388,7 @@ impl Ingest {
             source: received.source.clone(),
             format: Format::Hl7v2,
             control_id: bounded(&header.control_id().unwrap_or_default()),
+            handed_again: None,
             message_type: bounded(&message_type(header)),
             version: bounded(&header.version().unwrap_or_default()),
             bytes: received.bytes.clone(),
@@ -446,6 +461,25 @@ impl Intake for Ingest {
         }
     }
 
+    fn reads(&self, source: &str) -> Option<Reads> {
+        let (sender, mapping) = self.fetched(source)?;
+        self.mapping_reads(&sender.name, mapping)
+    }
+
+    async fn accept_documents(&self, source: &str, documents: Vec<Document>) -> Vec<Verdict> {
+        let Some((sender, mapping)) = self.fetched(source) else {
+            let away = Verdict::Unavailable { reason: "nobody is configured as its sender".to_owned() };
+            return vec![away; documents.len()];
+        };
+        let feeding =
+            Feeding { source, mapping, sender: &sender, key: "", traceparent: "", refusal: "acknowledged" };
+        self.feed(&feeding, documents).await
+    }
+
+    fn reaches(&self, source: &str, is_reached: bool) {
+        self.metrics.source_reaches(source, is_reached);
+    }
+
     async fn keep_refused(&self, received: Received, rejection: Rejection) {
         let new = unnamed(&received, &rejection, true);
         let id = new.id;
@@ -492,6 +526,7 @@ fn unnamed(received: &Received, rejection: &Rejection, answered: bool) -> NewMes
         source: received.source.clone(),
         format: Format::Hl7v2,
         control_id: String::new(),
+        handed_again: None,
         message_type: String::new(),
         version: String::new(),
         bytes: received.bytes.slice(..received.bytes.len().min(KEPT_MAX)),

@@ -2,11 +2,14 @@
 
 use crate::config::{Sender, SourceConfig, Subscribes, Zone};
 use adapters::Received;
+use serde_json::Value;
 use std::sync::Arc;
 use subtle::ConstantTimeEq;
 
 /// The member of a message's context that names the source of a document.
 pub const SOURCE: &str = "source";
+/// The one that holds what the wire said beside a document.
+const WIRE: &str = "wire";
 
 /// The senders and sources of the configuration, ready to be asked.
 #[derive(Debug, Clone)]
@@ -179,6 +182,11 @@ impl Senders {
         self.sources.iter().find(|known| *known.name == *source)?.mapping.as_deref()
     }
 
+    /// Whose documents a source fetches, if it does.
+    pub fn sender_of(&self, source: &str) -> Option<&str> {
+        self.sources.iter().find(|known| *known.name == *source)?.sender.as_deref()
+    }
+
     /// Whether anybody is configured.
     pub fn is_empty(&self) -> bool {
         self.senders.is_empty()
@@ -235,6 +243,23 @@ impl Known {
             None => serde_json::json!({ SOURCE: source }).to_string(),
         }
     }
+}
+
+/// A context with what the wire said beside a document.
+pub fn with_wire(context: &str, wire: &[(Arc<str>, String)]) -> String {
+    if wire.is_empty() {
+        return context.to_owned();
+    }
+    let mut whole: serde_json::Map<String, Value> = serde_json::from_str(context).unwrap_or_default();
+    let said = wire.iter().map(|(name, value)| (name.to_string(), Value::String(value.clone())));
+    whole.insert(WIRE.to_owned(), Value::Object(said.collect()));
+    Value::Object(whole).to_string()
+}
+
+/// What the wire said beside a document, by name.
+pub fn wire_of(context: &Value) -> Vec<(String, String)> {
+    let said = context[WIRE].as_object().into_iter().flatten();
+    said.filter_map(|(name, value)| Some((name.clone(), value.as_str()?.to_owned()))).collect()
 }
 
 /// The name of a sender that nobody configured: `ADT1@GENHOSP`, cut to letters, digits and a few signs.

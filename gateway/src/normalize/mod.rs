@@ -21,7 +21,7 @@ pub use record::Recorded;
 pub use worker::Normalizer;
 
 use crate::ingest::Takes;
-use crate::ingest::senders::SOURCE;
+use crate::ingest::senders::{SOURCE, wire_of};
 use crate::store::{Format, OpenMessage, Store, StoreError};
 use crate::telemetry::trace::{self, Verb};
 use adapters::Reads;
@@ -302,16 +302,19 @@ impl Mapper {
     /// Maps what was read.
     fn run(&self, open: &OpenMessage, program: &Program, given: Given<'_>, mut issues: Vec<Issue>) -> Mapped {
         let codes = self.codes();
+        let stored: serde_json::Value = serde_json::from_str(&open.context).unwrap_or_default();
+        let wire = wire_of(&stored);
         let context = Context {
             message_id: open.id.0,
             received_at: open.received_at,
             seq: open.seq.0,
             sender: open.sender.clone(),
             authority: open.sender.clone(),
-            zone: zone_of(&open.context),
+            zone: zone_of(&stored),
             namespace: self.namespace,
             systems: self.systems.systems(&open.sender),
             options: &[],
+            wire: &wire,
             codes: Some(&codes),
             parties: mappings::Parties::default(),
         };
@@ -366,7 +369,6 @@ impl Mapped {
 }
 
 /// The zone that was stored with a message; UTC, and flagged, without one.
-fn zone_of(context: &str) -> Zone {
-    let context: serde_json::Value = serde_json::from_str(context).unwrap_or_default();
+fn zone_of(context: &serde_json::Value) -> Zone {
     context["zone"].as_str().and_then(|name| Zone::named(name).ok()).unwrap_or(Zone::UNSTATED)
 }

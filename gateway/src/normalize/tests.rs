@@ -70,6 +70,7 @@ impl Bench {
             source: "test".into(),
             format: Format::Hl7v2,
             control_id: header.control_id().unwrap_or_default().into_owned(),
+            handed_again: None,
             message_type: header.message_code().unwrap_or_default().into_owned(),
             version: "2.5.1".to_owned(),
             bytes: text.to_owned().into(),

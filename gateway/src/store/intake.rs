@@ -58,7 +58,11 @@ impl Batch {
                 // Without a lane nobody would find it.
                 message.keys.push(OrderKey::of(&[&message.sender]));
             }
-            let repeat_hash = pack::repeat_hash(&message.sender, &message.control_id);
+            let mut repeat_hash = pack::repeat_hash(&message.sender, &message.control_id);
+            if message.handed_again.is_some() {
+                // Only one with the same content is of interest, so the others need not be compared.
+                repeat_hash = repeat_hash.map(|hash| hash ^ pack::content_hash(&message.bytes));
+            }
             let alike = repeat_hash.map(|hash| by_hash.entry(hash).or_default());
             let mut reused = false;
             if let Some(alike) = alike {
@@ -69,12 +73,13 @@ impl Batch {
                 let same = alike
                     .iter()
                     .filter(same_id)
-                    .find(|place| batch.rows[**place].message.bytes == message.bytes);
+                    .find(|place| batch.rows[**place].message.bytes == message.bytes)
+                    .filter(|_| message.handed_again != Some(false));
                 if let Some(same) = same {
                     batch.places.push((*same, true));
                     continue;
                 }
-                reused = alike.iter().any(|place| same_id(&place));
+                reused = message.handed_again.is_none() && alike.iter().any(|place| same_id(&place));
                 alike.push(batch.rows.len());
             }
             batch.places.push((batch.rows.len(), false));
@@ -110,7 +115,8 @@ impl Batch {
     /// Takes notice that earlier messages have these hashes of sender and control id.
     pub(super) fn reused(&mut self, repeat_hashes: &HashSet<i64>) {
         for row in &mut self.rows {
-            row.reused |= row.repeat_hash.is_some_and(|hash| repeat_hashes.contains(&hash));
+            let is_unique = row.message.handed_again.is_none();
+            row.reused |= is_unique && row.repeat_hash.is_some_and(|hash| repeat_hashes.contains(&hash));
         }
     }
 
@@ -121,6 +127,7 @@ impl Batch {
             let repeats = |row: &Row| {
                 let same_id = earlier.id.0 >= floor
                     && !row.message.control_id.is_empty()
+                    && row.message.handed_again != Some(false)
                     && *row.message.sender == *earlier.sender
                     && *pack::text(&row.message.control_id) == *earlier.control_id;
                 Ok::<_, StoreError>(same_id && pack::expand(&earlier.bytes)? == row.message.bytes)

@@ -65,6 +65,8 @@ pub struct NewMessage {
     pub format: Format,
     /// MSH-10, or what a request named as its idempotency key; empty if none was given.
     pub control_id: String,
+    /// Of a wire that uses its control ids anew by and by: whether this one may be a repeat; else it is new, whatever it holds.
+    pub handed_again: Option<bool>,
     /// MSH-9.1 and MSH-9.2 as `ADT^A01`; for FHIR `Bundle transaction` or `PUT Patient`; for a feed the mapping that reads it; empty
     /// if unreadable.
     pub message_type: String,

@@ -106,6 +106,8 @@ struct Counts {
     ingested: Vec<(Arc<str>, [AtomicU64; INTAKE.len()])>,
     normalized: [AtomicU64; NORMALIZED.len()],
     room_bytes: AtomicU64,
+    /// Sources that fetch, and whether they reach the other side.
+    reaching: Mutex<BTreeMap<Arc<str>, bool>>,
     /// As they were read last, senders that nobody configured taken together.
     books: Mutex<Vec<Books>>,
     senders: HashSet<Arc<str>>,
@@ -143,6 +145,7 @@ impl Metrics {
             ingested: names.map(|name| (name, Default::default())).collect(),
             normalized: Default::default(),
             room_bytes: AtomicU64::new(0),
+            reaching: Mutex::default(),
             books: Mutex::default(),
             senders: senders.into_iter().chain([crate::ingest::UNKNOWN.into(), "local".into()]).collect(),
         });
@@ -208,6 +211,12 @@ impl Metrics {
     /// Counts a message that was refused and kept.
     pub fn refused(&self, source: &str) {
         self.count_intake(source, 2);
+    }
+
+    /// A source that fetches has reached the other side, or does not any more.
+    pub fn source_reaches(&self, source: &str, is_reached: bool) {
+        let mut reaching = self.counts.reaching.lock().unwrap_or_else(PoisonError::into_inner);
+        reaching.insert(source.into(), is_reached);
     }
 
     fn count_intake(&self, source: &str, outcome: usize) {
@@ -446,6 +455,16 @@ fn observe(meter: &Meter, counts: &Arc<Counts>) {
         .with_callback(move |to| match shown.room_bytes.load(Ordering::Relaxed) {
             0 => {}
             bytes => to.observe(bytes, &[]),
+        })
+        .build();
+    let shown = counts.clone();
+    meter
+        .u64_observable_gauge("pons_source_connected")
+        .with_description("1 while this replica reaches what the source fetches from")
+        .with_callback(move |to| {
+            for (source, reaches) in shown.reaching.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+                to.observe(u64::from(*reaches), &[KeyValue::new("source", Arc::clone(source))]);
+            }
         })
         .build();
     for (name, help, read) in BOOKS {

@@ -224,6 +224,7 @@ impl<'a> Compiler<'a> {
             ("context", "receiving_application") => (Op::Party(Party::ReceivingApplication), Kind::Text),
             ("context", "receiving_facility") => (Op::Party(Party::ReceivingFacility), Kind::Text),
             ("context", "sender") => (Op::SenderName, Kind::Text),
+            ("wire", _) => (Op::Wire(name.into()), Kind::Text),
             ("level", "type") => {
                 self.in_chain(env, at);
                 (Op::LevelKind, Kind::Text)

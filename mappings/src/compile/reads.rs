@@ -386,7 +386,7 @@ impl<'c> Walk<'c> {
             }
             Op::Option { .. } | Op::SenderName | Op::Text(_) | Op::Number(_) => Some(()),
             Op::ReceivedAt | Op::MessageId | Op::ControlId | Op::Party(_) | Op::MessageText => None,
-            Op::MappingName => None,
+            Op::MappingName | Op::Wire(_) => None,
             Op::Call { function, args } => self.call(*function, args, around),
             Op::Not(inner) | Op::OneOf { item: inner, .. } => self.expr(*inner, around),
             Op::And(a, b) | Op::Or(a, b) | Op::Compare(_, a, b) | Op::Coalesce(a, b) => {

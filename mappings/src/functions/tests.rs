@@ -47,6 +47,7 @@ fn answer(expression: &str, kind: Kind, field: &str) -> String {
         namespace: Uuid::nil(),
         systems: &[("REGISTERED".to_owned(), "urn:oid:1.9".to_owned())],
         options: &[],
+        wire: &[],
         codes: None,
         parties: crate::Parties::default(),
     };

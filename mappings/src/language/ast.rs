@@ -465,4 +465,6 @@ pub(crate) struct Test {
     pub(crate) sender: Option<String>,
     pub(crate) options: Vec<(String, String)>,
     pub(crate) systems: Vec<(String, String)>,
+    /// What the wire says beside it.
+    pub(crate) wire: Vec<(String, String)>,
 }

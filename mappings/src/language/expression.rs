@@ -367,8 +367,8 @@ impl Parser {
                 Some(name) => Root::Name("level", name),
                 None => Root::Level,
             },
-            "with" | "option" | "sender" | "context" => {
-                let head = ["with", "option", "sender", "context"]
+            "with" | "option" | "sender" | "context" | "wire" => {
+                let head = ["with", "option", "sender", "context", "wire"]
                     .into_iter()
                     .find(|w| *w == word)
                     .unwrap_or("with");

@@ -701,6 +701,7 @@ fn tests(fields: &mut Fields<'_, '_>) -> Vec<Test> {
         let mapping = test.take_text("mapping").map(str::to_owned);
         let options = settings(&mut test, "options");
         let systems = settings(&mut test, "systems");
+        let wire = settings(&mut test, "wire");
         test.finish();
         if let Some(given) = given {
             tests.push(Test {
@@ -715,6 +716,7 @@ fn tests(fields: &mut Fields<'_, '_>) -> Vec<Test> {
                 issues,
                 options,
                 systems,
+                wire,
             });
         }
     }

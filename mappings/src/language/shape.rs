@@ -390,6 +390,7 @@ pub(crate) const SHAPES: &[Shape] = &[
             ),
             key("options", Holds::KeyedText, "`map.option` and the choice"),
             key("systems", Holds::KeyedText, "the sender's registry of assigners"),
+            key("wire", Holds::KeyedText, "what the wire says beside it, such as a level of its topic"),
         ],
     },
     Shape {

@@ -59,6 +59,10 @@ impl<'r> Run<'r> {
             Op::SenderSystem => Val::Text(crate::identity::sender_system(&self.context.authority).into()),
             Op::ReceivedAt => Val::Text(self.context.received_at.to_string().into()),
             Op::MappingName => Val::Text(format!("{} {}", self.mapping.name, self.mapping.version).into()),
+            Op::Wire(name) => {
+                let said = self.context.wire.iter().find(|(known, _)| **known == **name);
+                said.map_or(Val::Absent, |(_, value)| Val::Text(Cow::Borrowed(value)))
+            }
             Op::MessageText => {
                 Val::Text(Cow::Borrowed(self.document.map_or(self.message.text(), |document| document.text)))
             }

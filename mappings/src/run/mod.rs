@@ -59,6 +59,8 @@ pub struct Context<'c> {
     pub systems: &'c [(String, String)],
     /// The sender's options: `map.option` and its choice.
     pub options: &'c [(String, String)],
+    /// What the wire said beside the message, by name, such as a level of its topic.
+    pub wire: &'c [(String, String)],
     /// What people have said of single codes.
     pub codes: Option<&'c crate::SiteCodes>,
     /// Between whom a message goes that is written.

@@ -84,6 +84,7 @@ fn context() -> Context<'static> {
         namespace: Uuid::from_u128(1),
         systems: SYSTEMS,
         options: &[],
+        wire: &[],
         codes: None,
         parties: mappings::Parties::default(),
     }

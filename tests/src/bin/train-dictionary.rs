@@ -53,6 +53,7 @@ fn states(catalog: &Catalog, number: usize, text: &str, samples: &mut Vec<Vec<u8
         namespace: Uuid::new_v5(&Uuid::NAMESPACE_URL, &number.to_le_bytes()),
         systems: &[],
         options: &[],
+        wire: &[],
         codes: None,
         parties: mappings::Parties::default(),
     };

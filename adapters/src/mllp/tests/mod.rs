@@ -144,7 +144,7 @@ impl Intake for FakeIntake {
 }
 
 /// Reads the configuration of a source as the gateway does.
-fn configured(config: &str, folder: &Path) -> Result<Box<dyn Source>, Vec<Mistake>> {
+fn configured(config: &str, folder: &Path) -> Result<Arc<dyn Source>, Vec<Mistake>> {
     let node = yaml::read(config).expect("YAML").remove(0);
     let mut mistakes = Vec::new();
     let mut fields = Fields::new(&node, "", &mut mistakes);

@@ -40,6 +40,7 @@ impl Bench {
             source: "http".into(),
             format: Format::FhirJson,
             control_id: String::new(),
+            handed_again: None,
             message_type: label.to_owned(),
             version: String::new(),
             bytes: body.to_owned().into(),

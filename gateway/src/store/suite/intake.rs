@@ -7,6 +7,7 @@ behaviours! {
     an_equal_message_is_a_repeat,
     other_bytes_under_the_same_control_id_are_new_and_flagged,
     a_sender_with_one_control_id_for_everything_is_kept_apart,
+    a_number_that_a_wire_uses_anew_makes_no_repeat_unless_it_comes_again,
     a_rejected_message_is_kept_and_its_repeat_gets_the_same_answer,
     a_batch_appended_again_is_recognised_even_without_control_ids,
     a_message_sent_to_two_replicas_at_once_is_taken_once,
@@ -112,6 +113,37 @@ async fn a_sender_with_one_control_id_for_everything_is_kept_apart(place: Place)
     for (n, open) in open.iter().enumerate() {
         assert_eq!(store.timeline(open.id).await.unwrap().unwrap().control_id_reused, n > 0, "{n}");
     }
+}
+
+async fn a_number_that_a_wire_uses_anew_makes_no_repeat_unless_it_comes_again(place: Place) {
+    let store = place.open().await;
+    let handed = |number: &str, bytes: &'static [u8], again| NewMessage {
+        bytes: Bytes::from_static(bytes),
+        handed_again: Some(again),
+        ..message(number, "P1")
+    };
+    let new = |answer: &Appended| matches!(answer, Appended::New { control_id_reused: false, .. });
+    let first = handed("vitals/1#0", b"72", false);
+    let batch = vec![first.clone(), handed("vitals/1#0", b"72", false), handed("vitals/2#0", b"72", true)];
+    let answers = store.append(batch).await.unwrap();
+    assert!(answers.iter().all(new), "two readings of the same value, and one nobody has seen: {answers:?}");
+    let other = handed("vitals/1#0", b"73", false);
+    let answers = store
+        .append(vec![
+            handed("vitals/1#0", b"72", false),
+            handed("vitals/2#0", b"72", true),
+            other.clone(),
+            handed("vitals/3#0", b"72", true),
+            handed("vitals/1#0", b"74", true),
+        ])
+        .await
+        .unwrap();
+    let are_new: Vec<bool> = answers.iter().map(new).collect();
+    assert_eq!(are_new, [true, false, true, true, true], "{answers:?}");
+    // A batch whose answer was lost.
+    let again = store.append(vec![other.clone()]).await.unwrap();
+    assert!(matches!(again[0], Appended::Repeat { id, .. } if id == other.id), "{again:?}");
+    assert_eq!(all_open(&store).await.len(), 7);
 }
 
 async fn a_rejected_message_is_kept_and_its_repeat_gets_the_same_answer(place: Place) {

@@ -111,6 +111,7 @@ pub(super) fn at(time: Timestamp, control_id: &str, patient: &str) -> NewMessage
         source: "mllp".into(),
         format: Format::Hl7v2,
         control_id: control_id.to_owned(),
+        handed_again: None,
         message_type: "ADT^A01".to_owned(),
         version: "2.5.1".to_owned(),
         bytes: Bytes::from(format!(
