@@ -529,6 +529,7 @@ fn read(root: &Node, folder: &Path, mistakes: &mut Vec<Mistake>) -> Config {
     for signer in &signers {
         listed_names(&mut fields, Some(signer), ("sources", "sender"), &sender_names);
     }
+    fetched(&mut fields, root, &sources, &senders);
     for sender in root.get("senders").map_or(&[][..], items) {
         let Some(node) = sender.get("subscribes") else { continue };
         listed_names(&mut fields, node.get("senders"), ("senders", "sender"), &sender_names);
@@ -687,6 +688,29 @@ fn source(node: &Node, path: &str, folder: &Path, mistakes: &mut Vec<Mistake>) -
     fields.finish();
     let common = SourceConfig { name, zone, production, mapping, sender, fetches: spec.fetches };
     Some(ConfiguredSource { common, source: source? })
+}
+
+/// Sees that who is said to be the sender of what is fetched may send it.
+fn fetched(fields: &mut Fields<'_, '_>, root: &Node, sources: &[ConfiguredSource], senders: &[Sender]) {
+    for of in sources.iter().map(|source| &source.common) {
+        let sender = senders.iter().find(|sender| Some(&sender.name) == of.sender.as_ref());
+        let (Some(sender), Some(mapping)) = (sender, &of.mapping) else { continue };
+        let bars = |list: &[String], name: &str| !list.is_empty() && !list.iter().any(|own| own == name);
+        let node = root.get("senders").and_then(|all| {
+            items(all).iter().find(|node| node.get("name").and_then(Node::text) == Some(&*sender.name))
+        });
+        let own = fields.place();
+        let at = |key| node.and_then(|node| node.get(key)).map_or(own, |node| node.place);
+        if bars(&sender.sources, &of.name) {
+            let (place, text) = (at("sources"), format!("source {} fetches in its name: list it", of.name));
+            fields.wrong(place, "senders.sources", text);
+        }
+        if bars(&sender.types, mapping) {
+            let place = at("types");
+            let text = format!("source {} fetches in its name, read by `{mapping}`: list that", of.name);
+            fields.wrong(place, "senders.types", text);
+        }
+    }
 }
 
 /// A map from assigning authorities to URIs.

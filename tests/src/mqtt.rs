@@ -1,15 +1,16 @@
 //! Devices that publish to a broker of MQTT, by a client that is not ours, and the mapping that reads what they say.
 
-use anyhow::{Context, Result};
+use crate::gateway::Gateway;
+use anyhow::{Context, Result, ensure};
 use rumqttc::{AsyncClient, Event, Incoming, MqttOptions, QoS};
 use serde_json::json;
 use std::time::{Duration, Instant};
 
-/// The source, as a row of `sources:`; `BROKER` stands for its address, `VERSION` for that of MQTT.
-pub const SOURCE: &str = "{name: vitals, adapter: mqtt, broker: BROKER, version: VERSION, topics: 'wards/{ward}/devices/{device}/readings', mapping: vitals, sender: ward, patient: {at: /patient}, device: {level: device}}";
+/// The source, as a row of `sources:`.
+const SOURCE: &str = "{name: vitals, adapter: mqtt, broker: BROKER, version: VERSION, client_id: 'SESSION', topics: 'SESSION/{ward}/{device}/readings', mapping: vitals, sender: ward, patient: {at: /patient}, device: {level: device}}";
 
 /// The mapping that the source names: the device by its topic, the patient by its number.
-pub const MAPPING: &str = "
+const MAPPING: &str = "
 record: Vital
 members: {patient: text, at: text, bpm: number}
 ---
@@ -43,14 +44,53 @@ resources:
 - {id: rate, type: Observation, from: Vital, identity: {keys: [{value: [wire.device, Vital.at]}], else: quarantine}, parts: [{use: vital_rate, from: Vital}], set: {subject: {ref: patient}, device: {ref: device}}}
 ";
 
+/// The bearer token of the sender `ward`, whose readings they are.
+pub const TOKEN: &str = "t0ken-of-the-ward";
+
+/// Gives a gateway that is configured and not started yet the source `vitals`. Answers with what its topics begin, which no other gateway
+/// subscribes to.
+///
+/// # Errors
+/// When its folder cannot be written to.
+pub fn add_source(gateway: &Gateway, broker: &str, version: &str) -> Result<String> {
+    let session = uuid::Uuid::now_v7().simple().to_string();
+    let source = SOURCE.replace("BROKER", broker).replace("VERSION", version).replace("SESSION", &session);
+    let yaml = std::fs::read_to_string(gateway.config())?;
+    let yaml = yaml.replacen("sources:\n", &format!("sources:\n  - {source}\n"), 1);
+    let sender = "{name: ward, token: {file: ward.token}, reads: [Observation]}";
+    let yaml = yaml.replacen("senders:\n", &format!("senders:\n  - {sender}\n"), 1);
+    let yaml = yaml.replace("senders: [genhosp]", "senders: [ward]");
+    std::fs::write(gateway.config(), format!("mappings_dir: own\n{yaml}"))?;
+    let beside = |name: &str| gateway.config().with_file_name(name);
+    std::fs::create_dir(beside("own"))?;
+    std::fs::write(beside("own").join("vitals.yaml"), MAPPING)?;
+    std::fs::write(beside("ward.token"), TOKEN)?;
+    Ok(session)
+}
+
+/// Waits until the gateway has subscribed.
+///
+/// # Errors
+/// When it has not within a minute, or has ended.
+pub async fn connected(gateway: &Gateway) -> Result<()> {
+    let began = Instant::now();
+    while gateway.metrics().await?.get("pons_ingest_source_connected{source=\"vitals\"}") != Some(&1.0) {
+        ensure!(began.elapsed() < Duration::from_secs(60), "the source is not connected");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    // The subscription follows at once.
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    Ok(())
+}
+
 /// One reading on its way: the topic and the payload. Readings of other numbers are other readings.
-pub fn reading(number: u64, devices: u64) -> (String, String) {
+pub fn reading(session: &str, number: u64, devices: u64) -> (String, String) {
     let device = number % devices;
     // A device measures every second.
     let at = jiff::Timestamp::new(1_750_000_000 + i64::try_from(number / devices).unwrap_or_default(), 0);
     let at = at.map(|at| at.to_string()).unwrap_or_default();
     let payload = json!({"patient": format!("TESTMQTT{device}"), "at": at, "bpm": 50 + number % 100});
-    (format!("wards/{}/devices/DEV{device}/readings", device % 8), payload.to_string())
+    (format!("{session}/ward{}/DEV{device}/readings", device % 8), payload.to_string())
 }
 
 /// Publishes with quality of service 1, so many a second if that is given; returns once the broker has acknowledged all.

@@ -7,51 +7,22 @@ use serde_json::Value;
 use std::time::{Duration, Instant};
 use tests::gateway::{Gateway, Setup, Subscription};
 use tests::generate::Run;
-use tests::mqtt::{MAPPING, SOURCE, publish, reading};
+use tests::mqtt::{add_source, connected, publish, reading};
 use tests::services::{self, Services};
 use tests::webhook::Webhook;
 
 const WAIT: Duration = Duration::from_secs(60);
-const TOKEN: &str = "t0ken-of-the-ward";
 const DEVICES: u64 = 20;
 
-/// A gateway whose source has a session of its own on the broker.
-async fn start(setup: &Setup, version: &str) -> (Gateway, Services) {
+/// A gateway that has subscribed, the services, and with what its topics begin.
+async fn start(setup: &Setup, version: &str) -> (Gateway, Services, String) {
     let services = Services::from_environment().unwrap();
     let mut gateway = Gateway::configure(setup).unwrap();
-    let session = uuid::Uuid::now_v7().simple().to_string();
-    let source = SOURCE.replace("BROKER", &services.mqtt).replace("VERSION", version);
-    let source = source.replace("wards/", &format!("{session}/wards/"));
-    let source = source.replace("mapping: vitals", &format!("client_id: '{session}', mapping: vitals"));
-    let yaml = std::fs::read_to_string(gateway.config()).unwrap();
-    let yaml = yaml.replacen("sources:\n", &format!("sources:\n  - {source}\n"), 1);
-    let yaml = yaml.replacen(
-        "senders:\n",
-        "senders:\n  - {name: ward, token: {file: ward.token}, reads: [Observation]}\n",
-        1,
-    );
-    let yaml = yaml.replace("senders: [genhosp]", "senders: [ward]");
-    std::fs::write(gateway.config(), format!("mappings_dir: own\n{yaml}")).unwrap();
-    let beside = |name: &str| gateway.config().with_file_name(name);
-    std::fs::create_dir(beside("own")).unwrap();
-    std::fs::write(beside("own").join("vitals.yaml"), MAPPING).unwrap();
-    std::fs::write(beside("ward.token"), TOKEN).unwrap();
-    std::fs::write(beside("session"), session).unwrap();
+    let session = add_source(&gateway, &services.mqtt, version).unwrap();
     gateway.spawn().await.unwrap();
     gateway.ready(WAIT).await.unwrap();
-    connected(&gateway).await;
-    (gateway, services)
-}
-
-/// Waits until the broker has the subscription.
-async fn connected(gateway: &Gateway) {
-    until("the source is connected", async || {
-        let metrics = gateway.metrics().await.unwrap();
-        metrics.get("pons_source_connected{source=\"vitals\"}") == Some(&1.0)
-    })
-    .await;
-    // The subscription follows at once.
-    tokio::time::sleep(Duration::from_millis(200)).await;
+    connected(&gateway).await.unwrap();
+    (gateway, services, session)
 }
 
 async fn until(what: &str, is_so: impl AsyncFn() -> bool) {
@@ -60,12 +31,6 @@ async fn until(what: &str, is_so: impl AsyncFn() -> bool) {
         assert!(began.elapsed() < WAIT, "{what}");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-}
-
-/// Topics of this gateway alone.
-fn of(gateway: &Gateway, readings: impl Iterator<Item = (String, String)>) -> Vec<(String, String)> {
-    let session = std::fs::read_to_string(gateway.config().with_file_name("session")).unwrap();
-    readings.map(|(topic, payload)| (format!("{session}/{topic}"), payload)).collect()
 }
 
 async fn found(gateway: &Gateway, options: &[&str]) -> Vec<Value> {
@@ -81,15 +46,14 @@ async fn a_reading_reaches_its_subscriber_and_what_cannot_be_used_waits_for_a_pe
         let hook = Webhook::start(Run::new(1)).await.unwrap();
         let subscription = Subscription::webhook("ward", &["device-observation"], &hook.url());
         let setup = Setup { subscriptions: vec![subscription], ..Setup::default() };
-        let (gateway, services) = start(&setup, version).await;
-        let (topic, payload) = reading(7, DEVICES);
+        let (gateway, services, session) = start(&setup, version).await;
+        let (topic, payload) = reading(&session, 7, DEVICES);
         let readings = [
             (topic.clone(), payload.clone()),
             (topic.clone(), "{\"patient\": \"TESTMQTT7\", ".to_owned()),
             (topic.clone(), "{\"at\": \"2026-03-01T07:30:00Z\", \"bpm\": 60}".to_owned()),
             (topic, String::new()),
         ];
-        let readings = of(&gateway, readings.into_iter());
         publish(&services.mqtt, "device", readings.into_iter(), None).await.unwrap();
         until("all are done", async || {
             found(&gateway, &["--state", "quarantined"]).await.len() == 2 && hook.accepted() == 1
@@ -118,18 +82,16 @@ async fn while_the_gateway_is_killed_no_reading_is_lost_and_none_is_taken_twice(
     const READINGS: u64 = 3000;
     let database = Services::from_environment().unwrap().new_database("mqtt").await.unwrap();
     let setup = Setup { store: Some(database.clone()), ..Setup::default() };
-    let (mut gateway, services) = start(&setup, "5").await;
-    let readings = of(&gateway, (0..READINGS).map(|number| reading(number, DEVICES)));
-    let broker = services.mqtt.clone();
-    let publishing =
-        tokio::spawn(
-            async move { publish(&broker, "devices", readings.into_iter(), Some(300.0)).await.unwrap() },
-        );
+    let (mut gateway, services, session) = start(&setup, "5").await;
+    let publishing = tokio::spawn(async move {
+        let readings = (0..READINGS).map(move |number| reading(&session, number, DEVICES));
+        publish(&services.mqtt, "devices", readings, Some(300.0)).await.unwrap()
+    });
     for _ in 0..2 {
         tokio::time::sleep(Duration::from_secs(3)).await;
         gateway.kill_and_start().await.unwrap();
         gateway.ready(WAIT).await.unwrap();
-        connected(&gateway).await;
+        connected(&gateway).await.unwrap();
     }
     assert_eq!(publishing.await.unwrap(), READINGS);
     let client = services::connect(&database).await.unwrap();

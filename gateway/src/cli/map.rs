@@ -31,6 +31,9 @@ pub(super) struct Arguments {
     /// Map as for this sender, with its overlays and tables; otherwise the sender is named after MSH-3 and MSH-4, or after the mapping
     #[arg(long, value_name = "NAME")]
     sender: Option<String>,
+    /// What the wire says beside a document, such as a level of its topic, as the mapping's `wire.NAME`
+    #[arg(long, value_name = "NAME=VALUE", value_parser = pair)]
+    wire: Vec<(String, String)>,
     /// The IANA zone of times without an offset; UTC and flagged without it
     #[arg(long, value_name = "ZONE")]
     zone: Option<String>,
@@ -58,6 +61,11 @@ struct Mapped {
 struct One {
     text: Option<String>,
     diagnostics: Vec<serde_json::Value>,
+}
+
+fn pair(text: &str) -> Result<(String, String), &'static str> {
+    let (name, value) = text.split_once('=').ok_or("expected NAME=VALUE")?;
+    Ok((name.to_owned(), value.to_owned()))
 }
 
 pub(super) fn main(arguments: &Arguments) -> Outcome {
@@ -246,7 +254,7 @@ impl Mapper<'_> {
     }
 
     /// What a mapping may know beside what it is given.
-    fn context(&self, bytes: &[u8], sender: Arc<str>, made_at: Option<jiff::Timestamp>) -> Context<'static> {
+    fn context(&self, bytes: &[u8], sender: Arc<str>, made_at: Option<jiff::Timestamp>) -> Context<'_> {
         Context {
             message_id: Uuid::new_v5(&NAMESPACE, bytes),
             received_at: made_at.unwrap_or(jiff::Timestamp::UNIX_EPOCH),
@@ -257,7 +265,7 @@ impl Mapper<'_> {
             namespace: NAMESPACE,
             systems: &[],
             options: &[],
-            wire: &[],
+            wire: &self.arguments.wire,
             codes: None,
             parties: mappings::Parties::default(),
         }

@@ -459,7 +459,7 @@ fn observe(meter: &Meter, counts: &Arc<Counts>) {
         .build();
     let shown = counts.clone();
     meter
-        .u64_observable_gauge("pons_source_connected")
+        .u64_observable_gauge("pons_ingest_source_connected")
         .with_description("1 while this replica reaches what the source fetches from")
         .with_callback(move |to| {
             for (source, reaches) in shown.reaching.lock().unwrap_or_else(PoisonError::into_inner).iter() {

@@ -1,6 +1,6 @@
 //! Figures, each beside a floor that is measured in the same run: the least that the same machine needs for the same job.
 //!
-//! `cargo run --release -p tests --bin pons-bench -- parse|map|ack|creates|end-to-end|subscriptions|memory|start|all`. Wall time moves with whatever
+//! `cargo run --release -p tests --bin pons-bench -- parse|map|ack|creates|mqtt|end-to-end|subscriptions|memory|start|all`. Wall time moves with whatever
 //! else the machine does, so processor time, rows and WAL bytes a message stand beside it; `count-allocations` counts allocations.
 
 #![expect(clippy::print_stdout, reason = "a command for people")]
@@ -12,6 +12,7 @@ mod disk;
 mod end_to_end;
 mod floor;
 mod micro;
+mod mqtt;
 mod start;
 mod subscriptions;
 
@@ -40,6 +41,8 @@ enum What {
     Ack(ack::Arguments),
     /// Observations created over /fhir, recorded before they are answered; floor: an HTTP server that group-commits one row a body
     Creates(creates::Arguments),
+    /// Readings published to Mosquitto, made durable and recorded, while the gateway is killed if asked for; none may be lost or taken twice
+    Mqtt(mqtt::Arguments),
     /// MLLP to PostgreSQL to RabbitMQ to a webhook: rate, latencies, cost; nothing may be lost
     EndToEnd(end_to_end::Arguments),
     /// Ten full-resource rest-hooks told of each message, alone and beside thousands of idle ones; floor: the same ten alone
@@ -77,6 +80,7 @@ async fn main() -> Result<()> {
         What::Map => micro::map()?,
         What::Ack(arguments) => ack::run(&arguments).await?,
         What::Creates(arguments) => creates::run(&arguments).await?,
+        What::Mqtt(arguments) => mqtt::run(&arguments).await?,
         What::EndToEnd(arguments) => end_to_end::run(&arguments).await?,
         What::Subscriptions(arguments) => subscriptions::run(&arguments).await?,
         What::Memory => start::memory().await?,
