@@ -88,7 +88,7 @@ pub(super) const SETTINGS: &[Setting] = &[
     Setting {
         key: "in_flight_max",
         kind: Kind::Count(1, 65_535),
-        default: Fallback::Value("1000"),
+        default: Fallback::Value("2000"),
         help: "How many packets are taken at most before the first of them is durable.",
     },
     Setting {

@@ -34,8 +34,10 @@ pub(super) struct Session<'c> {
     /// When the broker was heard, and when it heard something, last.
     heard: Instant,
     said: Instant,
-    /// Packets that are not handed in yet.
-    waiting: VecDeque<Published>,
+    /// How the mapping reads what waits.
+    reads: Option<Reads>,
+    /// Packets that are not handed in yet, and their documents.
+    waiting: VecDeque<(Taken, Vec<Document>)>,
     /// Those that are, until their documents are durable.
     handed_in: Vec<Taken>,
     /// The bytes of both.
@@ -89,6 +91,7 @@ impl<'c> Session<'c> {
                     keep_alive: keep_alive.filter(|span| !span.is_zero()).unwrap_or(config.keep_alive),
                     heard: now,
                     said: now,
+                    reads: None,
                     waiting: VecDeque::new(),
                     handed_in: Vec::new(),
                     buffered: 0,
@@ -131,7 +134,7 @@ impl<'c> Session<'c> {
                 return self.say(&[Outgoing::Disconnect]).await;
             }
             if handing.is_none() && !self.waiting.is_empty() {
-                handing = Some(self.hand_in()?);
+                handing = Some(self.hand_in());
             }
             let reads = self.has_room() && !stop.is_cancelled();
             let now = Instant::now();
@@ -150,8 +153,7 @@ impl<'c> Session<'c> {
                     self.heard = Instant::now();
                     match packet.map_err(|error| error.to_string())? {
                         Incoming::Published(published) => {
-                            self.buffered += size(&published);
-                            self.waiting.push_back(published);
+                            self.take(published)?;
                         }
                         Incoming::Subscribed(granted) => {
                             self.subscribed(&granted)?;
@@ -213,18 +215,29 @@ impl<'c> Session<'c> {
         Ok(())
     }
 
-    /// Hands in everything that waits.
-    fn hand_in(&mut self) -> Result<Handing, String> {
-        let (intake, source) = (Arc::clone(self.intake), Arc::clone(&self.client.name));
-        let reads = intake.reads(&source).ok_or("the mapping of this source is not there now")?;
-        let mut documents = Vec::new();
-        for published in self.waiting.drain(..) {
-            let before = documents.len();
-            let (number, bytes) = (published.number, size(&published));
-            documents.extend(self.client.documents(published, reads));
-            self.handed_in.push(Taken { number, documents: documents.len() - before, bytes });
+    /// Takes a packet apart, while what came before it is made durable.
+    fn take(&mut self, published: Published) -> Result<(), String> {
+        if self.waiting.is_empty() {
+            self.reads = self.intake.reads(&self.client.name);
         }
-        Ok(async move { intake.accept_documents(&source, documents).await }.boxed())
+        let reads = self.reads.ok_or("the mapping of this source is not there now")?;
+        let (number, bytes) = (published.number, size(&published));
+        let documents = self.client.documents(published, reads);
+        self.buffered += bytes;
+        self.waiting.push_back((Taken { number, documents: documents.len(), bytes }, documents));
+        Ok(())
+    }
+
+    /// Hands in what waits, and leaves room to take more meanwhile.
+    fn hand_in(&mut self) -> Handing {
+        let (intake, source) = (Arc::clone(self.intake), Arc::clone(&self.client.name));
+        let most = self.client.config.in_flight_max.div_ceil(2).min(self.waiting.len());
+        let mut documents = Vec::with_capacity(most);
+        for (taken, own) in self.waiting.drain(..most) {
+            self.handed_in.push(taken);
+            documents.extend(own);
+        }
+        async move { intake.accept_documents(&source, documents).await }.boxed()
     }
 
     /// Acknowledges what is durable. Everything behind what is not is left to the broker.

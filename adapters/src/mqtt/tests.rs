@@ -231,7 +231,7 @@ async fn what_cannot_be_kept_now_is_left_to_the_broker_and_taken_when_it_comes_a
     let (mut broker, connect) = place.accept(true).await;
     assert_eq!((connect.client_id.as_str(), connect.clean_start), ("pons-test", false));
     let properties = connect.properties.expect("some");
-    assert_eq!((properties.session_expiry_interval, properties.receive_maximum), (Some(604_800), Some(1000)));
+    assert_eq!((properties.session_expiry_interval, properties.receive_maximum), (Some(604_800), Some(2000)));
     broker.publish(2, true, "d/7", "{\"v\":2}").await;
     broker.acknowledged(2).await;
     let intake = place.end().await;
