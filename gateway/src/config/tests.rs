@@ -248,3 +248,36 @@ fn channels_are_listed_with_what_each_needs() {
         &["without a user"],
     );
 }
+
+#[test]
+fn whose_what_is_fetched_is_must_be_said_and_be_allowed() {
+    let folder = folder();
+    let check = |source: &str, sender: &str, expected: &[&str]| {
+        let text = format!("sources:\n  - {source}\nsenders:\n  - {sender}\n");
+        let mistakes = Config::parse(&text, folder.path()).err().unwrap_or_default();
+        let mistakes: Vec<String> = mistakes.iter().map(ToString::to_string).collect();
+        let fits = mistakes.iter().zip(expected).all(|(mistake, expected)| mistake.contains(expected));
+        assert!(mistakes.len() == expected.len() && fits, "{source} {sender}: {mistakes:?}");
+    };
+    let mqtt = |rest: &str| format!("{{name: m, adapter: mqtt, broker: '127.0.0.1:1883', topics: a{rest}}}");
+    let whole = mqtt(", mapping: vitals, sender: ward");
+    check(&whole, "{name: ward}", &[]);
+    check(&whole, "{name: ward, sources: [m], types: [ADT, vitals]}", &[]);
+    check(&mqtt(", sender: ward"), "{name: ward}", &["mapping: is missing"]);
+    check(
+        &mqtt(", mapping: vitals"),
+        "{name: ward, facility: W}",
+        &["sender: is missing: whose its documents are"],
+    );
+    check(&whole, "{name: other, facility: W}", &["sources: there is no sender `ward`"]);
+    check(
+        &whole,
+        "{name: ward, types: [ADT]}",
+        &["4:25: senders.types: source m fetches in its name, read by `vitals`: list that"],
+    );
+    check(
+        "{name: m, adapter: mllp, listen: '127.0.0.1:0', sender: ward}",
+        "{name: ward, facility: W}",
+        &["here each request or message says itself whose it is"],
+    );
+}
