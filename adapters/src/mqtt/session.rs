@@ -13,7 +13,7 @@ use std::collections::VecDeque;
 use std::num::NonZeroU16;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, MissedTickBehavior, timeout};
 use tokio_util::codec::Framed;
 use tokio_util::sync::CancellationToken;
 
@@ -34,6 +34,8 @@ pub(super) struct Session<'c> {
     /// When the broker was heard, and when it heard something, last.
     heard: Instant,
     said: Instant,
+    /// Whether it was told that something comes of another topic than those of the source.
+    is_told: bool,
     /// How the mapping reads what waits.
     reads: Option<Reads>,
     /// Packets that are not handed in yet, and their documents.
@@ -91,6 +93,7 @@ impl<'c> Session<'c> {
                     keep_alive: keep_alive.filter(|span| !span.is_zero()).unwrap_or(config.keep_alive),
                     heard: now,
                     said: now,
+                    is_told: false,
                     reads: None,
                     waiting: VecDeque::new(),
                     handed_in: Vec::new(),
@@ -129,6 +132,8 @@ impl<'c> Session<'c> {
             self.say(&[Outgoing::Subscribe(&filters)]).await?;
         }
         let mut handing: Option<Handing> = None;
+        let mut look = tokio::time::interval(self.keep_alive / 4);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             if handing.is_none() && stop.is_cancelled() {
                 return self.say(&[Outgoing::Disconnect]).await;
@@ -166,7 +171,7 @@ impl<'c> Session<'c> {
                         }
                     }
                 }
-                () = tokio::time::sleep(self.keep_alive / 4) => {
+                _ = look.tick() => {
                     let now = Instant::now();
                     if now - self.heard > self.keep_alive * 3 / 2 {
                         return Err("the broker is silent".to_owned());
@@ -222,6 +227,11 @@ impl<'c> Session<'c> {
         }
         let reads = self.reads.ok_or("the mapping of this source is not there now")?;
         let (number, bytes) = (published.number, size(&published));
+        let is_known = |topic: &str| self.client.named(topic).is_some();
+        if !self.is_told && !is_known(&published.topic) {
+            self.is_told = true;
+            tracing::warn!(source = %self.client.name, "the broker hands over what is none of `topics`: its session has a filter of an earlier configuration; delete the session there, or give the source another `client_id`");
+        }
         let documents = self.client.documents(published, reads);
         self.buffered += bytes;
         self.waiting.push_back((Taken { number, documents: documents.len(), bytes }, documents));
@@ -247,12 +257,13 @@ impl<'c> Session<'c> {
         let mut away = None;
         for taken in self.handed_in.drain(..) {
             self.buffered -= taken.bytes;
-            let own = verdicts.by_ref().take(taken.documents);
-            let reason = own.fold(None, |reason, verdict| match verdict {
-                Verdict::Unavailable { reason: why } => reason.or(Some(why)),
-                _ => reason,
-            });
-            away = away.or(reason);
+            for _ in 0..taken.documents {
+                match verdicts.next() {
+                    Some(Verdict::Unavailable { reason }) => away = away.or(Some(reason.as_str())),
+                    Some(_) => {}
+                    None => away = away.or(Some("nobody said what became of it")),
+                }
+            }
             match taken.number {
                 Some(number) if away.is_none() => acknowledge.push(Outgoing::Acknowledge(number)),
                 None if away.is_some() => {
@@ -277,6 +288,11 @@ fn size(published: &Published) -> usize {
 }
 
 impl Client {
+    /// The named levels of a topic, if it is one of the source's.
+    fn named<'t>(&'t self, topic: &'t str) -> Option<Vec<(&'t str, &'t str)>> {
+        self.config.topics.iter().find_map(|template| template.read_topic(topic))
+    }
+
     /// The documents of a packet. A payload that cannot be taken apart is one, for whoever reads the quarantine.
     fn documents(&self, published: Published, reads: Reads) -> Vec<Document> {
         let config = &self.config;
@@ -285,7 +301,7 @@ impl Client {
             Reads::Csv(csv) => Form::Csv(csv),
         };
         let whole = |fault: Option<String>| vec![(published.payload.clone(), fault)];
-        let parts = if published.is_cut {
+        let parts = if published.is_cut || published.payload.len() > config.payload_max {
             whole(Some(format!("larger than {} bytes", config.payload_max)))
         } else if published.payload.is_empty() {
             whole(Some("an empty payload".to_owned()))
@@ -296,8 +312,7 @@ impl Client {
                 Err(fault @ (Fault::TooMany(_) | Fault::TooLarge)) => whole(Some(fault.to_string())),
             }
         };
-        let named = config.topics.iter().find_map(|template| template.read_topic(&published.topic));
-        let named = named.unwrap_or_default();
+        let named = self.named(&published.topic).unwrap_or_default();
         let mut wire: Vec<(Arc<str>, String)> = vec![(TOPIC.into(), published.topic.clone())];
         wire.extend(named.iter().map(|(name, value)| ((*name).into(), (*value).to_owned())));
         let value_at = |part: &Bytes, place: &Place| match place {

@@ -288,7 +288,8 @@ async fn what_is_too_large_is_passed_by_with_its_head_and_holds_up_nobody() {
     broker.publish(1, false, "d/7", &format!("\"{}\"", "x".repeat(900_000))).await;
     broker.publish(2, false, "d/7", "2").await;
     broker.publish(3, false, "d/7", &format!("\"{}\"", "y".repeat(140_000))).await;
-    for number in 1..4 {
+    broker.publish(4, false, "d/7", &format!("\"{}\"", "z".repeat(1024))).await;
+    for number in 1..5 {
         broker.acknowledged(number).await;
     }
     let documents = place.end().await.documents();
@@ -296,6 +297,7 @@ async fn what_is_too_large_is_passed_by_with_its_head_and_holds_up_nobody() {
     assert_eq!((documents[0].bytes.len(), &documents[0].bytes[..2]), (64 << 10, &b"\"x"[..]));
     assert_eq!(documents[1].fault, None);
     assert_eq!((documents[2].bytes.len(), &documents[2].bytes[..2]), (64 << 10, &b"\"y"[..]));
+    assert_eq!(documents[3].fault.as_deref(), Some("larger than 1024 bytes"));
 }
 
 #[tokio::test]
@@ -358,6 +360,22 @@ async fn a_broker_that_is_silent_is_asked_and_then_given_up() {
     assert_eq!(broker.hear().await, v5::Packet::PingReq(v5::PingReq));
     let (_broker, _) = place.accept(true).await;
     place.end().await;
+}
+
+#[tokio::test]
+async fn a_stream_that_is_not_acknowledged_does_not_keep_it_from_asking() {
+    let place = Place::new("keep_alive: 1s", 1000).await;
+    let mut broker = place.accept_new().await;
+    for _ in 0..40 {
+        broker.publish(0, false, "d/7", "1").await;
+        let heard = tokio::time::timeout(Duration::from_millis(50), broker.wire.next()).await;
+        if let Ok(Some(Ok(packet))) = heard {
+            assert_eq!(packet, v5::Packet::PingReq(v5::PingReq));
+            place.end().await;
+            return;
+        }
+    }
+    panic!("it says nothing for two seconds");
 }
 
 #[tokio::test]

@@ -64,7 +64,7 @@ impl Template {
     }
 
     /// The named levels of a topic, if it is one of these.
-    pub(super) fn read_topic<'t>(&self, topic: &'t str) -> Option<Vec<(&str, &'t str)>> {
+    pub(super) fn read_topic<'t>(&'t self, topic: &'t str) -> Option<Vec<(&'t str, &'t str)>> {
         // The broker's own.
         let is_system = topic.starts_with('$') && !matches!(&self.levels[0], Level::Fixed(_));
         let mut named = Vec::new();
